@@ -1,0 +1,10 @@
+-- title: Events by log type and day
+-- How many rows each log type has on each day, and whether every row id stands once.
+SELECT
+  p_log_type AS log_type,
+  date_trunc('day', p_event_time) AS day,
+  count(*) AS events,
+  count(*) = count(DISTINCT p_row_id) AS each_once
+FROM all_logs
+GROUP BY p_log_type, date_trunc('day', p_event_time)
+ORDER BY log_type, day

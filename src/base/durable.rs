@@ -1,0 +1,123 @@
+//! A local file system whose writes are on the disk before they are acknowledged.
+//!
+//! `object_store`'s own writes atomically but syncs nothing: after a power loss, a file that a log names could be
+//! empty. Here a put writes a staging file, syncs it, links or renames it to its name, and syncs the
+//! folders that changed. Reading and listing are passed on.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::ops::Range;
+use std::path::{Path as FilePath, PathBuf};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions,
+    PutOptions, PutPayload, PutResult, Result,
+};
+
+const STORE: &str = "DurableFileSystem";
+
+/// See the module.
+#[derive(Debug)]
+pub struct DurableFileSystem {
+    inner: LocalFileSystem,
+}
+
+impl DurableFileSystem {
+    /// The whole local file system; paths are absolute.
+    pub fn new() -> Self {
+        Self { inner: LocalFileSystem::new() }
+    }
+}
+
+impl std::fmt::Display for DurableFileSystem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{STORE}")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for DurableFileSystem {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        let create = match opts.mode {
+            PutMode::Create => true,
+            PutMode::Overwrite => false,
+            PutMode::Update(_) => return self.inner.put_opts(location, payload, opts).await,
+        };
+        let target = self.inner.path_to_filesystem(location)?;
+        let task = tokio::task::spawn_blocking(move || put(&target, &payload, create));
+        match task.await.map_err(|e| Error::Generic { store: STORE, source: e.into() })? {
+            Ok(()) => Ok(PutResult { e_tag: None, version: None }),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(Error::AlreadyExists { path: location.to_string(), source: e.into() }),
+            Err(e) => Err(Error::Generic { store: STORE, source: format!("writing {location}: {e}").into() }),
+        }
+    }
+
+    async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(location, opts).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.inner.get_opts(location, options).await
+    }
+
+    async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.inner.get_ranges(location, ranges).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list_with_offset(prefix, offset)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
+fn put(target: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> {
+    let folder = target.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    make_folders(folder)?;
+    // The name ends in `#` and digits, which object_store takes for an unfinished write and never lists.
+    let mut staging = tempfile::Builder::new().prefix("put").suffix("#0").tempfile_in(folder)?;
+    for chunk in payload {
+        staging.write_all(chunk)?;
+    }
+    staging.as_file().sync_all()?;
+    if create {
+        fs::hard_link(staging.path(), target)?;
+        staging.close()?;
+    } else {
+        staging.persist(target).map_err(|e| e.error)?;
+    }
+    sync_folder(folder)
+}
+
+/// Makes the folder and those above it, and syncs every folder that got a new entry.
+fn make_folders(folder: &FilePath) -> io::Result<()> {
+    let missing: Vec<PathBuf> = folder.ancestors().take_while(|f| !f.exists()).map(FilePath::to_path_buf).collect();
+    fs::create_dir_all(folder)?;
+    for made in missing.iter().rev() {
+        sync_folder(made.parent().unwrap_or(made))?;
+    }
+    Ok(())
+}
+
+fn sync_folder(folder: &FilePath) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}

@@ -1,0 +1,130 @@
+//! A lake's or a bucket's URL to an object store.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::path::Path;
+use object_store::{ClientOptions, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions};
+use url::Url;
+
+use super::durable::DurableFileSystem;
+
+/// Long enough for a file of a few hundred MB on a slow line.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a store can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Not a folder and not a URL of a known kind.
+    #[error("`{url}` is neither a folder nor an s3:// URL: {why}")]
+    Url {
+        /// What was given.
+        url: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The store's settings are wrong.
+    #[error("can't set up access to {url}: {source}; look at the AWS_* environment variables")]
+    Settings {
+        /// The URL.
+        url: String,
+        /// What is wrong.
+        source: object_store::Error,
+    },
+    /// A request failed.
+    #[error("{doing} {url}: {source}")]
+    Request {
+        /// What was being done.
+        doing: &'static str,
+        /// The URL.
+        url: String,
+        /// What the store said.
+        source: object_store::Error,
+    },
+    /// Two writers could overwrite each other's commits.
+    #[error("{url} lets two writers create the same key: it has no conditional put (If-None-Match), so nothing can land there exactly once; use a store that has it, such as AWS S3, MinIO or R2")]
+    Unguarded {
+        /// The URL.
+        url: String,
+    },
+}
+
+/// An object store and the place in it that a URL names.
+#[derive(Debug, Clone)]
+pub struct Store {
+    /// Rooted at the bucket, or at `/`.
+    pub objects: Arc<dyn ObjectStore>,
+    /// Ends in `/`.
+    pub url: Url,
+    /// The URL's path in `objects`.
+    pub root: Path,
+}
+
+impl Store {
+    /// Opens `file:///…`, `s3://bucket/prefix`, or a bare path, which may not exist yet. `environment` holds the AWS_*
+    /// variables.
+    pub fn open(url: &str, environment: &[(String, String)]) -> Result<Self, StoreError> {
+        if url.starts_with("s3://") || url.starts_with("s3a://") {
+            return Self::open_s3(url, environment);
+        }
+        let wrong = |why: &str| StoreError::Url { url: url.to_owned(), why: why.to_owned() };
+        let path = match url.strip_prefix("file://") {
+            Some(_) => Url::parse(url).ok().and_then(|u| u.to_file_path().ok()).ok_or_else(|| wrong("not a file path"))?,
+            None if url.contains("://") => return Err(wrong("unknown scheme")),
+            None if url.is_empty() => return Err(wrong("it is empty")),
+            None => PathBuf::from(url),
+        };
+        let absolute = std::path::absolute(&path).map_err(|e| wrong(&e.to_string()))?;
+        // A lake reached over a link is the same lake.
+        let absolute = absolute.canonicalize().unwrap_or(absolute);
+        let url = Url::from_directory_path(&absolute).map_err(|()| wrong("not a folder's path"))?;
+        let root = Path::from_absolute_path(&absolute).map_err(|e| wrong(&e.to_string()))?;
+        Ok(Self { objects: Arc::new(DurableFileSystem::new()), url, root })
+    }
+
+    fn open_s3(text: &str, environment: &[(String, String)]) -> Result<Self, StoreError> {
+        let wrong = |why: &str| StoreError::Url { url: text.to_owned(), why: why.to_owned() };
+        let mut url = Url::parse(&text.replacen("s3a://", "s3://", 1)).map_err(|e| wrong(&e.to_string()))?;
+        let bucket = url.host_str().filter(|b| !b.is_empty()).ok_or_else(|| wrong("it names no bucket"))?.to_owned();
+        if !url.path().ends_with('/') {
+            url.set_path(&format!("{}/", url.path()));
+        }
+        let root = Path::from_url_path(url.path()).map_err(|e| wrong(&e.to_string()))?;
+        let mut builder = AmazonS3Builder::new().with_bucket_name(bucket);
+        let mut plain_http = false;
+        for (name, value) in environment {
+            if let Ok(key) = name.to_lowercase().parse::<AmazonS3ConfigKey>() {
+                plain_http |= matches!(key, AmazonS3ConfigKey::Endpoint | AmazonS3ConfigKey::S3Endpoint) && value.starts_with("http://");
+                builder = builder.with_config(key, value);
+            }
+        }
+        let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT).with_connect_timeout(CONNECT_TIMEOUT).with_allow_http(plain_http);
+        let objects = builder.with_client_options(client).build().map_err(|source| StoreError::Settings { url: text.to_owned(), source })?;
+        Ok(Self { objects: Arc::new(objects), url, root })
+    }
+
+    /// Makes sure that of two puts of one new key the second fails: what every commit relies on.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        let key = self.root.clone().join(format!("_probe-{}", super::new_uuid()));
+        let options = || PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let failed = |doing, source| StoreError::Request { doing, url: self.url.to_string(), source };
+        let first = self.objects.put_opts(&key, "probe".into(), options()).await;
+        if let Err(source) = first {
+            return Err(failed("can't write to", source));
+        }
+        let second = self.objects.put_opts(&key, "probe".into(), options()).await;
+        let deleted = self.objects.delete(&key).await;
+        match second {
+            Ok(_) => Err(StoreError::Unguarded { url: self.url.to_string() }),
+            Err(object_store::Error::AlreadyExists { .. }) => {
+                // A writer needs no right to delete; the probe is a few bytes, and no reader sees it.
+                deleted.unwrap_or_else(|e| tracing::debug!(%key, error = %e, "the probe's key stays"));
+                Ok(())
+            }
+            Err(source) => Err(failed("can't probe", source)),
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! `flarelake backfill`: land what exists already, and say what became of it.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::output::grouped;
+use super::progress::Progress;
+use super::{End, Settings, Usage, output};
+use crate::base::store::Store;
+use crate::config::{self, Config, Source};
+use crate::ingest::backfill::{Backfill, Sources, Summary};
+use crate::ingest::batch::Tables;
+use crate::ingest::decode::RecordLimits;
+use crate::ingest::inflate::ObjectLimits;
+use crate::ingest::source;
+use crate::ingest::worker::{Meter, WorkerSettings};
+use crate::schema::Catalog;
+use crate::table::Lake;
+
+/// What to land.
+#[derive(Debug, Args)]
+pub struct BackfillArguments {
+    /// Files, folders, globs, s3://bucket/prefix, or - for standard input
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<String>,
+    /// The log type of every record; without it each record is told by its own fields
+    #[arg(long, value_name = "T")]
+    log_type: Option<String>,
+    /// The configured source that everything belongs to; without it the source that lists the bucket
+    #[arg(long, value_name = "ID")]
+    source: Option<String>,
+    /// Decode and report, but write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Exit with 3 if any record was rejected
+    #[arg(long)]
+    fail_on_reject: bool,
+    /// How many workers decode and write; by default one a core, as far as memory allows
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: Option<u16>,
+}
+
+pub async fn run(arguments: BackfillArguments, settings: Settings) -> anyhow::Result<End> {
+    let lake = if arguments.dry_run { None } else { Some(open_lake(&settings.config).await?) };
+    let sources = sources(&arguments, &settings)?;
+    let mut backfill = backfill(&settings, lake, sources);
+    if let Some(workers) = arguments.workers {
+        set_workers(&mut backfill, &settings.config, usize::from(workers));
+    }
+    let interrupted = stop_on_signal(backfill.stop.clone());
+    let began = Instant::now();
+    let summary = land(&backfill, &arguments.paths).await?;
+    let mut out = output::stdout();
+    write!(out, "{}", Report { summary: &summary, backfill: &backfill, seconds: began.elapsed().as_secs_f64() })?;
+    out.flush()?;
+    Ok(if interrupted.load(Ordering::Relaxed) {
+        End::Interrupted
+    } else if !summary.failed.is_empty() {
+        End::Incomplete
+    } else if arguments.fail_on_reject && summary.total_rejects() > 0 {
+        End::Rejects
+    } else {
+        End::Done
+    })
+}
+
+/// Opens the lake to write to; refuses a store that can't guard commits.
+pub async fn open_lake(config: &Config) -> anyhow::Result<Arc<Lake>> {
+    let store = Store::open(config.lake()?, &config::aws_environment())?;
+    store.probe().await?;
+    Ok(Arc::new(Lake::open(store).await?))
+}
+
+fn sources(arguments: &BackfillArguments, settings: &Settings) -> anyhow::Result<Sources> {
+    let configured = settings.config.source.clone();
+    let named = arguments.source.as_ref().map(|id| {
+        let found = configured.iter().find(|s: &&Source| s.id == *id).cloned();
+        found.ok_or_else(|| Usage(format!("--source {id}: the configuration has no source of that id")))
+    });
+    let index = |name: &String| settings.catalog.index_of(name);
+    let routes = configured.iter().flat_map(|s| &s.route).map(|r| Ok((r.log_type.clone(), index(&r.log_type)?)));
+    Ok(Sources {
+        named: named.transpose()?,
+        log_type: arguments.log_type.as_ref().map(index).transpose()?,
+        log_types: routes.collect::<anyhow::Result<BTreeMap<_, _>>>()?,
+        configured,
+    })
+}
+
+/// A backfill with one worker a core, as far as memory allows.
+pub fn backfill(settings: &Settings, lake: Option<Arc<Lake>>, sources: Sources) -> Backfill {
+    let Settings { config, catalog } = settings;
+    let limits = &config.limits;
+    let mut backfill = Backfill {
+        catalog: Catalog::clone(catalog),
+        tables: Arc::new(Tables::new(catalog, config.partition)),
+        lake,
+        settings: WorkerSettings {
+            records: RecordLimits { max_record: limits.max_record.as_u64() as usize, max_depth: limits.max_depth },
+            objects: ObjectLimits { max_object: limits.max_object.as_u64(), max_ratio: limits.max_ratio },
+            flush_bytes: 0,
+            whole_bytes: 0,
+        },
+        workers: 0,
+        sources,
+        meter: Arc::default(),
+        stop: Arc::default(),
+    };
+    // A worker with less than this writes many small files.
+    let affordable = (config.memory.as_u64() / (128 << 20)).max(1) as usize;
+    set_workers(&mut backfill, config, config::cores().min(affordable));
+    backfill
+}
+
+/// Shares the memory out: rows waiting to be written take most of a worker's part, an inflated object some.
+fn set_workers(backfill: &mut Backfill, config: &Config, workers: usize) {
+    let share = config.memory.as_u64() as usize / workers;
+    backfill.workers = workers;
+    backfill.settings.flush_bytes = (share * 3 / 8).min(config.flush.max_bytes.as_u64() as usize);
+    backfill.settings.whole_bytes = share / 8;
+}
+
+/// Lands every path, with a progress bar where a person waits.
+pub async fn land(backfill: &Backfill, paths: &[String]) -> anyhow::Result<Summary> {
+    let _progress = Progress::show(backfill.meter.clone());
+    let environment = config::aws_environment();
+    let mut origins = Vec::new();
+    for path in paths.iter().filter(|p| *p != "-") {
+        origins.extend(source::list(path, &environment).await?);
+    }
+    let mut summary = backfill.origins(origins).await?;
+    if paths.iter().any(|p| p == "-") {
+        summary.merge(backfill.stdin(std::io::stdin()).await?);
+    }
+    Ok(summary)
+}
+
+/// On the first SIGINT or SIGTERM no further object is begun; the second ends the process, which is safe.
+fn stop_on_signal(stop: Arc<AtomicBool>) -> Arc<AtomicBool> {
+    let interrupted = stop.clone();
+    tokio::spawn(async move {
+        signal().await;
+        tracing::warn!("stopping: what was begun is landed first; interrupt again to stop at once, which is safe");
+        stop.store(true, Ordering::Relaxed);
+        signal().await;
+        std::process::exit(130);
+    });
+    interrupted
+}
+
+async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()).context("listening for SIGTERM") else { return };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// The summary as a person reads it.
+pub struct Report<'a> {
+    pub summary: &'a Summary,
+    pub backfill: &'a Backfill,
+    pub seconds: f64,
+}
+
+impl std::fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { summary, backfill, seconds } = self;
+        let landed = if backfill.lake.is_some() { "landed" } else { "decoded, nothing written" };
+        let megabytes = Meter::get(&backfill.meter.inflated) as f64 / 1e6;
+        let counts = [(summary.landed, landed), (summary.already_there, "already there"), (summary.skipped, "skipped (no logs)")];
+        write!(f, "objects:")?;
+        for (count, what) in counts {
+            write!(f, " {} {what},", grouped(count))?;
+        }
+        writeln!(f, " {} failed", grouped(summary.failed.len() as u64))?;
+        if summary.not_begun > 0 {
+            writeln!(f, "         {} not begun: interrupted", grouped(summary.not_begun))?;
+        }
+        writeln!(f, "rows:    {}", grouped(summary.total_rows()))?;
+        for (table, rows) in &summary.rows {
+            writeln!(f, "         {table} {}", grouped(*rows))?;
+        }
+        writeln!(f, "rejects: {}", grouped(summary.total_rejects()))?;
+        for (reason, count) in &summary.rejects {
+            writeln!(f, "         {reason} {}", grouped(*count))?;
+        }
+        if summary.skipped_records > 0 {
+            writeln!(f, "skipped: {} test uploads of Cloudflare's", grouped(summary.skipped_records))?;
+        }
+        if summary.landed == 0 && summary.already_there > 0 && summary.failed.is_empty() && summary.not_begun == 0 {
+            writeln!(f, "nothing new: everything had landed before")?;
+        }
+        writeln!(f, "took:    {seconds:.2} s, {megabytes:.0} MB of records, {:.0} MB/s", megabytes / seconds.max(0.001))
+    }
+}

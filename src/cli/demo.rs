@@ -1,0 +1,99 @@
+//! `flarelake demo`: the whole journey on generated logs, in seconds.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::backfill::{Report, backfill, land, open_lake};
+use super::generate::write_all;
+use super::output::grouped;
+use super::{End, Settings, output, query};
+use crate::base::new_uuid;
+use crate::config;
+use crate::generate::{Dataset, Spec, Timestamps};
+use crate::ingest::backfill::{Sources, Summary};
+use crate::query::Format;
+
+/// The questions that the demo asks.
+const QUESTIONS: [(&str, &str); 5] = [
+    ("queries/events_by_log_type.sql", include_str!("../../queries/events_by_log_type.sql")),
+    ("queries/cache_ratio_by_host.sql", include_str!("../../queries/cache_ratio_by_host.sql")),
+    ("queries/top_talkers.sql", include_str!("../../queries/top_talkers.sql")),
+    ("queries/blocked_by_rule.sql", include_str!("../../queries/blocked_by_rule.sql")),
+    ("queries/rejects_by_reason.sql", include_str!("../../queries/rejects_by_reason.sql")),
+];
+
+/// Shares of the three datasets, in tenths.
+const SHARES: [(Dataset, u64); 3] = [(Dataset::HttpRequest, 7), (Dataset::Firewall, 2), (Dataset::Spectrum, 1)];
+
+/// How large the demo is, and where.
+#[derive(Debug, Args)]
+pub struct DemoArguments {
+    /// The folder to work in, new or empty; by default a new one for temporary files
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// How many records
+    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    rows: u64,
+}
+
+pub async fn run(arguments: DemoArguments, mut settings: Settings) -> anyhow::Result<End> {
+    let folder = arguments.dir.unwrap_or_else(|| config::temporary_folder().join(format!("flarelake-demo-{}", new_uuid().simple())));
+    let (logs, lake) = (folder.join("logs"), folder.join("lake"));
+    settings.config.lake = Some(lake.display().to_string());
+    say(&format!("1. Generating {} records of three log types, some of them odd, some broken", grouped(arguments.rows)))?;
+    let mut broken = 0;
+    let mut left = arguments.rows;
+    for (n, (dataset, tenths)) in SHARES.iter().enumerate() {
+        let rows = if n + 1 == SHARES.len() { left } else { arguments.rows * tenths / 10 };
+        left -= rows;
+        let (start, span) = (1_768_478_400, 86_400);
+        let spec = Spec { dataset: *dataset, rows, files: 4, seed: 7, timestamps: Timestamps::Mixed, start, span, odd: 0.02 };
+        broken += write_all(&spec, &logs, true).with_context(|| format!("generating {}", dataset.log_type()))?.1;
+    }
+    say(&format!("   {} lines are broken on purpose; the logs are in {}\n", grouped(broken), logs.display()))?;
+    say(&format!("2. Landing them: flarelake backfill --lake {} {}", lake.display(), logs.display()))?;
+    let first = land_folder(&settings, &logs).await?;
+    say("3. Landing the same folder again: nothing lands twice")?;
+    let second = land_folder(&settings, &logs).await?;
+    say("4. Five questions out of queries/\n")?;
+    let session = query::open(&settings).await?;
+    for (name, sql) in QUESTIONS {
+        let title = sql.lines().next().and_then(|l| l.strip_prefix("-- title: ")).unwrap_or(name);
+        let began = Instant::now();
+        say(&format!("{title} ({name})"))?;
+        query::print(&session, sql, Format::Table).await?;
+        say(&format!("{} ms\n", began.elapsed().as_millis()))?;
+    }
+    let whole = first.total_rows() + first.total_rejects() == arguments.rows && first.total_rejects() == broken && second.landed == 0;
+    if !whole {
+        anyhow::bail!("the demo's own sums are wrong: {first:?}, then {second:?}");
+    }
+    say(&format!(
+        "{} lines = {} rows + {} rejects, each once. Ask more:\n  flarelake query --lake {} \"SELECT * FROM all_logs LIMIT 5\"",
+        grouped(arguments.rows),
+        grouped(first.total_rows()),
+        grouped(first.total_rejects()),
+        lake.display()
+    ))?;
+    Ok(End::Done)
+}
+
+async fn land_folder(settings: &Settings, logs: &std::path::Path) -> anyhow::Result<Summary> {
+    let lake = open_lake(&settings.config).await?;
+    let backfill = backfill(settings, Some(lake), Sources::default());
+    let began = Instant::now();
+    let summary = land(&backfill, &[logs.display().to_string()]).await?;
+    let report = Report { summary: &summary, backfill: &backfill, seconds: began.elapsed().as_secs_f64() }.to_string();
+    say(&report.lines().map(|line| format!("   {line}\n")).collect::<String>())?;
+    Ok(summary)
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = output::stdout();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}

@@ -1,0 +1,124 @@
+//! The command line: arguments to settings to parts, and one place for exit codes. Results go to stdout,
+//! everything else to stderr.
+
+mod backfill;
+mod demo;
+mod generate;
+mod output;
+mod progress;
+mod query;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, ConfigError};
+use crate::schema::{Catalog, CatalogError};
+
+/// Cloudflare logs in, a queryable lake out: every record once, in typed columns, in Delta tables that any engine reads.
+#[derive(Debug, Parser)]
+#[command(name = "flarelake", version, max_term_width = 110)]
+struct Arguments {
+    /// The lake: a folder or s3://bucket/prefix. Also FLARELAKE_LAKE, or lake in the configuration
+    #[arg(long, global = true, value_name = "URL")]
+    lake: Option<String>,
+    /// The configuration, a TOML file
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A folder of schema files that override the built-in log types or add new ones
+    #[arg(long, global = true, value_name = "DIR")]
+    schemas: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Generate logs, land them, land them again, and query them; needs no account and no network
+    Demo(demo::DemoArguments),
+    /// Land what exists already: files, folders, globs, s3:// prefixes, or - for standard input
+    Backfill(backfill::BackfillArguments),
+    /// Ask the lake in SQL
+    Query(query::QueryArguments),
+    /// Write realistic synthetic logs
+    Generate(generate::GenerateArguments),
+}
+
+/// How a run ended, if not with an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// All done.
+    Done,
+    /// Not all could be done; what could not was reported.
+    Incomplete,
+    /// Done, with rejects, where the caller asked to be told.
+    Rejects,
+    /// Stopped by a signal.
+    Interrupted,
+}
+
+/// The program: parses the arguments, runs, and says how it went.
+pub fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| "flarelake=info,warn,deltalake=error,deltalake_core=error,buoyant_kernel=error".into()))
+        .with_writer(progress::LogWriter::default)
+        .with_target(false)
+        .init();
+    // clap exits with 2 on wrong usage by itself.
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&error.into()),
+    };
+    match runtime.block_on(run(arguments)) {
+        Ok(End::Done) => ExitCode::SUCCESS,
+        Ok(End::Incomplete) => ExitCode::from(1),
+        Ok(End::Rejects) => ExitCode::from(3),
+        Ok(End::Interrupted) => ExitCode::from(130),
+        // Whoever reads our output has seen enough.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<End> {
+    let settings = Settings::new(&arguments)?;
+    match arguments.command {
+        Command::Demo(own) => demo::run(own, settings).await,
+        Command::Backfill(own) => backfill::run(own, settings).await,
+        Command::Query(own) => query::run(own, settings).await,
+        Command::Generate(own) => generate::run(own),
+    }
+}
+
+fn report(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    let wrong_usage = error.is::<ConfigError>() || error.is::<CatalogError>() || error.is::<Usage>();
+    ExitCode::from(if wrong_usage { 2 } else { 1 })
+}
+
+/// Arguments that can't be used together, or not at all.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// What every command works with.
+#[derive(Debug, Clone)]
+struct Settings {
+    config: Config,
+    catalog: Catalog,
+}
+
+impl Settings {
+    fn new(arguments: &Arguments) -> Result<Self, anyhow::Error> {
+        let mut config = Config::load(arguments.config.as_deref())?;
+        config.lake = arguments.lake.clone().or(config.lake);
+        config.schemas = arguments.schemas.clone().or(config.schemas);
+        let catalog = match &config.schemas {
+            Some(dir) => Catalog::with_dir(dir)?,
+            None => Catalog::embedded(),
+        };
+        Ok(Self { config, catalog })
+    }
+}

@@ -1,0 +1,87 @@
+//! The progress bar, where a person waits, and log lines that don't tear it.
+
+use std::io::{self, IsTerminal as _, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use std::sync::LazyLock;
+
+use crate::ingest::worker::Meter;
+
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// Writes log lines to stderr, above a progress bar if one is shown.
+#[derive(Default)]
+pub struct LogWriter;
+
+impl Write for LogWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        BARS.suspend(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+/// A bar that follows a meter until it is dropped; nothing if stderr is no terminal.
+pub struct Progress {
+    bar: ProgressBar,
+    task: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Progress {
+    /// Shows what `meter` says.
+    pub fn show(meter: Arc<Meter>) -> Self {
+        if !io::stderr().is_terminal() {
+            return Self { bar: ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()), task: None };
+        }
+        let bar = BARS.add(ProgressBar::new(0));
+        bar.set_style(style(meter.clone()));
+        let shown = bar.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                shown.set_length(Meter::get(&meter.bytes_total));
+                shown.set_position(Meter::get(&meter.bytes_done));
+                shown.tick();
+            }
+        });
+        Self { bar, task: Some(task) }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+        self.bar.finish_and_clear();
+    }
+}
+
+fn style(meter: Arc<Meter>) -> ProgressStyle {
+    let records = meter.clone();
+    let speed = meter.clone();
+    let numbers = move |of: &ProgressState, to: &mut dyn std::fmt::Write| {
+        let _ = of;
+        let get = Meter::get;
+        let _ = write!(
+            to,
+            "{}/{} objects, {} records, {} rejects",
+            get(&records.objects_done),
+            get(&records.objects_total),
+            super::output::grouped(get(&records.records)),
+            super::output::grouped(get(&records.rejects))
+        );
+    };
+    let rate = move |of: &ProgressState, to: &mut dyn std::fmt::Write| {
+        let seconds = of.elapsed().as_secs_f64().max(0.001);
+        let _ = write!(to, "{:.0} MB/s", Meter::get(&speed.inflated) as f64 / 1e6 / seconds);
+    };
+    ProgressStyle::with_template("{bar:30} {numbers}, {rate}, {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .with_key("numbers", numbers)
+        .with_key("rate", rate)
+}

@@ -1,0 +1,353 @@
+//! Landing what exists already: a list of origins through the same journey as everything else.
+//!
+//! ```text
+//! origins → fetch (a few ahead) → workers (a thread each, a batch each) → lake
+//! ```
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures::StreamExt as _;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use super::batch::{Flushed, Tables};
+use super::inflate::InflateError;
+use super::keeping::ObjectOutcome;
+use super::object::{Object, ObjectId};
+use super::reject::Reason;
+use super::source::{Input, Origin, fetch};
+use super::split::Framing;
+use super::stdin::Pieces;
+use super::worker::{Meter, WorkError, Worker, WorkerSettings};
+use crate::config::Source;
+use crate::schema::Catalog;
+use crate::table::Lake;
+
+/// How many objects are fetched ahead of the workers.
+const FETCH_AHEAD: usize = 4;
+
+/// What a backfill works with.
+#[derive(Clone)]
+pub struct Backfill {
+    /// The log types.
+    pub catalog: Catalog,
+    /// Their tables.
+    pub tables: Arc<Tables>,
+    /// Where rows land; without it everything is decoded and counted, and nothing written.
+    pub lake: Option<Arc<Lake>>,
+    /// For each worker.
+    pub settings: WorkerSettings,
+    /// How many workers.
+    pub workers: usize,
+    /// Which objects are whose, and of which log type.
+    pub sources: Sources,
+    /// What a progress display reads.
+    pub meter: Arc<Meter>,
+    /// Set from outside: no further object is begun; those at hand land.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// What became of everything that was found.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Objects that landed now.
+    pub landed: u64,
+    /// Objects that had landed before, or were named twice.
+    pub already_there: u64,
+    /// Objects that hold no records by their name or size.
+    pub skipped: u64,
+    /// Objects that could not be read, with the reason.
+    pub failed: Vec<String>,
+    /// Rows by table.
+    pub rows: BTreeMap<String, u64>,
+    /// Rejects by reason code.
+    pub rejects: BTreeMap<&'static str, u64>,
+    /// Test uploads among the records.
+    pub skipped_records: u64,
+    /// Least and greatest event time, in microseconds.
+    pub event_times: Option<(i64, i64)>,
+    /// Objects that were not begun because the run was stopped.
+    pub not_begun: u64,
+}
+
+impl Summary {
+    /// Rows in all log types' tables.
+    pub fn total_rows(&self) -> u64 {
+        self.rows.values().sum()
+    }
+
+    /// Rejects of every reason.
+    pub fn total_rejects(&self) -> u64 {
+        self.rejects.values().sum()
+    }
+
+    /// Adds what another run counted.
+    pub fn merge(&mut self, other: Self) {
+        self.landed += other.landed;
+        self.already_there += other.already_there;
+        self.skipped += other.skipped;
+        self.failed.extend(other.failed);
+        self.skipped_records += other.skipped_records;
+        self.not_begun += other.not_begun;
+        for (table, rows) in other.rows {
+            *self.rows.entry(table).or_default() += rows;
+        }
+        for (reason, count) in other.rejects {
+            *self.rejects.entry(reason).or_default() += count;
+        }
+        self.event_times = [self.event_times, other.event_times].into_iter().flatten().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+    }
+
+    fn count(&mut self, outcome: &ObjectOutcome) {
+        self.landed += 1;
+        self.skipped_records += outcome.skipped;
+        for (table, rows) in &outcome.rows {
+            *self.rows.entry(table.clone()).or_default() += rows;
+        }
+        for (reason, count) in &outcome.rejects {
+            *self.rejects.entry(Reason::code(*reason)).or_default() += count;
+        }
+        self.event_times = [self.event_times, outcome.event_times].into_iter().flatten().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+    }
+}
+
+/// Why a backfill stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum BackfillError {
+    /// The lake can't be written.
+    #[error(transparent)]
+    Work(#[from] WorkError),
+    /// Standard input can't be inflated to its end; what came before has landed.
+    #[error("standard input: {0}; the pieces before it have landed")]
+    Stdin(#[from] InflateError),
+}
+
+/// An object on its way to a worker.
+struct Fetched {
+    object: Object,
+    input: Input,
+    framing: Framing,
+    log_type: Option<usize>,
+    origin: Option<Origin>,
+}
+
+/// Which objects are whose, and of which log type.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// The configured sources, found by bucket.
+    pub configured: Vec<Source>,
+    /// The source of everything, if the caller named one.
+    pub named: Option<Source>,
+    /// The log type of everything, if the caller named one.
+    pub log_type: Option<usize>,
+    /// Log type names of the routes, by their index in the catalog.
+    pub log_types: BTreeMap<String, usize>,
+}
+
+impl Sources {
+    /// Fills in the object's source, and tells the log type of its records, if that is configured.
+    fn attribute(&self, object: &mut Object) -> Option<usize> {
+        let by_bucket = |s: &&Source| object.bucket.as_ref().is_some_and(|b| s.buckets.contains(b));
+        let Some(source) = self.named.as_ref().or_else(|| self.configured.iter().find(by_bucket)) else { return self.log_type };
+        let routes = source.route.iter().filter(|r| object.key.starts_with(&r.prefix));
+        let routed = routes.max_by_key(|r| r.prefix.len()).and_then(|r| self.log_types.get(&r.log_type).copied());
+        object.source_id = Some(source.id.clone());
+        object.source_label = source.label.clone();
+        self.log_type.or(routed)
+    }
+}
+
+/// What fetchers and workers share.
+struct Shared {
+    run: Backfill,
+    summary: Mutex<Summary>,
+    /// Objects begun in this run: each is decoded once, however often it is named.
+    begun: Mutex<HashMap<ObjectId, Option<Origin>>>,
+    again: Mutex<Vec<Origin>>,
+    broken: AtomicBool,
+}
+
+impl Backfill {
+    /// Lands every origin.
+    pub async fn origins(&self, origins: Vec<Origin>) -> Result<Summary, BackfillError> {
+        let shared = Arc::new(Shared::new(self.clone()));
+        let mut origins = origins;
+        while !origins.is_empty() {
+            for origin in &origins {
+                Meter::add(&self.meter.objects_total, 1);
+                Meter::add(&self.meter.bytes_total, origin.size());
+            }
+            let (send, workers) = shared.clone().start_workers();
+            let mut fetches = futures::stream::iter(std::mem::take(&mut origins)).map(|origin| shared.fetch(origin)).buffered(FETCH_AHEAD);
+            while let Some(fetched) = fetches.next().await {
+                let Some(fetched) = fetched else { continue };
+                if send.send(fetched).await.is_err() {
+                    break;
+                }
+            }
+            drop((send, fetches));
+            join(workers).await?;
+            // Objects whose files had become too old to be landed are decoded again.
+            origins = std::mem::take(&mut *shared.again.lock());
+        }
+        Ok(shared.summary.lock().clone())
+    }
+
+    /// Lands a stream, cut into objects.
+    pub async fn stdin(&self, input: impl std::io::Read + Send + 'static) -> Result<Summary, BackfillError> {
+        let shared = Arc::new(Shared::new(self.clone()));
+        let (send, workers) = shared.clone().start_workers();
+        let reader = shared.clone();
+        let cutting = tokio::task::spawn_blocking(move || {
+            let settings = &reader.run.settings;
+            let mut pieces = Pieces::new(input, settings.records, settings.objects.max_ratio).map_err(super::inflate::cause)?;
+            while let Some(piece) = pieces.next()? {
+                Meter::add(&reader.run.meter.objects_total, 1);
+                let mut object = piece.object;
+                let log_type = reader.run.sources.attribute(&mut object);
+                let fetched = Fetched { object, input: Input::Memory(piece.bytes), framing: piece.framing, log_type, origin: None };
+                let Some(fetched) = reader.admit(fetched) else { continue };
+                if send.blocking_send(fetched).is_err() || reader.run.stop.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+            Ok::<_, InflateError>(())
+        });
+        let cut = cutting.await.expect("cutting doesn't panic");
+        join(workers).await?;
+        cut?;
+        Ok(shared.summary.lock().clone())
+    }
+}
+
+async fn join(workers: Vec<tokio::task::JoinHandle<Result<(), WorkError>>>) -> Result<(), BackfillError> {
+    let mut result = Ok(());
+    for worker in workers {
+        let ended = worker.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        result = result.and(ended);
+    }
+    Ok(result?)
+}
+
+impl Shared {
+    fn new(run: Backfill) -> Self {
+        Self { run, summary: Mutex::default(), begun: Mutex::default(), again: Mutex::default(), broken: AtomicBool::new(false) }
+    }
+
+    /// Fetches an origin, unless there is no need to. None: it is counted, and done with.
+    async fn fetch(&self, origin: Origin) -> Option<Fetched> {
+        let size = origin.size();
+        if self.run.stop.load(Ordering::Relaxed) || self.broken.load(Ordering::Relaxed) {
+            self.summary.lock().not_begun += 1;
+            return None;
+        }
+        if origin.is_no_log() {
+            self.done(size, |s| s.skipped += 1);
+            return None;
+        }
+        if origin.likely_id().is_some_and(|id| self.has_landed(id)) {
+            self.done(size, |s| s.already_there += 1);
+            return None;
+        }
+        match fetch(origin.clone()).await {
+            Ok((object, input)) if object.size == 0 => {
+                drop((object, input));
+                self.done(size, |s| s.skipped += 1);
+                None
+            }
+            Ok((mut object, input)) => {
+                let log_type = self.run.sources.attribute(&mut object);
+                self.admit(Fetched { object, input, framing: Framing::Unknown, log_type, origin: Some(origin) })
+            }
+            Err(error) => {
+                self.fail(size, &error);
+                None
+            }
+        }
+    }
+
+    fn has_landed(&self, id: ObjectId) -> bool {
+        self.run.lake.as_ref().is_some_and(|lake| lake.contains(id.0))
+    }
+
+    /// Lets an object pass once; what has landed or was begun is counted instead.
+    fn admit(&self, fetched: Fetched) -> Option<Fetched> {
+        let id = fetched.object.id;
+        let first = self.begun.lock().insert(id, fetched.origin.clone()).is_none();
+        if first && !self.has_landed(id) {
+            return Some(fetched);
+        }
+        self.done(fetched.object.size, |s| s.already_there += 1);
+        None
+    }
+
+    fn done(&self, size: u64, count: impl FnOnce(&mut Summary)) {
+        Meter::add(&self.run.meter.objects_done, 1);
+        Meter::add(&self.run.meter.bytes_done, size);
+        count(&mut self.summary.lock());
+    }
+
+    fn fail(&self, size: u64, error: &impl std::fmt::Display) {
+        tracing::error!("{error}");
+        self.done(size, |s| s.failed.push(error.to_string()));
+    }
+
+    fn start_workers(self: Arc<Self>) -> (mpsc::Sender<Fetched>, Vec<tokio::task::JoinHandle<Result<(), WorkError>>>) {
+        let (send, receive) = mpsc::channel(1);
+        let receive = Arc::new(Mutex::new(receive));
+        let workers = (0..self.run.workers.max(1)).map(|_| {
+            let (shared, receive) = (self.clone(), receive.clone());
+            tokio::task::spawn_blocking(move || shared.work_all(&receive))
+        });
+        (send, workers.collect())
+    }
+
+    /// A worker's life.
+    fn work_all(&self, receive: &Mutex<mpsc::Receiver<Fetched>>) -> Result<(), WorkError> {
+        let run = &self.run;
+        let mut worker = Worker::new(&run.catalog, run.tables.clone(), run.lake.clone(), run.settings.clone(), run.meter.clone(), Handle::current());
+        let result = loop {
+            let next = receive.lock().blocking_recv();
+            let Some(Fetched { object, input, framing, log_type, .. }) = next else { break Ok(()) };
+            if self.broken.load(Ordering::Relaxed) {
+                continue;
+            }
+            let size = object.size;
+            match worker.work(object, input, framing, log_type) {
+                Ok(flushed) => {
+                    Meter::add(&run.meter.objects_done, 1);
+                    Meter::add(&run.meter.bytes_done, size);
+                    self.account(flushed.unwrap_or_default());
+                }
+                Err(error @ WorkError::Read { .. }) => self.fail(size, &error),
+                Err(error) => break Err(error),
+            }
+        };
+        let result = result.and_then(|()| {
+            self.account(worker.flush()?);
+            Ok(())
+        });
+        if result.is_err() {
+            // The others land what they hold and stop; the channel is emptied so that nobody waits.
+            self.broken.store(true, Ordering::Relaxed);
+            while receive.lock().blocking_recv().is_some() {}
+        }
+        result
+    }
+
+    fn account(&self, flushed: Flushed) {
+        let mut summary = self.summary.lock();
+        flushed.landed.iter().for_each(|outcome| summary.count(outcome));
+        summary.already_there += flushed.already_there.len() as u64;
+        let mut begun = self.begun.lock();
+        for id in flushed.stale {
+            match begun.remove(&id).flatten() {
+                Some(origin) => self.again.lock().push(origin),
+                None => summary.failed.push(format!("standard input, piece {id}: the writer was away for more than an hour; pipe it in again")),
+            }
+        }
+    }
+}

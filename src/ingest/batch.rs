@@ -1,0 +1,306 @@
+//! A worker's batch: whole objects on their way into the lake, landed together.
+//!
+//! Rows of the object at hand are kept apart until it is known to be whole. If it grows too large for memory,
+//! its rows are written to files early (spilled); no log names them before the object's end is verified.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use arrow::array::AsArray;
+use arrow::datatypes::TimestampMicrosecondType;
+use arrow::record_batch::RecordBatch;
+use object_store::{ObjectStoreExt as _, PutPayload};
+use tokio::runtime::Handle;
+
+use super::decode::{Counts, Decoded};
+use super::file::{self, EncodedFile, FileError};
+use super::keeping::{ObjectOutcome, ledger_rows, reject_rows};
+use super::object::{Object, ObjectId};
+use super::reject::{Reason, Reject};
+use crate::base::{Watch, new_uuid, now_micros};
+use crate::config::Partitioning;
+use crate::schema::Catalog;
+use crate::table::{DataFile, LandOutcome, Lake, Landing, TableError, TableSpec, failures_spec, ledger_spec, log_type_spec};
+
+/// Why a batch could not be landed.
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError {
+    /// A fault of this program.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The lake's tables.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// A file could not be uploaded, or an uploaded one not be read back.
+    #[error("{doing} {location} failed: {source}; nothing was lost, run it again")]
+    Store {
+        /// What was being done.
+        doing: &'static str,
+        /// The file's path in the store.
+        location: String,
+        /// What the store said.
+        source: object_store::Error,
+    },
+}
+
+/// The tables that rows go into.
+#[derive(Debug)]
+pub struct Tables {
+    /// By the log type's index in the catalog.
+    pub log_types: Vec<TableSpec>,
+    /// `classification_failures`.
+    pub failures: TableSpec,
+    /// `ingested_objects`.
+    pub ledger: TableSpec,
+}
+
+impl Tables {
+    /// The tables of a catalog's log types.
+    pub fn new(catalog: &Catalog, partitioning: Partitioning) -> Self {
+        Self {
+            log_types: catalog.types().iter().map(|t| log_type_spec(t, partitioning)).collect(),
+            failures: failures_spec(partitioning),
+            ledger: ledger_spec(),
+        }
+    }
+
+    fn spec(&self, name: &str) -> &TableSpec {
+        self.log_types.iter().find(|s| s.name == name).unwrap_or(&self.failures)
+    }
+}
+
+/// Rows in memory, by table.
+#[derive(Debug, Default)]
+struct Rows {
+    tables: BTreeMap<String, Vec<RecordBatch>>,
+    bytes: usize,
+}
+
+impl Rows {
+    fn push(&mut self, table: &str, batch: RecordBatch) {
+        self.bytes += batch.get_array_memory_size();
+        self.tables.entry(table.to_owned()).or_default().push(batch);
+    }
+
+    fn append(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        for (table, batches) in other.tables {
+            self.tables.entry(table).or_default().extend(batches);
+        }
+    }
+}
+
+/// What was written early of the object at hand, and what is known of its rows so far.
+#[derive(Debug, Default)]
+struct OpenObject {
+    rows: Rows,
+    files: BTreeMap<String, Vec<DataFile>>,
+    counts: BTreeMap<String, u64>,
+    rejects: BTreeMap<Reason, u64>,
+    event_times: Option<(i64, i64)>,
+}
+
+/// See the module.
+pub struct Batch {
+    lake: Option<Arc<Lake>>,
+    tables: Arc<Tables>,
+    runtime: Handle,
+    /// Started with the first file.
+    made: Option<Watch>,
+    open: OpenObject,
+    rows: Rows,
+    files: BTreeMap<String, Vec<DataFile>>,
+    outcomes: Vec<ObjectOutcome>,
+}
+
+/// What became of a batch's objects.
+#[derive(Debug, Default)]
+pub struct Flushed {
+    /// Landed now.
+    pub landed: Vec<ObjectOutcome>,
+    /// Another writer had landed them meanwhile.
+    pub already_there: Vec<ObjectId>,
+    /// Not landed, because their files had become too old: decode them again.
+    pub stale: Vec<ObjectId>,
+}
+
+impl Batch {
+    /// An empty batch for `lake`; without one, objects are decoded and counted, and nothing is written.
+    pub fn new(lake: Option<Arc<Lake>>, tables: Arc<Tables>, runtime: Handle) -> Self {
+        Self {
+            lake,
+            tables,
+            runtime,
+            made: None,
+            open: OpenObject::default(),
+            rows: Rows::default(),
+            files: BTreeMap::new(),
+            outcomes: Vec::new(),
+        }
+    }
+
+    /// Bytes of rows held in memory.
+    pub fn bytes(&self) -> usize {
+        self.rows.bytes + self.open.rows.bytes
+    }
+
+    /// Whether it holds no object.
+    pub fn is_empty(&self) -> bool {
+        self.outcomes.is_empty()
+    }
+
+    /// Adds rows and rejects of the object at hand.
+    pub fn add(&mut self, object: &Object, decoded: Decoded, parse_time: i64) {
+        let open = &mut self.open;
+        for (log_type, batch) in decoded.batches {
+            let name = &self.tables.log_types[log_type].name;
+            *open.counts.entry(name.clone()).or_default() += batch.num_rows() as u64;
+            open.event_times = [open.event_times, event_times(&batch)].into_iter().flatten().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+            open.rows.push(name, batch);
+        }
+        if decoded.rejects.is_empty() {
+            return;
+        }
+        for reject in &decoded.rejects {
+            *open.rejects.entry(reject.reason).or_default() += 1;
+        }
+        let failures = &self.tables.failures;
+        open.rows.push(&failures.name, reject_rows(failures, object, &decoded.rejects, parse_time));
+    }
+
+    /// Writes the rows of the object at hand to files that nothing names yet.
+    pub fn spill(&mut self) -> Result<(), BatchError> {
+        let rows = std::mem::take(&mut self.open.rows);
+        for (table, files) in self.write(rows)? {
+            self.open.files.entry(table).or_default().extend(files);
+        }
+        Ok(())
+    }
+
+    /// The object at hand is whole: it belongs to the batch.
+    pub fn close(&mut self, object: Object, counts: Counts) {
+        let open = std::mem::take(&mut self.open);
+        self.rows.append(open.rows);
+        for (table, files) in open.files {
+            self.files.entry(table).or_default().extend(files);
+        }
+        self.outcomes.push(ObjectOutcome { object, rows: open.counts, rejects: open.rejects, skipped: counts.skipped, event_times: open.event_times });
+    }
+
+    /// The object at hand is broken: none of its rows land, and it becomes one reject.
+    pub fn close_broken(&mut self, object: Object, reason: Reason, message: String, parse_time: i64) {
+        self.open = OpenObject::default();
+        let reject = Reject { reason, message, log_type: None, offset: None, length: None, payload: None };
+        self.add(&object, Decoded { batches: Vec::new(), rejects: vec![reject] }, parse_time);
+        self.close(object, Counts::default());
+    }
+
+    /// Drops what there is of the object at hand, which could not be read.
+    pub fn abandon_open(&mut self) {
+        self.open = OpenObject::default();
+    }
+
+    /// Writes and lands every whole object of the batch; the object at hand stays.
+    pub fn flush(&mut self) -> Result<Flushed, BatchError> {
+        let mut flushed = Flushed::default();
+        let rows = std::mem::take(&mut self.rows);
+        let Some(lake) = self.lake.clone() else {
+            flushed.landed = std::mem::take(&mut self.outcomes);
+            return Ok(flushed);
+        };
+        if self.outcomes.is_empty() {
+            return Ok(flushed);
+        }
+        for (table, files) in self.write(rows)? {
+            self.files.entry(table).or_default().extend(files);
+        }
+        let made = self.made.take().unwrap_or_else(Watch::start);
+        let mut outcomes = std::mem::take(&mut self.outcomes);
+        let mut landing = Landing {
+            batch: new_uuid().to_string(),
+            objects: outcomes.iter().map(|o| o.object.id.0).collect(),
+            adds: std::mem::take(&mut self.files),
+        };
+        while !outcomes.is_empty() {
+            let ledger = &self.tables.ledger;
+            let encoded = file::encode(ledger, &[ledger_rows(ledger, &outcomes, now_micros())])?;
+            let mut uploaded = self.upload(&lake, &ledger.name, encoded)?;
+            let ledger_file = uploaded.pop().expect("an unpartitioned table's rows are one file");
+            match self.runtime.block_on(lake.land(&landing, &ledger_file, made))? {
+                LandOutcome::Landed => {
+                    flushed.landed = outcomes;
+                    break;
+                }
+                LandOutcome::Stale => {
+                    flushed.stale = outcomes.iter().map(|o| o.object.id).collect();
+                    break;
+                }
+                LandOutcome::Duplicates(ids) => {
+                    landing = self.without(&lake, landing, &ids)?;
+                    outcomes.retain(|o| !ids.contains(&o.object.id.0));
+                    flushed.already_there.extend(ids.into_iter().map(ObjectId));
+                }
+            }
+        }
+        Ok(flushed)
+    }
+
+    /// The batch without some objects: the files that hold their rows are written anew.
+    fn without(&self, lake: &Lake, landing: Landing, gone: &HashSet<u128>) -> Result<Landing, BatchError> {
+        let is_kept = |row_id: &str| row_id.get(..32).and_then(ObjectId::parse).is_none_or(|id| !gone.contains(&id.0));
+        let mut adds = BTreeMap::new();
+        for (table, files) in landing.adds {
+            let spec = self.tables.spec(&table);
+            let mut kept_files = Vec::new();
+            for file in files {
+                let path = lake.file_path(&table, &file);
+                let get = async { lake.store().objects.get(&path).await?.bytes().await };
+                let bytes = self.runtime.block_on(get).map_err(|source| BatchError::Store { doing: "reading back", location: path.to_string(), source })?;
+                let kept = file::filter_rows(spec, bytes, is_kept)?;
+                let rows: usize = kept.iter().map(RecordBatch::num_rows).sum();
+                if rows as u64 == file.rows {
+                    kept_files.push(file);
+                } else if rows > 0 {
+                    kept_files.extend(self.upload(lake, &table, file::encode(spec, &kept)?)?);
+                }
+            }
+            if !kept_files.is_empty() {
+                adds.insert(table, kept_files);
+            }
+        }
+        let objects = landing.objects.into_iter().filter(|id| !gone.contains(id)).collect();
+        Ok(Landing { batch: landing.batch, objects, adds })
+    }
+
+    /// Writes rows to files and uploads them; the tables are there afterwards.
+    fn write(&mut self, rows: Rows) -> Result<BTreeMap<String, Vec<DataFile>>, BatchError> {
+        let mut written = BTreeMap::new();
+        let Some(lake) = self.lake.clone() else { return Ok(written) };
+        self.made.get_or_insert_with(Watch::start);
+        for (table, batches) in rows.tables {
+            let spec = self.tables.spec(&table);
+            self.runtime.block_on(lake.ensure_table(spec))?;
+            let encoded = file::encode(spec, &batches)?;
+            drop(batches);
+            written.insert(table.clone(), self.upload(&lake, &table, encoded)?);
+        }
+        Ok(written)
+    }
+
+    fn upload(&self, lake: &Lake, table: &str, files: Vec<EncodedFile>) -> Result<Vec<DataFile>, BatchError> {
+        let store = lake.store();
+        let mut uploaded = Vec::with_capacity(files.len());
+        for EncodedFile { file, bytes } in files {
+            let path = lake.file_path(table, &file);
+            let put = store.objects.put(&path, PutPayload::from(bytes));
+            self.runtime.block_on(put).map_err(|source| BatchError::Store { doing: "uploading", location: path.to_string(), source })?;
+            uploaded.push(file);
+        }
+        Ok(uploaded)
+    }
+}
+
+fn event_times(batch: &RecordBatch) -> Option<(i64, i64)> {
+    let times = batch.column_by_name("p_event_time")?.as_primitive::<TimestampMicrosecondType>().values();
+    Some((*times.iter().min()?, *times.iter().max()?))
+}

@@ -1,0 +1,295 @@
+//! Records to Arrow record batches, straight from bytes. No I/O, no clock: the same bytes in the same
+//! context always give the same rows and rejects.
+//!
+//! A record is scanned once into the spans of its fields. Which log type it is, which field fills which column and
+//! what is rescued are decided on the spans; only then is anything appended. So a record that is rejected
+//! has touched no column.
+
+mod column;
+mod indicator;
+mod number;
+mod rows;
+mod time;
+
+use arrow::record_batch::RecordBatch;
+
+use super::json::{Field, Keys, Kind, Scanner};
+use super::object::ObjectId;
+use super::reject::{Reason, Reject};
+use super::split::{Framing, MAX_PAYLOAD, Piece, Splitter};
+use crate::schema::{Catalog, Match};
+use rows::{RowBuilder, Verdict};
+
+pub(super) use rows::constant;
+
+/// A batch is closed at this many rows, so that no builder grows without bound.
+const MAX_BATCH_ROWS: usize = 32 * 1024;
+
+/// What the rows of an object have in common.
+#[derive(Debug, Clone)]
+pub struct ObjectContext {
+    /// The object's id, which begins every row's `p_row_id`.
+    pub id: ObjectId,
+    /// When the object was written, in microseconds; the latest plausible event is a day later.
+    pub last_modified: Option<i64>,
+    /// `p_source_id`.
+    pub source_id: Option<String>,
+    /// `p_source_label`.
+    pub source_label: Option<String>,
+    /// `p_parse_time`, in microseconds.
+    pub parse_time: i64,
+    /// The log type every record is taken for, by its index in the catalog; else each is told by its own fields.
+    pub log_type: Option<usize>,
+}
+
+/// Limits on one record.
+#[derive(Debug, Clone, Copy)]
+pub struct RecordLimits {
+    /// Bytes.
+    pub max_record: usize,
+    /// Levels of nesting, the record itself being the first.
+    pub max_depth: usize,
+}
+
+/// How many records there were, and what became of them. `records == rows + rejects + skipped`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// JSON values and broken lines.
+    pub records: u64,
+    /// Became rows.
+    pub rows: u64,
+    /// Were kept as rejects.
+    pub rejects: u64,
+    /// Cloudflare's test upload.
+    pub skipped: u64,
+}
+
+/// What was decoded since it was last taken.
+#[derive(Debug, Default)]
+pub struct Decoded {
+    /// Rows, by the log type's index in the catalog.
+    pub batches: Vec<(usize, RecordBatch)>,
+    /// Records that are no rows.
+    pub rejects: Vec<Reject>,
+}
+
+/// Decodes one object after the other.
+#[derive(Debug)]
+pub struct Decoder {
+    limits: RecordLimits,
+    rules: Vec<Rule>,
+    /// For each known key, the bits it sets when a record has it.
+    match_bits: Vec<u128>,
+    scanner: Scanner,
+    fields: Vec<Field>,
+    rows: Vec<RowBuilder>,
+    splitter: Splitter,
+    context: Option<ObjectContext>,
+    counts: Counts,
+    decoded: Decoded,
+}
+
+/// A log type's match rule as sets of bits.
+#[derive(Debug, Default)]
+struct Rule {
+    all: u128,
+    any: u128,
+    none: u128,
+}
+
+impl Rule {
+    fn matches(&self, present: u128) -> bool {
+        present & self.all == self.all && (self.any == 0 || present & self.any != 0) && present & self.none == 0
+    }
+}
+
+impl Decoder {
+    /// A decoder for the log types of `catalog`.
+    ///
+    /// # Panics
+    /// If the match rules name more than 128 different fields together.
+    pub fn new(catalog: &Catalog, limits: RecordLimits) -> Self {
+        let mut names: Vec<&str> = Vec::new();
+        for log_type in catalog.types() {
+            let own = log_type.columns.iter().flat_map(|c| std::iter::once(&c.name).chain(&c.aliases));
+            let rules = [&log_type.matches.all, &log_type.matches.any, &log_type.matches.none];
+            for name in own.chain(rules.into_iter().flatten()) {
+                if !names.contains(&name.as_str()) {
+                    names.push(name);
+                }
+            }
+        }
+        let keys = Keys::new(names.iter().copied());
+        let mut match_bits = vec![0; names.len()];
+        let rules = catalog.types().iter().map(|t| rule(&t.matches, &keys, &mut match_bits)).collect();
+        let rows = catalog.types().iter().map(|t| RowBuilder::new(t.clone(), &keys)).collect();
+        Self {
+            limits,
+            rules,
+            match_bits,
+            scanner: Scanner::new(keys, limits.max_depth),
+            fields: Vec::new(),
+            rows,
+            splitter: Splitter::new(limits.max_record, Framing::Unknown),
+            context: None,
+            counts: Counts::default(),
+            decoded: Decoded::default(),
+        }
+    }
+
+    /// Begins an object, whose records are framed as `framing` says. What an unfinished one has left is dropped.
+    pub fn begin(&mut self, context: ObjectContext, framing: Framing) {
+        for rows in &mut self.rows {
+            rows.clear();
+        }
+        self.splitter = Splitter::new(self.limits.max_record, framing);
+        self.context = Some(context);
+        self.counts = Counts::default();
+        self.decoded = Decoded::default();
+    }
+
+    /// Decodes what is complete in `window`, which stands at byte `offset` of the inflated object; `last` if
+    /// the object ends with it. Returns how many bytes of the window are done with: the next window begins there.
+    ///
+    /// # Panics
+    /// If no object was begun.
+    pub fn decode(&mut self, window: &[u8], offset: u64, last: bool) -> usize {
+        let context = self.context.clone().expect("an object was begun");
+        let valid = match simdutf8::compat::from_utf8(window) {
+            Ok(text) => text,
+            Err(e) => std::str::from_utf8(&window[..e.valid_up_to()]).unwrap_or_default(),
+        };
+        loop {
+            let piece = self.splitter.next(&mut self.scanner, window, offset, last, &mut self.fields);
+            match piece {
+                Piece::Record { start, end } => {
+                    let text = match valid.get(start..end) {
+                        Some(text) => Ok(text),
+                        None => std::str::from_utf8(&window[start..end]),
+                    };
+                    match text {
+                        Ok(text) => self.record(&context, text, offset + start as u64),
+                        Err(e) => {
+                            let message = format!("not UTF-8 at byte {} of the record", e.valid_up_to());
+                            self.reject(Reason::InvalidUtf8, message, None, offset + start as u64, &window[start..end]);
+                        }
+                    }
+                }
+                Piece::Broken { start, end, reason, message } => {
+                    self.reject(reason, message, None, offset + start as u64, &window[start..end]);
+                }
+                Piece::Oversize(record) => {
+                    let message = format!("{} bytes; the limit is {} (limits.max_record)", record.length, self.limits.max_record);
+                    self.reject(Reason::RecordTooLarge, message, None, record.offset, &record.head);
+                    if let Some(reject) = self.decoded.rejects.last_mut() {
+                        reject.length = Some(record.length);
+                    }
+                }
+                Piece::NeedMore | Piece::Done => break,
+            }
+        }
+        let done = self.splitter.position();
+        self.splitter.shift(done);
+        done
+    }
+
+    fn reject(&mut self, reason: Reason, message: String, log_type: Option<usize>, offset: u64, bytes: &[u8]) {
+        let message = format!("{message} (record {})", self.counts.records + 1);
+        self.counts.records += 1;
+        self.counts.rejects += 1;
+        self.decoded.rejects.push(Reject {
+            reason,
+            message,
+            log_type: log_type.map(|t| self.rows[t].name().to_owned()),
+            offset: Some(offset),
+            length: Some(bytes.len() as u64),
+            payload: Some(bytes[..bytes.len().min(MAX_PAYLOAD)].to_vec()),
+        });
+    }
+
+    fn record(&mut self, context: &ObjectContext, record: &str, offset: u64) {
+        let log_type = match context.log_type.map_or_else(|| self.classify(), Ok) {
+            Ok(log_type) => log_type,
+            Err(_) if is_test_upload(record, &self.fields) => {
+                self.counts.records += 1;
+                self.counts.skipped += 1;
+                return;
+            }
+            Err((reason, message)) => return self.reject(reason, message, None, offset, record.as_bytes()),
+        };
+        match self.rows[log_type].append(context, record, &self.fields, offset) {
+            Verdict::Row => {
+                self.counts.records += 1;
+                self.counts.rows += 1;
+                if self.rows[log_type].len() >= MAX_BATCH_ROWS {
+                    let batch = self.rows[log_type].finish(context);
+                    self.decoded.batches.push((log_type, batch));
+                }
+            }
+            Verdict::Reject(_, _) if is_test_upload(record, &self.fields) => {
+                self.counts.records += 1;
+                self.counts.skipped += 1;
+            }
+            Verdict::Reject(reason, message) => self.reject(reason, message, Some(log_type), offset, record.as_bytes()),
+        }
+    }
+
+    /// The log type of the record whose fields are at hand: the one whose rule its field names meet.
+    fn classify(&self) -> Result<usize, (Reason, String)> {
+        let bits = |field: &Field| self.match_bits.get(usize::from(field.key)).copied().unwrap_or(0);
+        let present = self.fields.iter().fold(0, |set, field| set | bits(field));
+        let mut found = (0..self.rules.len()).filter(|&t| self.rules[t].matches(present));
+        match (found.next(), found.next()) {
+            (Some(only), None) => Ok(only),
+            (Some(one), Some(other)) => {
+                let message = format!("its fields match both {} and {}; name the log type for this source", self.rows[one].name(), self.rows[other].name());
+                Err((Reason::Ambiguous, message))
+            }
+            (None, _) => Err((Reason::Unclassified, "its fields match no known log type; add a schema for it with --schemas".to_owned())),
+        }
+    }
+
+    /// Takes what was decoded so far. The row counts go on.
+    ///
+    /// # Panics
+    /// If no object was begun, or if a record was lost track of.
+    pub fn take(&mut self) -> Decoded {
+        let context = self.context.as_ref().expect("an object was begun");
+        for (log_type, rows) in self.rows.iter_mut().enumerate() {
+            if rows.len() > 0 {
+                let batch = rows.finish(context);
+                self.decoded.batches.push((log_type, batch));
+            }
+        }
+        let Counts { records, rows, rejects, skipped } = self.counts;
+        assert!(rows + rejects + skipped == records, "{rows} rows + {rejects} rejects + {skipped} skipped != {records} records in object {}", context.id);
+        std::mem::take(&mut self.decoded)
+    }
+
+    /// What became of the object's records so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+}
+
+fn rule(matches: &Match, keys: &Keys, match_bits: &mut [u128]) -> Rule {
+    let mut bits = |names: &[String]| {
+        names.iter().fold(0u128, |set, name| {
+            let key = usize::from(keys.number(name).expect("every name of a rule is a known key"));
+            if match_bits[key] == 0 {
+                let used = match_bits.iter().filter(|b| **b != 0).count();
+                assert!(used < 128, "match rules name more than 128 fields");
+                match_bits[key] = 1 << used;
+            }
+            set | match_bits[key]
+        })
+    };
+    Rule { all: bits(&matches.all), any: bits(&matches.any), none: bits(&matches.none) }
+}
+
+/// Cloudflare checks a destination by uploading `{"content":"tests"}`.
+fn is_test_upload(record: &str, fields: &[Field]) -> bool {
+    let [field] = fields else { return false };
+    let text = |v: super::json::Value| &record[v.start as usize..v.end as usize];
+    field.value.kind == Kind::Text && text(field.name) == "content" && text(field.value) == "tests"
+}

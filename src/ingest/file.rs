@@ -1,0 +1,237 @@
+//! Rows to Parquet files: sorted by time, one file a partition, with what the log has to say of each.
+//!
+//! Rows are never copied whole: the sort orders (batch, row) pairs, and the writer gathers a few thousand at a
+//! time. So writing costs little memory beyond the file itself.
+
+use arrow::array::AsArray;
+use arrow::compute::{concat_batches, interleave_record_batch};
+use arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
+use arrow::record_batch::RecordBatch;
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{ParquetMetaData, SortingColumn};
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
+use parquet::file::statistics::Statistics;
+use parquet::schema::types::ColumnPath;
+use serde_json::{Map, Value, json};
+
+use super::partition;
+use crate::base::{new_uuid, now_micros};
+use crate::table::{DataFile, TableSpec};
+
+/// How many rows are gathered at once for the writer.
+const GATHER_ROWS: usize = 8 * 1024;
+/// A row group is what a reader takes in at once.
+const ROW_GROUP_ROWS: usize = 256 * 1024;
+const PAGE_ROWS: usize = 16 * 1024;
+const BLOOM_FALSE_POSITIVES: f64 = 0.01;
+
+/// Rows that can't be written: a fault of this program, never of the data.
+#[derive(Debug, thiserror::Error)]
+#[error("writing a Parquet file for {table} failed: {message}")]
+pub struct FileError {
+    /// The table.
+    table: String,
+    /// What the writer said.
+    message: String,
+}
+
+/// A Parquet file in memory, ready to be uploaded.
+#[derive(Debug)]
+pub struct EncodedFile {
+    /// What the log says of it.
+    pub file: DataFile,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// Writes all rows of `batches`, which have the table's columns, as one file for each partition.
+pub fn encode(spec: &TableSpec, batches: &[RecordBatch]) -> Result<Vec<EncodedFile>, FileError> {
+    let failed = |message: String| FileError { table: spec.name.clone(), message };
+    let sorted = sort(spec, batches);
+    let mut files = Vec::new();
+    for run in partition::cut(&sorted.times, spec.partitioning) {
+        let rows = &sorted.rows[run.start..run.end];
+        if rows.is_empty() {
+            continue;
+        }
+        let (bytes, metadata) = write(spec, batches, rows).map_err(|e| failed(e.to_string()))?;
+        let folders = spec.partitioning.map_or(&[][..], |p| p.columns()).iter().map(|c| format!("{c}={}/", run.values[*c]));
+        let file = DataFile {
+            path: format!("{}{}.parquet", folders.collect::<String>(), new_uuid()),
+            size: bytes.len() as u64,
+            rows: rows.len() as u64,
+            modified_ms: now_micros() / 1000,
+            stats: stats(spec, &metadata).to_string(),
+            partition_values: run.values,
+        };
+        files.push(EncodedFile { file, bytes });
+    }
+    Ok(files)
+}
+
+/// The order in which rows are written, as (batch, row), and their times.
+struct Sorted {
+    rows: Vec<(usize, usize)>,
+    times: Vec<i64>,
+}
+
+fn sort(spec: &TableSpec, batches: &[RecordBatch]) -> Sorted {
+    let Some(column) = spec.sort_column.as_ref().and_then(|c| spec.schema.index_of(c).ok()) else {
+        let rows: Vec<_> = batches.iter().enumerate().flat_map(|(b, batch)| (0..batch.num_rows()).map(move |r| (b, r))).collect();
+        return Sorted { times: vec![0; rows.len()], rows };
+    };
+    let mut keyed = Vec::with_capacity(batches.iter().map(RecordBatch::num_rows).sum());
+    for (b, batch) in batches.iter().enumerate() {
+        let times = batch.column(column).as_primitive::<TimestampMicrosecondType>();
+        keyed.extend(times.values().iter().enumerate().map(|(r, time)| (*time, b as u32, r as u32)));
+    }
+    // Equal times keep the order in which they came.
+    keyed.sort_unstable();
+    Sorted { rows: keyed.iter().map(|k| (k.1 as usize, k.2 as usize)).collect(), times: keyed.iter().map(|k| k.0).collect() }
+}
+
+fn write(spec: &TableSpec, batches: &[RecordBatch], rows: &[(usize, usize)]) -> Result<(Vec<u8>, ParquetMetaData), ParquetError> {
+    let schema = &spec.schema;
+    // Without the Arrow schema, which would make readers hold text as we do; the Parquet types say all there is to say.
+    let options = ArrowWriterOptions::new().with_properties(properties(spec, rows.len())).with_skip_arrow_metadata(true);
+    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), schema.clone(), options)?;
+    let sources: Vec<&RecordBatch> = batches.iter().collect();
+    for chunk in rows.chunks(GATHER_ROWS) {
+        writer.write(&gather(schema, &sources, chunk)?)?;
+    }
+    let metadata = writer.finish()?;
+    Ok((std::mem::take(writer.inner_mut()), metadata))
+}
+
+fn gather(schema: &SchemaRef, sources: &[&RecordBatch], rows: &[(usize, usize)]) -> Result<RecordBatch, ParquetError> {
+    let (batch, first) = rows[0];
+    let consecutive = rows.iter().enumerate().all(|(i, row)| *row == (batch, first + i));
+    if consecutive {
+        return Ok(sources[batch].slice(first, rows.len()));
+    }
+    // Only the batches that these rows are in: every source costs, used or not.
+    let mut used: Vec<usize> = rows.iter().map(|row| row.0).collect();
+    used.sort_unstable();
+    used.dedup();
+    let local: Vec<(usize, usize)> = rows.iter().map(|(b, r)| (used.binary_search(b).unwrap_or_default(), *r)).collect();
+    let sources: Vec<&RecordBatch> = used.iter().map(|b| sources[*b]).collect();
+    let gathered = interleave_record_batch(&sources, &local)?;
+    // No rows can't be; the schema stays the table's own object.
+    Ok(if gathered.schema() == *schema { gathered } else { concat_batches(schema, [&gathered])? })
+}
+
+fn properties(spec: &TableSpec, rows: usize) -> WriterProperties {
+    let mut builder = WriterProperties::builder()
+        .set_created_by(format!("flarelake {}", env!("CARGO_PKG_VERSION")))
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).unwrap_or_default()))
+        .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        .set_data_page_row_count_limit(PAGE_ROWS)
+        .set_statistics_enabled(EnabledStatistics::Page);
+    for (index, field) in spec.schema.fields().iter().enumerate() {
+        let path = column_path(field.name(), field.data_type());
+        if spec.sort_column.as_ref() == Some(field.name()) {
+            let sorting = SortingColumn { column_idx: leaf_index(&spec.schema, index), descending: false, nulls_first: false };
+            builder = builder.set_sorting_columns(Some(vec![sorting]));
+            builder = plain(builder, path.clone(), Encoding::DELTA_BINARY_PACKED);
+        }
+        if field.name() == "p_row_id" {
+            // Neighbours share all but the last few digits, and no value comes twice.
+            builder = plain(builder, path.clone(), Encoding::DELTA_BYTE_ARRAY);
+        }
+        if spec.lookup.contains(field.name()) {
+            let values = rows.min(ROW_GROUP_ROWS) * if matches!(field.data_type(), DataType::List(_)) { 3 } else { 1 };
+            builder = builder
+                .set_column_bloom_filter_enabled(path.clone(), true)
+                .set_column_bloom_filter_fpp(path.clone(), BLOOM_FALSE_POSITIVES)
+                .set_column_bloom_filter_max_ndv(path, values as u64);
+        }
+    }
+    builder.build()
+}
+
+fn plain(builder: WriterPropertiesBuilder, path: ColumnPath, encoding: Encoding) -> WriterPropertiesBuilder {
+    builder.set_column_dictionary_enabled(path.clone(), false).set_column_encoding(path, encoding)
+}
+
+/// The Parquet path of a column's values.
+fn column_path(name: &str, data_type: &DataType) -> ColumnPath {
+    let mut parts = vec![name.to_owned()];
+    if matches!(data_type, DataType::List(_)) {
+        parts.extend(["list".to_owned(), "element".to_owned()]);
+    }
+    ColumnPath::new(parts)
+}
+
+/// Parquet counts leaves: a map has two.
+fn leaf_index(schema: &SchemaRef, column: usize) -> i32 {
+    let leaves = |t: &DataType| if matches!(t, DataType::Map(..)) { 2 } else { 1 };
+    schema.fields()[..column].iter().map(|f| leaves(f.data_type())).sum()
+}
+
+/// Delta's statistics of a file: true bounds, whoever reads them.
+fn stats(spec: &TableSpec, metadata: &ParquetMetaData) -> Value {
+    let (mut least, mut greatest, mut nulls) = (Map::new(), Map::new(), Map::new());
+    for name in &spec.stats {
+        let Ok(index) = spec.schema.index_of(name) else { continue };
+        let leaf = leaf_index(&spec.schema, index) as usize;
+        let is_time = matches!(spec.schema.field(index).data_type(), DataType::Timestamp(..));
+        let found: Option<Vec<&Statistics>> = metadata.row_groups().iter().map(|g| g.column(leaf).statistics()).collect();
+        // A row group that tells nothing makes every bound a guess.
+        let Some(found) = found else { continue };
+        nulls.insert(name.clone(), json!(found.iter().filter_map(|s| s.null_count_opt()).sum::<u64>()));
+        if is_time {
+            let bounds = found.iter().filter_map(|s| match s {
+                Statistics::Int64(v) => Some((*v.min_opt()?, *v.max_opt()?)),
+                _ => None,
+            });
+            if let Some((min, max)) = bounds.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))) {
+                least.insert(name.clone(), json!(milliseconds(min.div_euclid(1000))));
+                // Cut to the millisecond, the greatest time would be too small to be a bound.
+                greatest.insert(name.clone(), json!(milliseconds(-(-max).div_euclid(1000))));
+            }
+        } else {
+            let bounds = found.iter().filter_map(|s| match s {
+                Statistics::ByteArray(v) => Some((v.min_opt()?.as_utf8().ok()?, v.max_opt()?.as_utf8().ok()?)),
+                _ => None,
+            });
+            if let Some((min, max)) = bounds.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))) {
+                least.insert(name.clone(), json!(min));
+                greatest.insert(name.clone(), json!(max));
+            }
+        }
+    }
+    json!({"numRecords": metadata.file_metadata().num_rows(), "minValues": least, "maxValues": greatest, "nullCount": nulls})
+}
+
+fn milliseconds(count: i64) -> String {
+    let time = chrono::DateTime::from_timestamp_millis(count).unwrap_or_default();
+    time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+}
+
+/// The rows of an uploaded file that `keep` wants, told by their `p_row_id`; none if it wants none.
+pub fn filter_rows(spec: &TableSpec, bytes: bytes::Bytes, keep: impl Fn(&str) -> bool) -> Result<Vec<RecordBatch>, FileError> {
+    let failed = |message: String| FileError { table: spec.name.clone(), message };
+    // Text is read into views, as the schema has it, and every column under the type it was written from.
+    let options = ArrowReaderOptions::new().with_schema(spec.schema.clone());
+    let reader = ParquetRecordBatchReaderBuilder::try_new_with_options(bytes, options).and_then(|b| b.build());
+    let mut kept = Vec::new();
+    for batch in reader.map_err(|e| failed(e.to_string()))? {
+        let batch = batch.map_err(|e| failed(e.to_string()))?;
+        let ids = batch.column_by_name("p_row_id").ok_or_else(|| failed("no column p_row_id".into()))?;
+        let mask: arrow::array::BooleanArray = ids.as_string_view().iter().map(|id| id.map(&keep)).collect();
+        let batch = arrow::compute::filter_record_batch(&batch, &mask).map_err(|e| failed(e.to_string()))?;
+        if batch.num_rows() > 0 {
+            kept.push(batch);
+        }
+    }
+    Ok(kept)
+}
+
+/// Bytes that a batch holds in memory.
+pub fn memory(batches: &[RecordBatch]) -> usize {
+    batches.iter().map(RecordBatch::get_array_memory_size).sum()
+}

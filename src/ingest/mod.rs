@@ -1,0 +1,22 @@
+//! The record's journey, from stored bytes to landed rows. Modules stand in the order of travel, and import only
+//! what is declared above them.
+//!
+//! ```text
+//! source → inflate → split (json) → decode → batch: partition, file → lake
+//!                        └── reject ──────────┘
+//! ```
+
+pub mod object;
+pub mod reject;
+pub mod inflate;
+pub mod json;
+pub mod split;
+pub mod decode;
+pub mod partition;
+pub mod file;
+pub mod keeping;
+pub mod source;
+pub mod stdin;
+pub mod batch;
+pub mod worker;
+pub mod backfill;

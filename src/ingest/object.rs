@@ -1,0 +1,109 @@
+//! What an object is: one unit of input that lands whole or not at all, and by what it is known for ever.
+
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+
+/// A 128-bit hash of an object's identity. Two objects with one id are the same object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectId(pub u128);
+
+impl ObjectId {
+    /// Of the parts that identify the object; the first says what kind of identity it is.
+    fn of(parts: &[&[u8]]) -> Self {
+        let mut hash = Sha256::new();
+        for part in parts {
+            // Lengths keep ("a", "bc") and ("ab", "c") apart.
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        Self(u128::from_be_bytes(hash.finalize()[..16].try_into().expect("16 of 32 bytes")))
+    }
+
+    /// An S3 object: bucket, key, and the ETag of the response that was read, without quotes.
+    pub fn of_s3(bucket: &str, key: &str, etag: &str) -> Self {
+        Self::of(&[b"s3", bucket.as_bytes(), key.as_bytes(), etag.as_bytes()])
+    }
+
+    /// A local file: canonical path, and the hash of its bytes.
+    pub fn of_file(path: &str, content: &ContentHash) -> Self {
+        Self::of(&[b"file", path.as_bytes(), &content.0])
+    }
+
+    /// A piece of standard input: the hash of its bytes.
+    pub fn of_stdin(content: &ContentHash) -> Self {
+        Self::of(&[b"stdin", &content.0])
+    }
+
+    /// The id that the text of [`Display`](fmt::Display) stands for.
+    pub fn parse(text: &str) -> Option<Self> {
+        (text.len() == 32).then(|| u128::from_str_radix(text, 16).ok().map(Self)).flatten()
+    }
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+/// SHA-256 of an object's bytes as they are stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContentHash(pub [u8; 32]);
+
+impl ContentHash {
+    /// Hashes everything that `reader` gives.
+    pub fn of(mut reader: impl std::io::Read) -> std::io::Result<Self> {
+        let mut hash = Sha256::new();
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            match reader.read(&mut buffer)? {
+                0 => return Ok(Self(hash.finalize().into())),
+                n => hash.update(&buffer[..n]),
+            }
+        }
+    }
+}
+
+impl fmt::Display for ContentHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+/// Everything the lake keeps about where an object came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    /// What it is known by.
+    pub id: ObjectId,
+    /// The bucket; none for a file or standard input.
+    pub bucket: Option<String>,
+    /// The key, the canonical path, or `-`.
+    pub key: String,
+    /// The ETag without quotes, or the hash of the bytes.
+    pub etag: String,
+    /// Bytes as stored.
+    pub size: u64,
+    /// When it was written, in microseconds since the epoch; none if nothing tells.
+    pub last_modified: Option<i64>,
+    /// The source it belongs to.
+    pub source_id: Option<String>,
+    /// That source's label.
+    pub source_label: Option<String>,
+}
+
+impl Object {
+    /// Where it is, as a person would write it.
+    pub fn location(&self) -> String {
+        match &self.bucket {
+            Some(bucket) => format!("s3://{bucket}/{}", self.key),
+            None => self.key.clone(),
+        }
+    }
+}
+
+/// Objects that hold no records by their very name: Cloudflare's proof of ownership, and directory markers.
+pub fn is_no_log(key: &str) -> bool {
+    let name = key.rsplit('/').next().unwrap_or(key);
+    name.is_empty() || (name.starts_with("ownership-challenge") && name.ends_with(".txt"))
+}

@@ -1,0 +1,232 @@
+//! One worker: takes fetched objects, decodes them into its batch, and flushes the batch when it is full.
+//! Blocking code: a worker has a thread of its own.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::runtime::Handle;
+
+use super::batch::{Batch, BatchError, Flushed, Tables};
+use super::decode::{Decoder, ObjectContext, RecordLimits};
+use super::inflate::{InflateError, Inflater, ObjectLimits, cause};
+use super::object::{Object, ObjectId};
+use super::source::Input;
+use super::split::Framing;
+use crate::base::now_micros;
+use crate::schema::Catalog;
+use crate::table::Lake;
+
+/// How much of a large object is decoded at once.
+const WINDOW_BYTES: usize = 8 << 20;
+
+/// What a worker works with.
+#[derive(Debug, Clone)]
+pub struct WorkerSettings {
+    /// Limits on records.
+    pub records: RecordLimits,
+    /// Limits on objects.
+    pub objects: ObjectLimits,
+    /// The batch is flushed when its rows hold this many bytes.
+    pub flush_bytes: usize,
+    /// Objects that inflate to at most this are decoded in one piece.
+    pub whole_bytes: usize,
+}
+
+/// Running totals that a progress display reads while workers count.
+#[derive(Debug, Default)]
+pub struct Meter {
+    /// Objects found.
+    pub objects_total: AtomicU64,
+    /// Objects done with, one way or another.
+    pub objects_done: AtomicU64,
+    /// Stored bytes found.
+    pub bytes_total: AtomicU64,
+    /// Stored bytes done with.
+    pub bytes_done: AtomicU64,
+    /// Inflated bytes decoded.
+    pub inflated: AtomicU64,
+    /// Records decoded.
+    pub records: AtomicU64,
+    /// Rejects among them.
+    pub rejects: AtomicU64,
+}
+
+impl Meter {
+    pub(super) fn add(counter: &AtomicU64, by: u64) {
+        counter.fetch_add(by, Ordering::Relaxed);
+    }
+
+    /// A counter's value.
+    pub fn get(counter: &AtomicU64) -> u64 {
+        counter.load(Ordering::Relaxed)
+    }
+}
+
+/// Why an object, or everything, stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkError {
+    /// This object can't be read; others can.
+    #[error("{location}: can't be read: {source}")]
+    Read {
+        /// The object.
+        location: String,
+        /// What the system or store said.
+        source: std::io::Error,
+    },
+    /// The lake can't be written.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+}
+
+/// See the module.
+pub struct Worker {
+    settings: WorkerSettings,
+    decoder: Decoder,
+    inflater: Inflater,
+    window: Vec<u8>,
+    batch: Batch,
+    meter: Arc<Meter>,
+}
+
+impl Worker {
+    /// A worker that lands in `lake`; without one it only decodes.
+    pub fn new(catalog: &Catalog, tables: Arc<Tables>, lake: Option<Arc<Lake>>, settings: WorkerSettings, meter: Arc<Meter>, runtime: Handle) -> Self {
+        Self {
+            decoder: Decoder::new(catalog, settings.records),
+            inflater: Inflater::new(settings.objects, settings.whole_bytes),
+            window: Vec::new(),
+            batch: Batch::new(lake, tables, runtime),
+            settings,
+            meter,
+        }
+    }
+
+    /// Decodes an object into the batch, and flushes the batch if it is full. `log_type`: what every record is
+    /// taken for, by its index in the catalog; else each is told by its own fields.
+    pub fn work(&mut self, object: Object, input: Input, framing: Framing, log_type: Option<usize>) -> Result<Option<Flushed>, WorkError> {
+        let parse_time = now_micros();
+        let context = ObjectContext {
+            id: object.id,
+            last_modified: object.last_modified,
+            source_id: object.source_id.clone(),
+            source_label: object.source_label.clone(),
+            parse_time,
+            log_type,
+        };
+        self.decoder.begin(context, framing);
+        let mut flushed = Flushed::default();
+        match self.decode(&object, input, parse_time, &mut flushed) {
+            Ok(()) => self.batch.close(object, self.decoder.counts()),
+            Err(Stop::Inflate(InflateError::Read(source))) => {
+                self.batch.abandon_open();
+                return Err(WorkError::Read { location: object.location(), source });
+            }
+            Err(Stop::Inflate(error)) => {
+                let reason = error.reason().expect("only a failed read has no reason");
+                let message = format!("{}: {error}", object.location());
+                tracing::warn!(object = %object.location(), reason = reason.code(), "{error}; no row of it lands");
+                Meter::add(&self.meter.rejects, 1);
+                self.batch.close_broken(object, reason, message, parse_time);
+            }
+            Err(Stop::Batch(error)) => return Err(error.into()),
+        }
+        if self.batch.bytes() >= self.settings.flush_bytes {
+            flushed.append(self.flush()?);
+        }
+        Ok((!flushed.is_empty()).then_some(flushed))
+    }
+
+    /// Lands what the batch holds.
+    pub fn flush(&mut self) -> Result<Flushed, BatchError> {
+        self.batch.flush()
+    }
+
+    fn decode(&mut self, object: &Object, input: Input, parse_time: i64, flushed: &mut Flushed) -> Result<(), Stop> {
+        let stored = match input {
+            Input::Memory(stored) => {
+                if let Some(window) = self.inflater.whole(&stored)? {
+                    self.decoder.decode(window, 0, true);
+                    Meter::add(&self.meter.inflated, window.len() as u64);
+                    return self.collect(object, parse_time, flushed);
+                }
+                Input::Memory(stored)
+            }
+            other => other,
+        };
+        let reader = stored.reader().map_err(InflateError::Read)?;
+        let mut reader = Inflater::stream(reader, self.settings.objects).map_err(cause)?;
+        let mut window = std::mem::take(&mut self.window);
+        window.clear();
+        let result = self.decode_stream(&mut reader, &mut window, object, parse_time, flushed);
+        self.window = window;
+        result
+    }
+
+    fn decode_stream(&mut self, reader: &mut dyn Read, window: &mut Vec<u8>, object: &Object, parse_time: i64, flushed: &mut Flushed) -> Result<(), Stop> {
+        let mut offset = 0;
+        let mut wanted = WINDOW_BYTES;
+        loop {
+            let missing = wanted - window.len();
+            let got = reader.take(missing as u64).read_to_end(window).map_err(cause)?;
+            let last = got < missing;
+            let used = self.decoder.decode(window, offset, last);
+            Meter::add(&self.meter.inflated, got as u64);
+            window.drain(..used);
+            offset += used as u64;
+            // What is left is the beginning of a record: the next window holds it and as much again.
+            wanted = window.len() + WINDOW_BYTES;
+            self.collect(object, parse_time, flushed)?;
+            if last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Moves what was decoded into the batch, and makes room if it grows too large.
+    fn collect(&mut self, object: &Object, parse_time: i64, flushed: &mut Flushed) -> Result<(), Stop> {
+        let decoded = self.decoder.take();
+        let rows: usize = decoded.batches.iter().map(|(_, batch)| batch.num_rows()).sum();
+        Meter::add(&self.meter.records, (rows + decoded.rejects.len()) as u64);
+        Meter::add(&self.meter.rejects, decoded.rejects.len() as u64);
+        self.batch.add(object, decoded, parse_time);
+        if self.batch.bytes() >= self.settings.flush_bytes && !self.batch.is_empty() {
+            flushed.append(self.batch.flush()?);
+        }
+        if self.batch.bytes() >= self.settings.flush_bytes {
+            self.batch.spill()?;
+        }
+        Ok(())
+    }
+}
+
+/// Why decoding an object stopped.
+enum Stop {
+    Inflate(InflateError),
+    Batch(BatchError),
+}
+
+impl From<InflateError> for Stop {
+    fn from(error: InflateError) -> Self {
+        Self::Inflate(error)
+    }
+}
+
+impl From<BatchError> for Stop {
+    fn from(error: BatchError) -> Self {
+        Self::Batch(error)
+    }
+}
+
+impl Flushed {
+    /// Whether it tells of no object.
+    pub fn is_empty(&self) -> bool {
+        self.landed.is_empty() && self.already_there.is_empty() && self.stale.is_empty()
+    }
+
+    fn append(&mut self, other: Self) {
+        self.landed.extend(other.landed);
+        self.already_there.extend(other.already_there);
+        self.stale.extend::<Vec<ObjectId>>(other.stale);
+    }
+}

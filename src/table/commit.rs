@@ -1,0 +1,160 @@
+//! What stands in a commit: Delta actions, and in the ledger's commits what each batch gives to each table.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::Bytes;
+use deltalake::kernel::transaction::CommitData;
+use deltalake::kernel::{Action, Add, Metadata, Protocol, Transaction};
+use deltalake::protocol::{DeltaOperation, SaveMode};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The app id of the `txn` that says up to which ledger version a table has been brought; and the key in the
+/// ledger's commitInfo.
+pub(super) const APP: &str = "flarelake";
+/// The version of [`Landing`]'s form.
+const FORMAT: u32 = 1;
+
+/// A Parquet file that was uploaded, with all that a log has to say of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataFile {
+    /// Its path below the table.
+    pub path: String,
+    /// Partition column to value.
+    pub partition_values: BTreeMap<String, String>,
+    /// Bytes.
+    pub size: u64,
+    /// Rows.
+    pub rows: u64,
+    /// When it was written, in milliseconds since the epoch.
+    pub modified_ms: i64,
+    /// Delta's per-file statistics, as JSON.
+    pub stats: String,
+}
+
+impl DataFile {
+    fn add(&self) -> Add {
+        Add {
+            path: self.path.clone(),
+            partition_values: self.partition_values.iter().map(|(k, v)| (k.clone(), Some(v.clone()))).collect(),
+            size: self.size as i64,
+            modification_time: self.modified_ms,
+            data_change: true,
+            stats: Some(self.stats.clone()),
+            ..Add::default()
+        }
+    }
+}
+
+/// One batch: the objects that it lands, and the files that each table shall get.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Landing {
+    /// Tells this batch from every other: how a writer finds that its own put had won.
+    pub batch: String,
+    /// The ids of the objects.
+    #[serde(with = "hex_ids")]
+    pub objects: Vec<u128>,
+    /// Table name to files.
+    pub adds: BTreeMap<String, Vec<DataFile>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Envelope {
+    v: u32,
+    #[serde(flatten)]
+    landing: Landing,
+}
+
+mod hex_ids {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(ids: &[u128], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(ids.iter().map(|id| format!("{id:032x}")))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u128>, D::Error> {
+        let texts = Vec::<String>::deserialize(from)?;
+        texts.iter().map(|t| u128::from_str_radix(t, 16).map_err(serde::de::Error::custom)).collect()
+    }
+}
+
+/// What flarelake needs to know of a commit that it reads.
+#[derive(Debug, Default)]
+pub struct ReadCommit {
+    /// Our app's `txn`.
+    pub txn: Option<u64>,
+    /// What a ledger's commit lands.
+    pub landing: Option<Landing>,
+    /// The table's layout, if the commit sets it.
+    pub metadata: Option<TableMetadata>,
+    /// The protocol versions (reader, writer), if the commit sets them.
+    pub protocol: Option<(i64, i64)>,
+}
+
+/// The part of a `metaData` action that decides whether our files fit.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TableMetadata {
+    /// The Delta schema as JSON text.
+    pub schema_string: String,
+    /// Partition column names.
+    pub partition_columns: Vec<String>,
+}
+
+/// Reads a commit's lines. Actions that we don't know are passed over: the format allows for them.
+pub fn read(bytes: &[u8]) -> Result<ReadCommit, String> {
+    let mut commit = ReadCommit::default();
+    for line in bytes.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).filter(|l| !l.is_empty()) {
+        // Most lines are files, whose statistics we have no use for.
+        if line.starts_with(br#"{"add":"#) || line.starts_with(br#"{"remove":"#) {
+            continue;
+        }
+        let mut action: Value = serde_json::from_slice(line).map_err(|e| e.to_string())?;
+        if let Some(envelope) = action.get_mut("commitInfo").and_then(|info| info.get_mut(APP)) {
+            let envelope: Envelope = serde_json::from_value(envelope.take()).map_err(|e| format!("its {APP} entry can't be read: {e}"))?;
+            if envelope.v != FORMAT {
+                return Err(format!("its {APP} entry has format {}; this flarelake knows format {FORMAT}: upgrade it", envelope.v));
+            }
+            commit.landing = Some(envelope.landing);
+        }
+        if let Some(txn) = action.get("txn").filter(|t| t["appId"] == APP) {
+            commit.txn = txn["version"].as_u64();
+        }
+        if let Some(metadata) = action.get_mut("metaData") {
+            commit.metadata = Some(serde_json::from_value(metadata.take()).map_err(|e| format!("its metaData can't be read: {e}"))?);
+        }
+        if let Some(protocol) = action.get("protocol") {
+            let version = |key: &str| protocol[key].as_i64().unwrap_or(i64::MAX);
+            commit.protocol = Some((version("minReaderVersion"), version("minWriterVersion")));
+        }
+    }
+    Ok(commit)
+}
+
+fn append_operation() -> DeltaOperation {
+    DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None }
+}
+
+fn bytes(actions: Vec<Action>, metadata: HashMap<String, Value>, txn: Vec<Transaction>) -> Result<Bytes, String> {
+    CommitData::new(actions, append_operation(), metadata, txn).get_bytes().map_err(|e| e.to_string())
+}
+
+/// The ledger's commit that lands a batch.
+pub fn landing(landing: &Landing, ledger_file: &DataFile) -> Result<Bytes, String> {
+    let envelope = serde_json::to_value(Envelope { v: FORMAT, landing: landing.clone() }).map_err(|e| e.to_string())?;
+    bytes(vec![Action::Add(ledger_file.add())], HashMap::from([(APP.to_owned(), envelope)]), Vec::new())
+}
+
+/// The commit that brings a table up to ledger version `to`.
+pub fn projection<'a>(files: impl IntoIterator<Item = &'a DataFile>, to: u64) -> Result<Bytes, String> {
+    let adds = files.into_iter().map(|file| Action::Add(file.add())).collect();
+    bytes(adds, HashMap::new(), vec![Transaction::new(APP, to as i64)])
+}
+
+/// A table's first commit. `txn`: the ledger's version of that moment; none for the ledger itself.
+pub fn creation(location: &url::Url, protocol: Protocol, metadata: Metadata, txn: Option<u64>) -> Result<Bytes, String> {
+    let actions = vec![Action::Protocol(protocol.clone()), Action::Metadata(metadata.clone())];
+    let operation = DeltaOperation::Create { mode: SaveMode::ErrorIfExists, location: location.clone(), protocol, metadata };
+    let txn = txn.map(|version| Transaction::new(APP, version as i64)).into_iter().collect();
+    CommitData::new(actions, operation, HashMap::new(), txn).get_bytes().map_err(|e| e.to_string())
+}

@@ -1,0 +1,317 @@
+//! A lake under write: landing batches in the ledger, and bringing the tables up to it.
+//!
+//! The protocol, step by step, is DESIGN §4's: versions of the ledger are a total order, and who puts v+1 has read
+//! all up to v; so no object can land twice. What is put into the ledger has landed, whatever happens to
+//! the writer: its files are named there, and anyone brings them into the tables.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use deltalake::DeltaTable;
+use object_store::path::Path;
+use parking_lot::Mutex as SyncMutex;
+use tokio::sync::Mutex;
+
+use super::commit::{self, DataFile, Landing, TableMetadata};
+use super::ledger::{self, Known};
+use super::log::{Log, Put, TableError, log_store};
+use super::spec::{LEDGER_TABLE, TableSpec, ledger_spec};
+use crate::base::Watch;
+use crate::base::store::Store;
+
+/// Files older than this are not landed: an upkeep that thinks their writer dead may have removed them.
+pub const MAX_FILE_AGE: Duration = Duration::from_secs(3600);
+/// A put that took longer than this since the log's end was read may have won a number that was cleaned up.
+const MAX_CURSOR_AGE: Duration = Duration::from_secs(600);
+/// How often a put that may or may not have landed is looked into before giving up.
+const MAX_UNKNOWN_PUTS: u32 = 5;
+
+/// What came of landing a batch.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LandOutcome {
+    /// All of it has landed, in all tables.
+    Landed,
+    /// These objects had landed before: nothing was landed; leave them out and try again.
+    Duplicates(HashSet<u128>),
+    /// The files are too old to be landed: decode again.
+    Stale,
+}
+
+/// See the module.
+pub struct Lake {
+    store: Store,
+    known: Known,
+    ledger: Mutex<Log>,
+    tables: SyncMutex<BTreeMap<String, Arc<Mutex<Table>>>>,
+}
+
+/// A data table under write.
+struct Table {
+    log: Log,
+    /// The ledger version that it has been brought up to.
+    txn: u64,
+    metadata: TableMetadata,
+}
+
+impl Lake {
+    /// Opens a lake to write to, creating its ledger if there is none; then brings every table up to the ledger.
+    pub async fn open(store: Store) -> Result<Self, TableError> {
+        let mut log = Log::new(&store, LEDGER_TABLE);
+        log.create_if_missing(&ledger_spec(), None).await?;
+        let lake = Self { known: Known::default(), tables: SyncMutex::default(), ledger: Mutex::new(log), store };
+        {
+            let mut log = lake.ledger.lock().await;
+            if log.read_entry(0).await?.is_none() {
+                lake.load_checkpointed(&mut log).await?;
+            }
+            ledger::catch_up(&mut log, &lake.known, None).await?;
+        }
+        lake.project_all().await?;
+        Ok(lake)
+    }
+
+    /// The ledger's first entries were cleaned up: takes the ids from the ledger's own table.
+    async fn load_checkpointed(&self, log: &mut Log) -> Result<(), TableError> {
+        let snapshot = open_snapshot(&self.store, LEDGER_TABLE).await?;
+        let Some(snapshot) = snapshot else {
+            return Err(TableError::Layout { table: log.table.clone(), message: "its log has no beginning and no checkpoint; restore it from a copy".into() });
+        };
+        let version = snapshot.version();
+        self.known.extend(read_object_ids(&snapshot).await?);
+        log.version = version;
+        Ok(())
+    }
+
+    /// Where the lake is.
+    pub fn url(&self) -> &url::Url {
+        &self.store.url
+    }
+
+    /// The store that holds it.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Where a table's file is, in the store.
+    pub fn file_path(&self, table: &str, file: &DataFile) -> Path {
+        let table = self.store.root.clone().join(table);
+        table.parts().chain(Path::from(file.path.as_str()).parts()).collect()
+    }
+
+    /// Whether the object had landed when the ledger was last read.
+    pub fn contains(&self, object: u128) -> bool {
+        self.known.contains(object)
+    }
+
+    /// How many objects had landed when the ledger was last read.
+    pub fn objects(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Makes sure that the table is there and that files made for `spec` fit it. Before the first landing that
+    /// names the table.
+    pub async fn ensure_table(&self, spec: &TableSpec) -> Result<(), TableError> {
+        if self.tables.lock().contains_key(&spec.name) {
+            return Ok(());
+        }
+        let table = match Table::open(&self.store, &spec.name).await? {
+            Some(table) => table,
+            None => {
+                // Its txn is the ledger's version of a moment in which no entry named it.
+                let mut ledger = self.ledger.lock().await;
+                ledger::catch_up(&mut ledger, &self.known, None).await?;
+                let txn = ledger.version.unwrap_or(0);
+                drop(ledger);
+                Log::new(&self.store, &spec.name).create(spec, Some(txn)).await?;
+                let created = Table::open(&self.store, &spec.name).await?;
+                created.ok_or_else(|| TableError::request(&spec.name, "reading the table just created", "it is not there"))?
+            }
+        };
+        table.log.check(spec, &table.metadata)?;
+        self.tables.lock().entry(spec.name.clone()).or_insert_with(|| Arc::new(Mutex::new(table)));
+        Ok(())
+    }
+
+    /// Lands a batch whose files are uploaded: `ledger_file` holds its objects' rows for the ledger, `made` was
+    /// started before the first file was written. On success every table that it touches has its rows.
+    pub async fn land(&self, landing: &Landing, ledger_file: &DataFile, made: Watch) -> Result<LandOutcome, TableError> {
+        let bytes = |log: &Log| {
+            commit::landing(landing, ledger_file).map_err(|message| TableError::Layout { table: log.table.clone(), message })
+        };
+        let mut ledger = self.ledger.lock().await;
+        let mut unknown = 0;
+        loop {
+            if ledger::catch_up(&mut ledger, &self.known, Some(&landing.batch)).await? {
+                break;
+            }
+            let there: HashSet<u128> = landing.objects.iter().copied().filter(|o| self.known.contains(*o)).collect();
+            if !there.is_empty() {
+                return Ok(LandOutcome::Duplicates(there));
+            }
+            if made.elapsed() > MAX_FILE_AGE {
+                return Ok(LandOutcome::Stale);
+            }
+            let bytes = bytes(&ledger)?;
+            match ledger.put(bytes).await {
+                Put::Won => {
+                    let version = ledger.version.unwrap_or_default();
+                    if ledger.read.elapsed() > MAX_CURSOR_AGE && ledger.checkpoint().await?.is_some_and(|c| c >= version) {
+                        return Err(TableError::Outrun { table: ledger.table.clone() });
+                    }
+                    self.known.apply(version, landing.clone());
+                    break;
+                }
+                Put::Lost => {}
+                Put::Unknown(message) => {
+                    unknown += 1;
+                    if unknown == MAX_UNKNOWN_PUTS {
+                        return Err(TableError::request(&ledger.table, "putting a log entry", message));
+                    }
+                    tokio::time::sleep(Duration::from_millis(50 << unknown)).await;
+                }
+            }
+        }
+        drop(ledger);
+        for table in landing.adds.keys() {
+            self.project(table).await?;
+        }
+        Ok(LandOutcome::Landed)
+    }
+
+    /// Brings every table up to the ledger as it was last read: what a writer that died has left is finished here.
+    pub async fn project_all(&self) -> Result<(), TableError> {
+        for table in self.known.pending_tables() {
+            self.project(&table).await?;
+        }
+        Ok(())
+    }
+
+    async fn project(&self, name: &str) -> Result<(), TableError> {
+        let known = self.tables.lock().get(name).cloned();
+        let table = match known {
+            Some(table) => table,
+            None => {
+                let opened = Table::open(&self.store, name).await?.ok_or_else(|| TableError::Layout {
+                    table: format!("{}{name}/", self.store.url),
+                    message: "the ledger gives it files, but it is not there; restore it from a copy".into(),
+                })?;
+                // Not kept: whether it fits its schema is checked when something is to be landed in it.
+                Arc::new(Mutex::new(opened))
+            }
+        };
+        let mut table = table.lock().await;
+        let mut unknown = 0;
+        loop {
+            table.catch_up().await?;
+            let Some((to, files)) = self.known.missing(name, table.txn) else { return Ok(()) };
+            let bytes = commit::projection(&files, to).map_err(|message| TableError::Layout { table: table.log.table.clone(), message })?;
+            match table.log.put(bytes).await {
+                Put::Won => {
+                    let version = table.log.version.unwrap_or_default();
+                    if table.log.read.elapsed() > MAX_CURSOR_AGE && table.log.checkpoint().await?.is_some_and(|c| c >= version) {
+                        return Err(TableError::Outrun { table: table.log.table.clone() });
+                    }
+                    table.txn = to;
+                }
+                Put::Lost => {}
+                Put::Unknown(message) => {
+                    unknown += 1;
+                    if unknown == MAX_UNKNOWN_PUTS {
+                        return Err(TableError::request(&table.log.table, "putting a log entry", message));
+                    }
+                    tokio::time::sleep(Duration::from_millis(50 << unknown)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Table {
+    /// Opens a table at its newest version; none if it is not there.
+    async fn open(store: &Store, name: &str) -> Result<Option<Self>, TableError> {
+        let mut log = Log::new(store, name);
+        let Some(latest) = log.latest().await? else { return Ok(None) };
+        let first = log.read_entry(0).await?.unwrap_or_default();
+        let (Some(metadata), Some(protocol)) = (first.metadata, first.protocol) else {
+            return Self::open_checkpointed(store, name, log).await.map(Some);
+        };
+        let mut txn = None;
+        let mut version = Some(latest);
+        while let (None, Some(at)) = (txn, version) {
+            txn = log.read_entry(at).await?.and_then(|entry| entry.txn);
+            version = at.checked_sub(1);
+        }
+        log.version = Some(latest);
+        let table = Self { txn: txn.unwrap_or(0), metadata, log };
+        table.check_protocol(protocol)?;
+        Ok(Some(table))
+    }
+
+    /// The log's beginning was cleaned up: what it said stands in a checkpoint.
+    async fn open_checkpointed(store: &Store, name: &str, mut log: Log) -> Result<Self, TableError> {
+        let failed = |e: deltalake::DeltaTableError| TableError::request(name, "reading the table's checkpoint", e);
+        let Some(table) = open_snapshot(store, name).await? else {
+            return Err(TableError::Layout { table: log.table, message: "its log has no beginning and no checkpoint; restore it from a copy".into() });
+        };
+        let snapshot = table.snapshot().map_err(failed)?;
+        let txn = snapshot.transaction_version(table.log_store().as_ref(), commit::APP).await.map_err(failed)?;
+        let metadata = serde_json::to_value(snapshot.metadata()).and_then(serde_json::from_value);
+        let metadata = metadata.map_err(|e| TableError::Layout { table: log.table.clone(), message: format!("its metaData can't be read: {e}") })?;
+        let protocol = snapshot.protocol();
+        let versions = (i64::from(protocol.min_reader_version()), i64::from(protocol.min_writer_version()));
+        log.version = table.version();
+        let table = Self { log, txn: txn.unwrap_or(0) as u64, metadata };
+        table.check_protocol(versions)?;
+        Ok(table)
+    }
+
+    fn check_protocol(&self, (reader, writer): (i64, i64)) -> Result<(), TableError> {
+        if reader > 1 || writer > 2 {
+            let message = format!("its protocol is ({reader},{writer}), which another engine set; flarelake writes protocol (1,2) only");
+            return Err(TableError::Layout { table: self.log.table.clone(), message });
+        }
+        Ok(())
+    }
+
+    async fn catch_up(&mut self) -> Result<(), TableError> {
+        let Self { log, txn, metadata } = self;
+        log.catch_up(|_, entry| {
+            *txn = entry.txn.unwrap_or(*txn);
+            if let Some(new) = entry.metadata {
+                *metadata = new;
+            }
+        })
+        .await
+    }
+}
+
+/// A table as readers see it now; none if it is not there.
+pub async fn open_snapshot(store: &Store, name: &str) -> Result<Option<DeltaTable>, TableError> {
+    let log_store = log_store(store, name);
+    let failed = |e: deltalake::DeltaTableError| TableError::request(log_store.root_url().as_str(), "opening the table", e);
+    if !log_store.is_delta_table_location().await.map_err(failed)? {
+        return Ok(None);
+    }
+    let mut table = DeltaTable::new(log_store.clone());
+    table.load().await.map_err(failed)?;
+    Ok(Some(table))
+}
+
+/// The ids of every object in a snapshot of the ledger.
+async fn read_object_ids(ledger: &DeltaTable) -> Result<Vec<u128>, TableError> {
+    use datafusion::prelude::{SessionContext, col};
+    let failed = |e: String| TableError::request("the ledger", "reading object ids", e);
+    let context = SessionContext::new();
+    let provider = ledger.table_provider().await.map_err(|e| failed(e.to_string()))?;
+    let frame = context.read_table(provider).and_then(|f| f.select(vec![col("object_id")])).map_err(|e| failed(e.to_string()))?;
+    let batches = frame.collect().await.map_err(|e| failed(e.to_string()))?;
+    let mut ids = Vec::new();
+    for batch in batches {
+        let texts = arrow::compute::cast(batch.column(0), &arrow::datatypes::DataType::Utf8).map_err(|e| failed(e.to_string()))?;
+        for text in arrow::array::AsArray::as_string::<i32>(&texts).iter().flatten() {
+            ids.push(u128::from_str_radix(text, 16).map_err(|e| failed(format!("`{text}` is no object id: {e}")))?);
+        }
+    }
+    Ok(ids)
+}

@@ -1,0 +1,72 @@
+//! The ledger in memory: which objects have landed, and what each table has still to get.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use parking_lot::RwLock;
+use rustc_hash::FxHashSet;
+
+use super::commit::{DataFile, Landing, ReadCommit};
+use super::log::{Log, TableError};
+
+/// What the ledger's log says, as far as it was read.
+#[derive(Debug, Default)]
+pub struct Known {
+    objects: RwLock<FxHashSet<u128>>,
+    /// By table: the files of ledger versions that the table is not known to have, oldest first.
+    pending: RwLock<BTreeMap<String, VecDeque<(u64, Vec<DataFile>)>>>,
+}
+
+impl Known {
+    /// Whether the object has landed.
+    pub fn contains(&self, object: u128) -> bool {
+        self.objects.read().contains(&object)
+    }
+
+    /// How many objects have landed.
+    pub fn len(&self) -> usize {
+        self.objects.read().len()
+    }
+
+    /// Takes note of what a ledger version lands.
+    pub fn apply(&self, version: u64, landing: Landing) {
+        self.objects.write().extend(landing.objects);
+        let mut pending = self.pending.write();
+        for (table, files) in landing.adds.into_iter().filter(|(_, files)| !files.is_empty()) {
+            pending.entry(table).or_default().push_back((version, files));
+        }
+    }
+
+    /// Takes note of objects whose log entries are gone: they stand in the ledger's table only.
+    pub fn extend(&self, objects: impl IntoIterator<Item = u128>) {
+        self.objects.write().extend(objects);
+    }
+
+    /// The tables that may have something to get.
+    pub fn pending_tables(&self) -> Vec<String> {
+        self.pending.read().iter().filter(|(_, versions)| !versions.is_empty()).map(|(table, _)| table.clone()).collect()
+    }
+
+    /// The files that a table at ledger version `has` has still to get, and the version it then is at.
+    pub fn missing(&self, table: &str, has: u64) -> Option<(u64, Vec<DataFile>)> {
+        let mut pending = self.pending.write();
+        let versions = pending.get_mut(table)?;
+        while versions.front().is_some_and(|(version, _)| *version <= has) {
+            versions.pop_front();
+        }
+        let to = versions.back()?.0;
+        Some((to, versions.iter().flat_map(|(_, files)| files.iter().cloned()).collect()))
+    }
+}
+
+/// Reads the ledger's new entries into `known`. True if one of them is `batch`.
+pub async fn catch_up(log: &mut Log, known: &Known, batch: Option<&str>) -> Result<bool, TableError> {
+    let mut found = false;
+    log.catch_up(|version, commit: ReadCommit| {
+        if let Some(landing) = commit.landing {
+            found |= batch == Some(landing.batch.as_str());
+            known.apply(version, landing);
+        }
+    })
+    .await?;
+    Ok(found)
+}

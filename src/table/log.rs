@@ -1,0 +1,247 @@
+//! One table's log: reading it forward from where we are, and putting the next version if it is absent.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use deltalake::kernel::engine::arrow_conversion::TryIntoKernel as _;
+use deltalake::kernel::{Protocol, StructType, new_metadata};
+use deltalake::logstore::{CommitOrBytes, LogStoreRef, StorageConfig, default_logstore};
+use deltalake::kernel::transaction::TransactionError;
+use futures::StreamExt as _;
+use object_store::prefix::PrefixStore;
+
+use super::commit::{self, ReadCommit, TableMetadata};
+use super::spec::TableSpec;
+use crate::base::store::Store;
+use crate::base::{Watch, new_uuid};
+
+/// How many log entries are fetched at once while catching up.
+const READ_AHEAD: u64 = 64;
+
+/// Why a table can't be read or written. Each says which table, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// A request to the store failed.
+    #[error("{table}: {doing} failed: {message}; nothing was lost, run it again")]
+    Request {
+        /// The table's URL.
+        table: String,
+        /// What was being done.
+        doing: String,
+        /// What the store said.
+        message: String,
+    },
+    /// The table's log has an entry that we can't read.
+    #[error("{table}: log entry {version} can't be used: {message}")]
+    Entry {
+        /// The table's URL.
+        table: String,
+        /// The version.
+        version: u64,
+        /// What is wrong.
+        message: String,
+    },
+    /// The table's layout is not ours.
+    #[error("{table}: {message}")]
+    Layout {
+        /// The table's URL.
+        table: String,
+        /// How it differs, and what to do.
+        message: String,
+    },
+    /// The version that a put won had been cleaned up before: nobody reads it.
+    #[error("{table}: this writer was away so long that its place in the log was cleaned up; run it again")]
+    Outrun {
+        /// The table's URL.
+        table: String,
+    },
+}
+
+impl TableError {
+    pub(super) fn request(table: &str, doing: impl Into<String>, error: impl std::fmt::Display) -> Self {
+        Self::Request { table: table.to_owned(), doing: doing.into(), message: error.to_string() }
+    }
+}
+
+/// What came of a put.
+#[derive(Debug)]
+pub enum Put {
+    /// The version is ours.
+    Won,
+    /// Someone else has it, or perhaps we: read it.
+    Lost,
+    /// The store failed; it may have landed all the same: read again.
+    Unknown(String),
+}
+
+/// A cursor over a table's log.
+pub struct Log {
+    /// The table's URL, for messages.
+    pub table: String,
+    store: LogStoreRef,
+    /// The last version read; none if the table has none yet.
+    pub version: Option<u64>,
+    /// When the end of the log was last seen.
+    pub read: Watch,
+}
+
+/// The table's log store in a lake's store.
+pub fn log_store(store: &Store, table: &str) -> LogStoreRef {
+    let url = store.url.join(&format!("{table}/")).expect("a table's name is a plain word");
+    let prefixed = Arc::new(PrefixStore::new(store.objects.clone(), store.root.clone().join(table)));
+    default_logstore(prefixed, store.objects.clone(), &url, &StorageConfig::default())
+}
+
+impl Log {
+    /// A cursor before the log's first entry.
+    pub fn new(store: &Store, table: &str) -> Self {
+        let log_store = log_store(store, table);
+        Self { table: log_store.root_url().to_string(), store: log_store, version: None, read: Watch::start() }
+    }
+
+    fn next_version(&self) -> u64 {
+        self.version.map_or(0, |v| v + 1)
+    }
+
+    async fn entry(&self, version: u64) -> Result<Option<ReadCommit>, TableError> {
+        let read = self.store.read_commit_entry(version).await;
+        let bytes = read.map_err(|e| TableError::request(&self.table, format!("reading log entry {version}"), e))?;
+        let parse = |bytes: Bytes| commit::read(&bytes);
+        bytes.map(parse).transpose().map_err(|message| TableError::Entry { table: self.table.clone(), version, message })
+    }
+
+    /// The entry of one version; none if there is none.
+    pub async fn read_entry(&self, version: u64) -> Result<Option<ReadCommit>, TableError> {
+        self.entry(version).await
+    }
+
+    /// Reads every entry beyond the cursor, in order, into `each`.
+    pub async fn catch_up(&mut self, mut each: impl FnMut(u64, ReadCommit)) -> Result<(), TableError> {
+        let mut ahead = 1;
+        loop {
+            let read = Watch::start();
+            let from = self.next_version();
+            let this = &*self;
+            let entries = futures::stream::iter(from..from + ahead).map(|version| this.entry(version)).buffered(ahead as usize);
+            let entries: Vec<_> = entries.collect().await;
+            for entry in entries {
+                let Some(entry) = entry? else {
+                    self.read = read;
+                    return Ok(());
+                };
+                let version = self.next_version();
+                self.version = Some(version);
+                each(version, entry);
+            }
+            ahead = READ_AHEAD;
+        }
+    }
+
+    /// Puts the version after the cursor, if it is absent. A won put moves the cursor.
+    pub async fn put(&mut self, bytes: Bytes) -> Put {
+        let version = self.next_version();
+        match self.store.write_commit_entry(version, CommitOrBytes::LogBytes(bytes), new_uuid()).await {
+            Ok(()) => {
+                self.version = Some(version);
+                Put::Won
+            }
+            Err(TransactionError::VersionAlreadyExists(_)) => Put::Lost,
+            Err(e) => Put::Unknown(e.to_string()),
+        }
+    }
+
+    /// The log's newest version, by listing.
+    pub async fn latest(&self) -> Result<Option<u64>, TableError> {
+        let exists = self.store.is_delta_table_location().await.map_err(|e| TableError::request(&self.table, "listing the log", e))?;
+        if !exists {
+            return Ok(None);
+        }
+        let latest = self.store.get_latest_version(0).await;
+        latest.map(Some).map_err(|e| TableError::request(&self.table, "listing the log", e))
+    }
+
+    /// The newest checkpoint's version, as `_last_checkpoint` tells it.
+    pub async fn checkpoint(&self) -> Result<Option<u64>, TableError> {
+        use object_store::ObjectStoreExt as _;
+        let path = self.store.log_path().clone().join("_last_checkpoint");
+        let failed = |e: object_store::Error| TableError::request(&self.table, "reading _last_checkpoint", e);
+        let bytes = match self.store.object_store(None).get(&path).await {
+            Ok(found) => found.bytes().await.map_err(failed)?,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(e) => return Err(failed(e)),
+        };
+        let hint: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        Ok(hint["version"].as_u64())
+    }
+
+    /// Creates the table unless its log has any entry.
+    pub async fn create_if_missing(&mut self, spec: &TableSpec, txn: Option<u64>) -> Result<(), TableError> {
+        if self.entry(0).await?.is_some() || self.latest().await?.is_some() {
+            return Ok(());
+        }
+        self.create(spec, txn).await
+    }
+
+    /// Creates the table unless it is there. `txn`: see [`commit::creation`].
+    pub async fn create(&mut self, spec: &TableSpec, txn: Option<u64>) -> Result<(), TableError> {
+        let layout = |message: String| TableError::Layout { table: self.table.clone(), message };
+        let schema = delta_schema(spec).map_err(layout)?;
+        let partitions = spec.partitioning.map_or(&[][..], |p| p.columns());
+        let properties = [
+            ("delta.appendOnly", "false".to_owned()),
+            // Log clean-up is decided by what the ledger and its projections still need.
+            ("delta.enableExpiredLogCleanup", "false".to_owned()),
+            ("delta.deletedFileRetentionDuration", "interval 10 days".to_owned()),
+            ("delta.dataSkippingStatsColumns", spec.stats.join(",")),
+        ];
+        let metadata = new_metadata(&schema, partitions, properties).map_err(|e| layout(e.to_string()))?;
+        let protocol: Protocol = serde_json::from_value(serde_json::json!({"minReaderVersion": 1, "minWriterVersion": 2}))
+            .map_err(|e| layout(e.to_string()))?;
+        let bytes = commit::creation(self.store.root_url(), protocol, metadata, txn).map_err(layout)?;
+        match self.put(bytes).await {
+            // Whoever made it, its first entry is read like any other.
+            Put::Won => self.version = None,
+            Put::Lost => {}
+            Put::Unknown(message) => {
+                if self.entry(0).await?.is_none() {
+                    return Err(TableError::request(&self.table, "creating the table", message));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that files made for `spec` fit the table as it is.
+    pub fn check(&self, spec: &TableSpec, metadata: &TableMetadata) -> Result<(), TableError> {
+        let layout = |message: String| Err(TableError::Layout { table: self.table.clone(), message });
+        let ours: Vec<&str> = spec.partitioning.map_or(&[][..], |p| p.columns()).to_vec();
+        if metadata.partition_columns != ours {
+            return layout(format!(
+                "it is partitioned by {}, and the configuration says by {}; the choice is made when a table is created: set partition accordingly, or use a new lake",
+                metadata.partition_columns.join(", "),
+                ours.join(", ")
+            ));
+        }
+        let theirs: StructType = match serde_json::from_str(&metadata.schema_string) {
+            Ok(schema) => schema,
+            Err(e) => return layout(format!("its schema can't be read: {e}")),
+        };
+        let Ok(wanted) = delta_schema(spec) else { return layout("its schema can't be expressed in Delta".into()) };
+        for field in wanted.fields() {
+            match theirs.field(field.name()) {
+                None => return layout(format!("it has no column {}; its log type's schema has changed since it was created: use a new lake, or add the column first", field.name())),
+                Some(there) if there.data_type() != field.data_type() => {
+                    return layout(format!("its column {} is of type {}, and the schema says {}; use the schema that it was created with", field.name(), there.data_type(), field.data_type()));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The Delta schema of a table. Text has one type there, however it is held in memory.
+fn delta_schema(spec: &TableSpec) -> Result<StructType, String> {
+    let schema = spec.full_schema();
+    schema.as_ref().try_into_kernel().map_err(|e: arrow::error::ArrowError| e.to_string())
+}

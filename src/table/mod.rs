@@ -1,0 +1,22 @@
+//! Delta tables: the ledger, whose log is the one truth about what has landed, and the data tables, which are
+//! projections of it. deltalake is used as a log library and stays behind this door; what decides
+//! correctness, the commit loop, is here.
+//!
+//! ```text
+//!  land:     read the ledger's log → is an object there already? → put version v+1 if absent → landed
+//!  project:  read a table's log → which ledger versions has it not got? → put their adds, with the new txn
+//! ```
+
+mod commit;
+mod lake;
+mod ledger;
+mod log;
+mod spec;
+
+pub use commit::{DataFile, Landing};
+pub use lake::{LandOutcome, Lake, MAX_FILE_AGE};
+pub use log::TableError;
+pub use spec::{FAILURES_TABLE, LEDGER_TABLE, TableSpec, failures_spec, ledger_spec, log_type_spec};
+
+pub use lake::open_snapshot;
+pub use deltalake::DeltaTable;
