@@ -1,0 +1,158 @@
+//! Every rule of decoding, as data: `tests/data/decode/*.yml`.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::support::{LIMITS, Outcome, WRITTEN, decode, decode_in_steps};
+use flarelake::ingest::decode::Decoder;
+use flarelake::schema::Catalog;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    name: String,
+    input: String,
+    #[serde(default)]
+    rows: Vec<Map<String, Value>>,
+    #[serde(default)]
+    rejects: Vec<ExpectedReject>,
+    #[serde(default)]
+    skipped: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExpectedReject {
+    reason: Option<String>,
+    log_type: Option<String>,
+    offset: Option<u64>,
+    length: Option<u64>,
+    payload: Option<String>,
+}
+
+const TIME: &str = r#""EdgeStartTimestamp":1653974623"#;
+
+fn cases(text: &str, short_times: bool) -> Vec<Case> {
+    let mut cases: Vec<Case> = serde_saphyr::from_str(text).expect("the cases are YAML");
+    if short_times {
+        let long = |text: &str| text.replace("{T", &format!("{{{TIME}")).replace("  T,", &format!("  {TIME},")).replace("{ T", &format!("{{ {TIME}"));
+        for case in &mut cases {
+            case.input = long(&case.input);
+            for reject in &mut case.rejects {
+                reject.payload = reject.payload.as_deref().map(long);
+            }
+        }
+    }
+    cases
+}
+
+/// Columns that a row need not list: they are in every row, or are the record's time.
+fn goes_without_saying(column: &str) -> bool {
+    matches!(column, "p_event_time" | "p_parse_time" | "p_log_type" | "p_row_id" | "Datetime" | "EdgeStartTimestamp" | "Timestamp")
+}
+
+fn check(case: &Case, outcome: &Outcome) {
+    let name = &case.name;
+    assert_eq!(outcome.rows.len(), case.rows.len(), "{name}: rows {:#?}\nrejects {:#?}", outcome.rows, outcome.rejects);
+    // Rows come by log type, in the catalog's order, which is the order the cases list them in.
+    for (row, expected) in outcome.rows.iter().zip(&case.rows) {
+        for (column, value) in row.as_object().expect("a row is an object") {
+            match expected.get(column) {
+                Some(expected) => assert_eq!(value, expected, "{name}: column {column}"),
+                None => assert!(value.is_null() || goes_without_saying(column), "{name}: column {column} is {value}, not null"),
+            }
+        }
+        for column in expected.keys() {
+            assert!(row.get(column).is_some(), "{name}: there is no column {column}");
+        }
+    }
+    assert_eq!(outcome.rejects.len(), case.rejects.len(), "{name}: {:#?}", outcome.rejects);
+    for (reject, expected) in outcome.rejects.iter().zip(&case.rejects) {
+        let payload = String::from_utf8_lossy(reject.payload.as_deref().unwrap_or_default()).into_owned();
+        let context = format!("{name}: {reject:?} {payload}");
+        assert!(expected.reason.as_deref().is_none_or(|r| r == reject.reason.code()), "{context}");
+        assert!(expected.payload.as_deref().is_none_or(|p| p == payload), "{context}");
+        assert!(expected.log_type.is_none() || expected.log_type == reject.log_type, "{context}");
+        assert!(expected.offset.is_none() || expected.offset == reject.offset, "{context}");
+        assert!(expected.length.is_none() || expected.length == reject.length, "{context}");
+        assert!(!reject.message.is_empty(), "{context}");
+    }
+    let counts = outcome.counts;
+    assert_eq!((counts.rows, counts.rejects, counts.skipped), (case.rows.len() as u64, case.rejects.len() as u64, case.skipped), "{name}");
+    assert_eq!(counts.records, counts.rows + counts.rejects + counts.skipped, "{name}");
+}
+
+fn check_all(text: &str, short_times: bool, at_least: usize) {
+    let cases = cases(text, short_times);
+    assert!(cases.len() >= at_least);
+    for case in &cases {
+        let outcome = decode(case.input.as_bytes());
+        check(case, &outcome);
+        // However the bytes arrive, they are the same records.
+        let mut decoder = Decoder::new(&Catalog::embedded(), LIMITS);
+        for step in [1, 2, 3, 7, 64] {
+            assert_eq!(decode_in_steps(&mut decoder, case.input.as_bytes(), step), outcome, "{} in steps of {step}", case.name);
+        }
+    }
+}
+
+#[test]
+fn every_rule_of_decoding() {
+    check_all(include_str!("../data/decode/rules.yml"), false, 50);
+}
+
+#[test]
+fn every_rule_of_framing() {
+    check_all(include_str!("../data/decode/framing.yml"), true, 20);
+}
+
+#[test]
+fn invalid_utf8_costs_its_own_record_only() {
+    let good = format!("{{{TIME},\"ZoneID\":1}}\n");
+    let bad = [b"{\"EdgeStartTimestamp\":1653974623,\"ClientIP\":\"".as_slice(), b"\xff\xfe", b"\"}\n"].concat();
+    let outcome = decode(&[good.as_bytes(), &bad, good.as_bytes(), &bad, good.as_bytes()].concat());
+    assert_eq!(outcome.rows.len(), 3);
+    assert_eq!(outcome.rejects.len(), 2);
+    assert!(outcome.rejects.iter().all(|r| r.reason.code() == "invalid_utf8"));
+    assert_eq!(outcome.rejects[0].payload.as_deref(), Some(bad.trim_ascii_end()));
+}
+
+#[test]
+fn a_record_over_the_limit_costs_itself_only_and_keeps_its_beginning() {
+    let good = format!("{{{TIME},\"ZoneID\":1}}\n");
+    let long = format!("{{{TIME},\"ClientIP\":\"{}\"}}", "x".repeat(3 << 20));
+    // One that is whole, and one that is broken at its very end.
+    for long in [long.clone(), long[..long.len() - 2].to_owned()] {
+        let input = format!("{good}{long}\n{good}");
+        for step in [input.len(), 1 << 19, 100_001] {
+            let mut decoder = Decoder::new(&Catalog::embedded(), LIMITS);
+            let outcome = decode_in_steps(&mut decoder, input.as_bytes(), step);
+            assert_eq!(outcome.rows.len(), 2, "steps of {step}");
+            let [reject] = outcome.rejects.as_slice() else { panic!("one reject, not {}", outcome.rejects.len()) };
+            assert_eq!(reject.reason.code(), "record_too_large");
+            assert_eq!((reject.offset, reject.length), (Some(good.len() as u64), Some(long.len() as u64)), "steps of {step}");
+            assert_eq!(reject.payload.as_deref(), Some(&long.as_bytes()[..1 << 20]));
+        }
+    }
+}
+
+#[test]
+fn an_object_of_ten_thousand_fields_is_a_row() {
+    let fields: String = (0..10_000).map(|n| format!(",\"Field{n}\":{n}")).collect();
+    let twice = format!("{{{TIME}{fields}{fields}}}");
+    let outcome = decode(twice.as_bytes());
+    let rescued = outcome.rows[0]["p_rescued_data"].as_object().expect("a map");
+    assert_eq!(rescued.len(), 10_000);
+    assert_eq!(rescued["Field9999"], "9999");
+    // The next record is read as ever, though the table of names is full.
+    let next = decode(format!("{twice}\n{{{TIME},\"Brand\":\"new\",\"ZoneID\":1}}").as_bytes());
+    assert_eq!(next.rows[1]["p_rescued_data"], serde_json::json!({"Brand": "new"}));
+    assert_eq!(next.rows[1]["ZoneID"], 1);
+}
+
+#[test]
+fn every_row_and_reject_knows_its_object_written_in_june() {
+    let outcome = decode(b"{\"EdgeStartTimestamp\":\"2026-06-03T00:00:00Z\"}");
+    assert_eq!(outcome.rejects[0].reason.code(), "implausible_event_time");
+    assert!(WRITTEN < 1_780_444_800_000_000);
+}

@@ -1,0 +1,211 @@
+//! Exactly once: writers that race, die between any two steps, and lose answers; over one store in memory. After each
+//! run the tables are read back by their logs alone. Seeds are printed by whatever fails.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use flarelake::base::store::Store;
+use flarelake::config::Partitioning;
+use flarelake::ingest::batch::{Flushed, Tables};
+use flarelake::ingest::inflate::ObjectLimits;
+use flarelake::ingest::object::{Object, ObjectId};
+use flarelake::ingest::source::Input;
+use flarelake::ingest::split::Framing;
+use flarelake::ingest::worker::{Worker, WorkerSettings};
+use flarelake::schema::Catalog;
+use flarelake::table::Lake;
+use object_store::memory::InMemory;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom as _;
+use rand::{RngExt as _, SeedableRng as _};
+use tokio::runtime::Handle;
+
+use crate::support::{FaultStore, LIMITS, WRITTEN, memory_lake, read_table, runs};
+
+/// An object of a few records: rows of two tables, and in some a reject.
+fn object(n: u64) -> (Object, Vec<u8>) {
+    let key = format!("logs/{n}.log");
+    let mut bytes = format!("{{\"EdgeStartTimestamp\":{},\"ZoneID\":{n}}}\n", 1_653_974_623 + n * 3600).into_bytes();
+    bytes.extend_from_slice(format!("{{\"EdgeStartTimestamp\":{},\"ZoneID\":{n}}}\n", 1_653_974_623 + n * 7200).as_bytes());
+    if n % 3 == 0 {
+        bytes.extend_from_slice(b"{\"Datetime\":1653974623,\"Action\":\"block\"}\n");
+    }
+    if n % 4 == 0 {
+        bytes.extend_from_slice(b"{\"broken\n");
+    }
+    let object = Object {
+        id: ObjectId::of_s3("bucket", &key, "etag"),
+        bucket: Some("bucket".into()),
+        etag: "etag".into(),
+        size: bytes.len() as u64,
+        last_modified: Some(WRITTEN),
+        source_id: None,
+        source_label: None,
+        key,
+    };
+    (object, bytes)
+}
+
+fn worker(lake: Arc<Lake>, flush_bytes: usize) -> Worker {
+    let catalog = Catalog::embedded();
+    let tables = Arc::new(Tables::new(&catalog, Partitioning::Day));
+    let settings = WorkerSettings { records: LIMITS, objects: ObjectLimits { max_object: 1 << 30, max_ratio: 500 }, flush_bytes, whole_bytes: 1 << 20 };
+    Worker::new(&catalog, tables, Some(lake), settings, Arc::default(), Handle::current())
+}
+
+/// One process's life: opens the lake, lands objects in batches, and may die at any step.
+async fn life(store: Store, mut todo: Vec<u64>, seed: u64) -> Result<Vec<u64>, String> {
+    let mut random = SmallRng::seed_from_u64(seed);
+    todo.shuffle(&mut random);
+    let lake = Arc::new(Lake::open(store).await.map_err(|e| e.to_string())?);
+    let work = move || {
+        let mut worker = worker(lake, usize::MAX);
+        let mut done = Vec::new();
+        let mut held = Vec::new();
+        for n in todo {
+            let (object, bytes) = object(n);
+            worker.work(object, Input::Memory(bytes.into()), Framing::Unknown, None).map_err(|e| e.to_string())?;
+            held.push(n);
+            if random.random_ratio(1, 3) {
+                worker.flush().map_err(|e| e.to_string())?;
+                done.append(&mut held);
+            }
+        }
+        worker.flush().map_err(|e| e.to_string())?;
+        done.append(&mut held);
+        Ok(done)
+    };
+    tokio::task::spawn_blocking(work).await.expect("a writer doesn't panic")
+}
+
+/// What must be in each table, by row id, once all objects have landed.
+fn expected(objects: u64) -> BTreeMap<&'static str, BTreeSet<String>> {
+    let mut tables: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for n in 0..objects {
+        let (object, bytes) = object(n);
+        tables.entry("ingested_objects").or_default().insert(object.id.to_string());
+        let mut offset = 0;
+        for line in bytes.split_inclusive(|b| *b == b'\n') {
+            let table = match line[2] {
+                b'E' => "cloudflare_httprequest",
+                b'D' => "cloudflare_firewall",
+                _ => "classification_failures",
+            };
+            tables.entry(table).or_default().insert(format!("{}{offset:012x}", object.id));
+            offset += line.len();
+        }
+    }
+    tables
+}
+
+async fn check(inner: &Arc<InMemory>, objects: u64, context: &str) {
+    // Whoever comes last brings the tables up to the ledger.
+    Lake::open(memory_lake(inner.clone())).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+    for (table, expected) in expected(objects) {
+        let files = read_table(inner.as_ref(), table).await;
+        let ids: Vec<String> = files.into_values().flatten().collect();
+        let distinct: BTreeSet<String> = ids.iter().cloned().collect();
+        assert_eq!(ids.len(), distinct.len(), "{context}: {table} has rows twice");
+        assert_eq!(distinct, expected, "{context}: {table}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn racing_writers_that_die_land_each_object_once() {
+    for seed in 0..runs(150) {
+        let context = format!("seed {seed}");
+        let inner = Arc::new(InMemory::new());
+        let mut random = SmallRng::seed_from_u64(seed);
+        let objects = random.random_range(4..14);
+        // Three writers at once, each dying somewhere, now and then with a lost answer; then one that lives.
+        let lives = (0..3).map(|w| {
+            let dies = if random.random_bool(0.7) { random.random_range(1..120) } else { -1 };
+            let lost = if random.random_bool(0.5) { random.random_range(1..80) } else { 0 };
+            let store = memory_lake(FaultStore::new(inner.clone(), dies, lost));
+            tokio::spawn(life(store, (0..objects).collect(), seed * 31 + w))
+        });
+        let lives: Vec<_> = lives.collect();
+        for life in lives {
+            // That it died is as it should be; that it panicked is not.
+            let _ = life.await.expect("a writer doesn't panic");
+        }
+        life(memory_lake(inner.clone()), (0..objects).collect(), seed).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+        check(&inner, objects, &context).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_failure_of_every_single_operation_loses_and_doubles_nothing() {
+    let objects = 5;
+    let whole = FaultStore::new(Arc::new(InMemory::new()), -1, 0);
+    life(memory_lake(whole.clone()), (0..objects).collect(), 1).await.expect("nothing fails");
+    let operations = whole.operations.load(std::sync::atomic::Ordering::SeqCst);
+    assert!(operations > 30, "{operations} operations");
+    for k in 1..=operations {
+        for (dies, lost) in [(k as i64 - 1, 0), (-1, k)] {
+            let context = format!("operation {k} of {operations}, {}", if lost > 0 { "its answer lost" } else { "and all after it" });
+            let inner = Arc::new(InMemory::new());
+            let _ = life(memory_lake(FaultStore::new(inner.clone(), dies, lost)), (0..objects).collect(), 1).await;
+            life(memory_lake(inner.clone()), (0..objects).collect(), 2).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+            check(&inner, objects, &context).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_another_writer_landed_meanwhile_is_cut_out_of_the_batch() {
+    let inner = Arc::new(InMemory::new());
+    let lakes = [(); 2].map(|()| memory_lake(inner.clone()));
+    let [first, second] = lakes.map(|store| tokio::spawn(async move { Arc::new(Lake::open(store).await.expect("opens")) }));
+    let (first, second) = (first.await.expect("opens"), second.await.expect("opens"));
+    let land = |lake: Arc<Lake>, numbers: Vec<u64>| {
+        tokio::task::spawn_blocking(move || {
+            let mut worker = worker(lake, usize::MAX);
+            for n in numbers {
+                let (object, bytes) = object(n);
+                worker.work(object, Input::Memory(bytes.into()), Framing::Unknown, None).expect("decodes");
+            }
+            worker.flush().expect("lands")
+        })
+    };
+    let landed = |flushed: &Flushed| flushed.landed.len();
+    let one = land(first, vec![0, 1, 2]).await.expect("no panic");
+    assert_eq!((landed(&one), one.already_there.len()), (3, 0));
+    // The second lake was opened before: it learns of them only when it lands.
+    let two = land(second, vec![2, 3, 0, 4]).await.expect("no panic");
+    assert_eq!((landed(&two), two.already_there.len()), (2, 2));
+    check(&inner, 5, "two writers").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_larger_than_memory_spills_and_still_lands_whole_or_not_at_all() {
+    let line = "{\"EdgeStartTimestamp\":1653974623,\"ClientIP\":\"192.0.2.1\",\"ZoneID\":7}\n";
+    let bytes = line.repeat(400_000).into_bytes();
+    let inner = Arc::new(InMemory::new());
+    let lake = Arc::new(Lake::open(memory_lake(inner.clone())).await.expect("opens"));
+    let gzip = |bytes: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut encoder, bytes).expect("memory");
+        encoder.finish().expect("memory")
+    };
+    let stored = gzip(&bytes);
+    let broken = stored[..stored.len() - 9].to_vec();
+    let run = tokio::task::spawn_blocking(move || {
+        let mut worker = worker(lake, 4 << 20);
+        let (mut good, _) = object(0);
+        good.size = stored.len() as u64;
+        let (bad, _) = object(1);
+        worker.work(bad, Input::Memory(broken.into()), Framing::Unknown, None).expect("a broken object is a reject");
+        worker.work(good, Input::Memory(stored.into()), Framing::Unknown, None).expect("decodes");
+        worker.flush().expect("lands")
+    });
+    run.await.expect("no panic");
+    let rows = read_table(inner.as_ref(), "cloudflare_httprequest").await;
+    assert!(rows.len() > 3, "it was written in several files, not {}", rows.len());
+    let ids: BTreeSet<&String> = rows.values().flatten().collect();
+    assert_eq!(ids.len(), 400_000);
+    let good = ObjectId::of_s3("bucket", "logs/0.log", "etag").to_string();
+    assert!(ids.iter().all(|id| id.starts_with(&good)), "no row of the broken object");
+    let rejects = read_table(inner.as_ref(), "classification_failures").await;
+    assert_eq!(rejects.values().flatten().count(), 1);
+}

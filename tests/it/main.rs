@@ -1,0 +1,11 @@
+//! Every integration test in one binary: linking DataFusion is the slow part.
+
+mod cli;
+mod golden;
+mod laws;
+mod ledger;
+mod oracle;
+mod processes;
+mod schemas;
+mod support;
+mod wire;

@@ -1,0 +1,220 @@
+//! What the tests share: decoding in memory, stores that fail, and a lake read back without our own code.
+
+use std::collections::BTreeMap;
+use std::path::Path as FilePath;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use flarelake::base::store::Store;
+use flarelake::ingest::decode::{Counts, Decoder, ObjectContext, RecordLimits};
+use flarelake::ingest::object::ObjectId;
+use flarelake::ingest::reject::Reject;
+use flarelake::ingest::split::Framing;
+use flarelake::schema::Catalog;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+use serde_json::Value;
+
+/// 2026-06-01T00:00:00Z: when every object of these tests was written.
+pub const WRITTEN: i64 = 1_780_272_000_000_000;
+
+pub const LIMITS: RecordLimits = RecordLimits { max_record: 1 << 20, max_depth: 32 };
+
+pub fn context(log_type: Option<usize>) -> ObjectContext {
+    ObjectContext {
+        id: ObjectId(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
+        last_modified: Some(WRITTEN),
+        source_id: None,
+        source_label: None,
+        parse_time: WRITTEN,
+        log_type,
+    }
+}
+
+/// What an object decodes to: rows as JSON, in order, with the log type; and the rejects.
+#[derive(Debug, PartialEq)]
+pub struct Outcome {
+    pub rows: Vec<Value>,
+    pub rejects: Vec<Reject>,
+    pub counts: Counts,
+}
+
+/// Decodes `bytes` in windows that each bring `step` more bytes.
+pub fn decode_in_steps(decoder: &mut Decoder, bytes: &[u8], step: usize) -> Outcome {
+    decoder.begin(context(None), Framing::Unknown);
+    let (mut from, mut to) = (0, 0);
+    loop {
+        to = bytes.len().min(to + step);
+        from += decoder.decode(&bytes[from..to], from as u64, to == bytes.len());
+        if to == bytes.len() {
+            break;
+        }
+    }
+    let counts = decoder.counts();
+    let decoded = decoder.take();
+    let rows = decoded.batches.iter().flat_map(|(_, batch)| json_rows(batch)).collect();
+    Outcome { rows, rejects: decoded.rejects, counts }
+}
+
+pub fn decode(bytes: &[u8]) -> Outcome {
+    let mut decoder = Decoder::new(&Catalog::embedded(), LIMITS);
+    decode_in_steps(&mut decoder, bytes, bytes.len().max(1))
+}
+
+/// A batch as JSON objects, nulls included, written by arrow's own writer.
+pub fn json_rows(batch: &arrow::record_batch::RecordBatch) -> Vec<Value> {
+    let mut writer = arrow_json::WriterBuilder::new().with_explicit_nulls(true).build::<_, arrow_json::writer::JsonArray>(Vec::new());
+    writer.write(batch).expect("rows can be written as JSON");
+    writer.finish().expect("rows can be written as JSON");
+    serde_json::from_slice(&writer.into_inner()).expect("arrow writes JSON")
+}
+
+/// A store that dies after a number of operations, or loses the answer to one.
+#[derive(Debug)]
+pub struct FaultStore {
+    inner: Arc<InMemory>,
+    /// Operations until it dies; negative: never.
+    left: AtomicI64,
+    /// The operation whose put lands but is reported as failed; 0: none.
+    lose_answer: u64,
+    pub operations: AtomicU64,
+}
+
+impl FaultStore {
+    pub fn new(inner: Arc<InMemory>, dies_after: i64, lose_answer: u64) -> Arc<Self> {
+        Arc::new(Self { inner, left: AtomicI64::new(dies_after), lose_answer, operations: AtomicU64::new(0) })
+    }
+
+    /// Counts an operation; its number, or the error of a dead store.
+    fn step(&self) -> Result<u64> {
+        let number = self.operations.fetch_add(1, Ordering::SeqCst) + 1;
+        if self.left.load(Ordering::SeqCst) >= 0 && self.left.fetch_sub(1, Ordering::SeqCst) <= 0 {
+            self.left.store(0, Ordering::SeqCst);
+            return Err(Error::Generic { store: "FaultStore", source: "the store is gone".into() });
+        }
+        Ok(number)
+    }
+}
+
+impl std::fmt::Display for FaultStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "FaultStore")
+    }
+}
+
+#[async_trait]
+impl ObjectStore for FaultStore {
+    async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        let number = self.step()?;
+        let put = self.inner.put_opts(location, payload, opts).await;
+        if number == self.lose_answer {
+            return Err(Error::Generic { store: "FaultStore", source: "the answer was lost".into() });
+        }
+        // Others get a turn between any two writes.
+        tokio::task::yield_now().await;
+        put
+    }
+
+    async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+        self.step()?;
+        self.inner.put_multipart_opts(location, opts).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.step()?;
+        self.inner.get_opts(location, options).await
+    }
+
+    fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        match self.step() {
+            Ok(_) => self.inner.list(prefix),
+            Err(e) => futures::stream::once(async { Err(e) }).boxed(),
+        }
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.step()?;
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.step()?;
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
+pub fn memory_lake(objects: Arc<dyn ObjectStore>) -> Store {
+    Store { objects, url: "memory:///lake/".parse().expect("a URL"), root: Path::from("lake") }
+}
+
+/// A table read by its log alone: the live files, each with its rows' ids.
+pub async fn read_table(store: &dyn ObjectStore, table: &str) -> BTreeMap<String, Vec<String>> {
+    let mut files = BTreeMap::new();
+    for version in 0.. {
+        let path = Path::from(format!("lake/{table}/_delta_log/{version:020}.json"));
+        let Ok(entry) = store.get(&path).await else { break };
+        let text = entry.bytes().await.expect("an entry can be read");
+        for line in text.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+            let action: Value = serde_json::from_slice(line).expect("an entry is JSON");
+            if let Some(path) = action["add"]["path"].as_str() {
+                let bytes = store.get(&Path::from(format!("lake/{table}/{path}"))).await.unwrap_or_else(|e| panic!("{table} names {path}: {e}"));
+                let ids = row_ids(bytes.bytes().await.expect("a file can be read"));
+                assert!(files.insert(path.to_owned(), ids).is_none(), "{path} was added to {table} twice");
+            }
+        }
+    }
+    files
+}
+
+fn row_ids(bytes: Bytes) -> Vec<String> {
+    use arrow::array::AsArray as _;
+    let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|b| b.build()).expect("a Parquet file");
+    let mut ids = Vec::new();
+    for batch in reader {
+        let batch = batch.expect("rows");
+        let column = batch.column_by_name("p_row_id").or(batch.column_by_name("object_id")).expect("an id column");
+        ids.extend(column.as_string::<i32>().iter().flatten().map(str::to_owned));
+    }
+    ids
+}
+
+/// Runs the program; panics only if it can't be started.
+pub fn flarelake(arguments: &[&str]) -> Output {
+    command(arguments).output().expect("the program can be started")
+}
+
+pub fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flarelake"));
+    command.args(arguments).env_remove("FLARELAKE_LAKE").env_remove("RUST_LOG");
+    command
+}
+
+pub fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+/// The one value of a one-row, one-column query.
+pub fn query_one(lake: &FilePath, sql: &str) -> Value {
+    let lake = lake.to_str().expect("a path in UTF-8");
+    let rows: Vec<BTreeMap<String, Value>> = serde_json::from_str(&stdout(&flarelake(&["--lake", lake, "query", "--format", "json", sql]))).expect("JSON");
+    rows[0].values().next().expect("a column").clone()
+}
+
+/// How many seeded runs: more with FLARE_TEST_RUNS.
+pub fn runs(by_default: u64) -> u64 {
+    std::env::var("FLARE_TEST_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(by_default)
+}
