@@ -16,13 +16,13 @@ use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_
 use flarelake::base::store::Store;
 use flarelake::config::Partitioning;
 use flarelake::generate::{Dataset, Spec, Timestamps};
+use flarelake::ingest::batch::Tables;
 use flarelake::ingest::decode::{Decoder, ObjectContext, RecordLimits};
 use flarelake::ingest::file;
 use flarelake::ingest::inflate::{Inflater, ObjectLimits};
 use flarelake::ingest::object::{ContentHash, Object, ObjectId};
 use flarelake::ingest::source::Input;
 use flarelake::ingest::split::Framing;
-use flarelake::ingest::batch::Tables;
 use flarelake::ingest::worker::{Worker, WorkerSettings};
 use flarelake::schema::Catalog;
 use flarelake::table::{Lake, log_type_spec};
@@ -36,7 +36,16 @@ const OBJECTS: ObjectLimits = ObjectLimits { max_object: 1 << 33, max_ratio: 500
 
 /// 24 MB of `http_requests` in one file; the seed is 1.
 fn corpus() -> (Vec<u8>, Vec<u8>) {
-    let spec = Spec { dataset: Dataset::HttpRequest, rows: 12_000, files: 1, seed: 1, timestamps: Timestamps::UnixNano, start: 1_768_478_400, span: 3600, odd: 0.0 };
+    let spec = Spec {
+        dataset: Dataset::HttpRequest,
+        rows: 12_000,
+        files: 1,
+        seed: 1,
+        timestamps: Timestamps::UnixNano,
+        start: 1_768_478_400,
+        span: 3600,
+        odd: 0.0,
+    };
     let raw = spec.file(0).bytes;
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(&raw).expect("memory");

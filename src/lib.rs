@@ -22,7 +22,6 @@
 //! * **I4** A row is in the partition of its `p_event_time`.
 //! * **I5** No log names a file that isn't there.
 
-
 pub mod base;
 pub mod config;
 pub mod schema;

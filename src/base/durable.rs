@@ -52,7 +52,9 @@ impl ObjectStore for DurableFileSystem {
         let task = tokio::task::spawn_blocking(move || put(&target, &payload, create));
         match task.await.map_err(|e| Error::Generic { store: STORE, source: e.into() })? {
             Ok(()) => Ok(PutResult { e_tag: None, version: None }),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(Error::AlreadyExists { path: location.to_string(), source: e.into() }),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                Err(Error::AlreadyExists { path: location.to_string(), source: e.into() })
+            }
             Err(e) => Err(Error::Generic { store: STORE, source: format!("writing {location}: {e}").into() }),
         }
     }

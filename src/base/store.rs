@@ -45,7 +45,9 @@ pub enum StoreError {
         source: object_store::Error,
     },
     /// Two writers could overwrite each other's commits.
-    #[error("{url} lets two writers create the same key: it has no conditional put (If-None-Match), so nothing can land there exactly once; use a store that has it, such as AWS S3, MinIO or R2")]
+    #[error(
+        "{url} lets two writers create the same key: it has no conditional put (If-None-Match), so nothing can land there exactly once; use a store that has it, such as AWS S3, MinIO or R2"
+    )]
     Unguarded {
         /// The URL.
         url: String,
@@ -102,7 +104,8 @@ impl Store {
             }
         }
         let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT).with_connect_timeout(CONNECT_TIMEOUT).with_allow_http(plain_http);
-        let objects = builder.with_client_options(client).build().map_err(|source| StoreError::Settings { url: text.to_owned(), source })?;
+        let objects =
+            builder.with_client_options(client).build().map_err(|source| StoreError::Settings { url: text.to_owned(), source })?;
         Ok(Self { objects: Arc::new(objects), url, root })
     }
 

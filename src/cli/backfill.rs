@@ -122,7 +122,7 @@ pub fn backfill(settings: &Settings, lake: Option<Arc<Lake>>, sources: Sources) 
 fn set_workers(backfill: &mut Backfill, config: &Config, workers: usize) {
     let share = config.memory.as_u64() as usize / workers;
     backfill.workers = workers;
-    backfill.settings.flush_bytes = (share * 3 / 8).min(config.flush.max_bytes.as_u64() as usize);
+    backfill.settings.flush_bytes = (share / 4).min(config.flush.max_bytes.as_u64() as usize);
     backfill.settings.whole_bytes = share / 8;
 }
 

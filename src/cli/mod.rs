@@ -61,7 +61,10 @@ enum End {
 /// The program: parses the arguments, runs, and says how it went.
 pub fn main() -> ExitCode {
     tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| "flarelake=info,warn,deltalake=error,deltalake_core=error,buoyant_kernel=error".into()))
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("RUST_LOG")
+                .unwrap_or_else(|_| "flarelake=info,warn,deltalake=error,deltalake_core=error,buoyant_kernel=error".into()),
+        )
         .with_writer(progress::LogWriter::default)
         .with_target(false)
         .init();

@@ -166,7 +166,13 @@ impl Spec {
             bytes.push(b'\n');
         }
         let hash: u32 = random.random();
-        let name = format!("{}/{}/{}_{}_{hash:08x}.log", self.dataset.folder(), Stamp(from, "%Y%m%d"), Stamp(from, "%Y%m%dT%H%M%SZ"), Stamp(to, "%Y%m%dT%H%M%SZ"));
+        let name = format!(
+            "{}/{}/{}_{}_{hash:08x}.log",
+            self.dataset.folder(),
+            Stamp(from, "%Y%m%d"),
+            Stamp(from, "%Y%m%dT%H%M%SZ"),
+            Stamp(to, "%Y%m%dT%H%M%SZ")
+        );
         LogFile { name, bytes, broken }
     }
 }

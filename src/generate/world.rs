@@ -54,8 +54,16 @@ const NETWORKS: [(i64, &str, &str); 10] = [
 ];
 const AGENTS: [(&str, &str, i64); 9] = [
     ("Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36", "desktop", 92),
-    ("Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.6 Safari/605.1.15", "desktop", 95),
-    ("Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.1 Mobile/15E148 Safari/604.1", "mobile", 97),
+    (
+        "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.6 Safari/605.1.15",
+        "desktop",
+        95,
+    ),
+    (
+        "Mozilla/5.0 (iPhone; CPU iPhone OS 18_1 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.1 Mobile/15E148 Safari/604.1",
+        "mobile",
+        97,
+    ),
     ("Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0.0.0 Mobile Safari/537.36", "mobile", 90),
     ("Mozilla/5.0 (X11; Linux x86_64; rv:132.0) Gecko/20100101 Firefox/132.0", "desktop", 88),
     ("Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)", "desktop", 1),
@@ -71,9 +79,20 @@ impl World {
         let sites = ["shop", "www", "api", "blog", "static", "login", "docs", "img"];
         let zones = ["example.com", "example.org", "example.net"];
         let hosts = zones.iter().flat_map(|zone| sites.iter().map(move |site| format!("{site}.{zone}"))).collect();
-        let mut paths: Vec<String> = ["/", "/index.html", "/login", "/api/v1/orders", "/api/v1/users/me", "/cart", "/search", "/robots.txt", "/wp-login.php", "/.env"]
-            .map(String::from)
-            .into();
+        let mut paths: Vec<String> = [
+            "/",
+            "/index.html",
+            "/login",
+            "/api/v1/orders",
+            "/api/v1/users/me",
+            "/cart",
+            "/search",
+            "/robots.txt",
+            "/wp-login.php",
+            "/.env",
+        ]
+        .map(String::from)
+        .into();
         paths.extend((0..400).map(|_| format!("/products/{:06}", random.random_range(0..900_000))));
         paths.extend((0..120).map(|_| format!("/assets/{:016x}.js", random.random::<u64>())));
         let clients = (0..4000).map(|_| client(&mut random)).collect();
@@ -103,7 +122,13 @@ fn client(random: &mut SmallRng) -> Client {
     let ip = if random.random_bool(0.2) {
         format!("2001:db8:{:x}:{:x}::{:x}", random.random_range(1..0xffff), random.random_range(0..0xff), random.random_range(1..0xffff))
     } else {
-        format!("{}.{}.{}.{}", random.random_range(11..200), random.random_range(0..256), random.random_range(0..256), random.random_range(1..255))
+        format!(
+            "{}.{}.{}.{}",
+            random.random_range(11..200),
+            random.random_range(0..256),
+            random.random_range(0..256),
+            random.random_range(1..255)
+        )
     };
     let class = match score {
         1 => "searchEngine",

@@ -308,7 +308,8 @@ impl Shared {
     /// A worker's life.
     fn work_all(&self, receive: &Mutex<mpsc::Receiver<Fetched>>) -> Result<(), WorkError> {
         let run = &self.run;
-        let mut worker = Worker::new(&run.catalog, run.tables.clone(), run.lake.clone(), run.settings.clone(), run.meter.clone(), Handle::current());
+        let mut worker =
+            Worker::new(&run.catalog, run.tables.clone(), run.lake.clone(), run.settings.clone(), run.meter.clone(), Handle::current());
         let result = loop {
             let next = receive.lock().blocking_recv();
             let Some(Fetched { object, input, framing, log_type, .. }) = next else { break Ok(()) };
@@ -346,7 +347,9 @@ impl Shared {
         for id in flushed.stale {
             match begun.remove(&id).flatten() {
                 Some(origin) => self.again.lock().push(origin),
-                None => summary.failed.push(format!("standard input, piece {id}: the writer was away for more than an hour; pipe it in again")),
+                None => {
+                    summary.failed.push(format!("standard input, piece {id}: the writer was away for more than an hour; pipe it in again"))
+                }
             }
         }
     }

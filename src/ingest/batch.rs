@@ -20,7 +20,7 @@ use super::reject::{Reason, Reject};
 use crate::base::{Watch, new_uuid, now_micros};
 use crate::config::Partitioning;
 use crate::schema::Catalog;
-use crate::table::{DataFile, LandOutcome, Lake, Landing, TableError, TableSpec, failures_spec, ledger_spec, log_type_spec};
+use crate::table::{DataFile, Lake, LandOutcome, Landing, TableError, TableSpec, failures_spec, ledger_spec, log_type_spec};
 
 /// Why a batch could not be landed.
 #[derive(Debug, thiserror::Error)]
@@ -184,7 +184,13 @@ impl Batch {
         for (table, files) in open.files {
             self.files.entry(table).or_default().extend(files);
         }
-        self.outcomes.push(ObjectOutcome { object, rows: open.counts, rejects: open.rejects, skipped: counts.skipped, event_times: open.event_times });
+        self.outcomes.push(ObjectOutcome {
+            object,
+            rows: open.counts,
+            rejects: open.rejects,
+            skipped: counts.skipped,
+            event_times: open.event_times,
+        });
     }
 
     /// The object at hand is broken: none of its rows land, and it becomes one reject.
@@ -255,7 +261,11 @@ impl Batch {
             for file in files {
                 let path = lake.file_path(&table, &file);
                 let get = async { lake.store().objects.get(&path).await?.bytes().await };
-                let bytes = self.runtime.block_on(get).map_err(|source| BatchError::Store { doing: "reading back", location: path.to_string(), source })?;
+                let bytes = self.runtime.block_on(get).map_err(|source| BatchError::Store {
+                    doing: "reading back",
+                    location: path.to_string(),
+                    source,
+                })?;
                 let kept = file::filter_rows(spec, bytes, is_kept)?;
                 let rows: usize = kept.iter().map(RecordBatch::num_rows).sum();
                 if rows as u64 == file.rows {

@@ -29,7 +29,8 @@ pub fn reject_rows(spec: &TableSpec, object: &Object, rejects: &[Reject], parse_
         payload.append_option(reject.payload.as_deref());
     }
     let row_ids = rejects.iter().map(|r| format!("{}{:012x}", object.id, r.offset.unwrap_or(WHOLE_OBJECT)));
-    let number = |of: fn(&Reject) -> Option<u64>| -> ArrayRef { Arc::new(Int64Array::from_iter(rejects.iter().map(|r| of(r).map(|n| n as i64)))) };
+    let number =
+        |of: fn(&Reject) -> Option<u64>| -> ArrayRef { Arc::new(Int64Array::from_iter(rejects.iter().map(|r| of(r).map(|n| n as i64)))) };
     let columns = spec.schema.fields().iter().map(|field| -> ArrayRef {
         match field.name().as_str() {
             "p_event_time" => times(event_time, rows),
@@ -83,7 +84,8 @@ impl ObjectOutcome {
 /// # Panics
 /// If `spec` is not that table's.
 pub fn ledger_rows(spec: &TableSpec, outcomes: &[ObjectOutcome], landed_at: i64) -> RecordBatch {
-    let text = |of: &dyn Fn(&ObjectOutcome) -> Option<String>| -> ArrayRef { Arc::new(StringViewArray::from_iter(outcomes.iter().map(of))) };
+    let text =
+        |of: &dyn Fn(&ObjectOutcome) -> Option<String>| -> ArrayRef { Arc::new(StringViewArray::from_iter(outcomes.iter().map(of))) };
     let number = |of: &dyn Fn(&ObjectOutcome) -> i64| -> ArrayRef { Arc::new(Int64Array::from_iter_values(outcomes.iter().map(of))) };
     let time = |of: &dyn Fn(&ObjectOutcome) -> Option<i64>| -> ArrayRef {
         Arc::new(TimestampMicrosecondArray::from_iter(outcomes.iter().map(of)).with_timezone("UTC"))

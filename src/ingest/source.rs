@@ -10,8 +10,8 @@ use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore};
 use tokio::runtime::Handle;
 
 use super::object::{ContentHash, Object, ObjectId, is_no_log};
-use crate::base::store::{Store, StoreError};
 use crate::base::micros_since_epoch;
+use crate::base::store::{Store, StoreError};
 
 /// Objects of at most this many stored bytes are held in memory while they are decoded; larger ones are
 /// read as they go.
@@ -239,7 +239,8 @@ async fn fetch_s3(store: Arc<dyn ObjectStore>, bucket: String, meta: ObjectMeta)
     let key = meta.location.to_string();
     let failed = |source| SourceError::S3 { location: format!("s3://{bucket}/{key}"), source };
     // The listing's ETag is a hint; the response's is what the object is known by.
-    let response = store.get_opts(&meta.location, GetOptions { head: meta.size > WHOLE_BYTES, ..GetOptions::default() }).await.map_err(failed)?;
+    let response =
+        store.get_opts(&meta.location, GetOptions { head: meta.size > WHOLE_BYTES, ..GetOptions::default() }).await.map_err(failed)?;
     let read = response.meta.clone();
     let etag = unquoted(read.e_tag.as_deref().unwrap_or_default()).to_owned();
     let input = if meta.size > WHOLE_BYTES {
@@ -279,7 +280,8 @@ impl Read for RangeReader {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
         if self.chunk.is_empty() && self.at < self.meta.size {
             let range = self.at..self.meta.size.min(self.at + RANGE_BYTES);
-            let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), if_match: self.meta.e_tag.clone(), ..GetOptions::default() };
+            let options =
+                GetOptions { range: Some(GetRange::Bounded(range.clone())), if_match: self.meta.e_tag.clone(), ..GetOptions::default() };
             let get = async { self.store.get_opts(&self.meta.location, options).await?.bytes().await };
             let chunk = self.runtime.block_on(get).map_err(io::Error::other)?;
             if chunk.len() as u64 != range.end - range.start {

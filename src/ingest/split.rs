@@ -76,13 +76,15 @@ pub struct Splitter {
     position: usize,
     /// A record ended right before `position`: one comma may stand here.
     after_record: bool,
+    /// How far `position` is indented, if nothing else stands before it on its line.
+    indent: Option<usize>,
 }
 
 impl Splitter {
     /// A splitter for one object whose records may have `max_record` bytes. `framing` is unknown, unless the
     /// object goes on where another ended.
     pub fn new(max_record: usize, framing: Framing) -> Self {
-        Self { framing, max_record, skipping: None, position: 0, after_record: false }
+        Self { framing, max_record, skipping: None, position: 0, after_record: false, indent: Some(0) }
     }
 
     /// The first byte of the window that is still needed.
@@ -127,7 +129,13 @@ impl Splitter {
                 self.took(end, true);
                 Piece::Record { start, end }
             }
-            Ok(end) => self.broken(window, start, end, Reason::RecordTooLarge, format!("{} bytes; the limit is {} (limits.max_record)", end - start, self.max_record)),
+            Ok(end) => self.broken(
+                window,
+                start,
+                end,
+                Reason::RecordTooLarge,
+                format!("{} bytes; the limit is {} (limits.max_record)", end - start, self.max_record),
+            ),
             Err(fault) => self.recover(window, offset, last, start, fault),
         }
     }
@@ -135,6 +143,7 @@ impl Splitter {
     fn took(&mut self, end: usize, record: bool) {
         self.position = end;
         self.after_record = record;
+        self.indent = None;
         if let Framing::Array(seen) = &mut self.framing {
             *seen = true;
         }
@@ -157,7 +166,10 @@ impl Splitter {
             }
         }
         loop {
-            at += window[at..].iter().take_while(|b| b.is_ascii_whitespace()).count();
+            while let Some(space) = window.get(at).filter(|b| b.is_ascii_whitespace()) {
+                self.indent = if *space == b'\n' { Some(0) } else { self.indent.map(|n| n + 1) };
+                at += 1;
+            }
             self.position = at;
             let Some(&here) = window.get(at) else {
                 return Err(if last { Piece::Done } else { Piece::NeedMore });
@@ -181,6 +193,9 @@ impl Splitter {
                     at += 1;
                 }
                 _ => return Ok(at),
+            }
+            if at > self.position {
+                self.indent = None;
             }
         }
     }
@@ -214,11 +229,7 @@ impl Splitter {
     fn recover(&mut self, window: &[u8], offset: u64, last: bool, start: usize, fault: Fault) -> Piece {
         let at = fault.position(window.len()).min(window.len());
         let multi_line = memchr::memchr(b'\n', &window[start..at]).is_some();
-        let end = if fault == Fault::End {
-            last.then_some(window.len())
-        } else {
-            self.end_of_broken(window, start, at, multi_line, last)
-        };
+        let end = if fault == Fault::End { last.then_some(window.len()) } else { self.end_of_broken(window, start, at, multi_line, last) };
         let Some(end) = end else {
             if window.len() - start > self.max_record {
                 return self.skip(window, offset, start, multi_line, last);
@@ -226,7 +237,13 @@ impl Splitter {
             return Piece::NeedMore;
         };
         if end - start > self.max_record {
-            return self.broken(window, start, end, Reason::RecordTooLarge, format!("{} bytes without a complete record; the limit is {} (limits.max_record)", end - start, self.max_record));
+            return self.broken(
+                window,
+                start,
+                end,
+                Reason::RecordTooLarge,
+                format!("{} bytes without a complete record; the limit is {} (limits.max_record)", end - start, self.max_record),
+            );
         }
         let (reason, message) = match fault {
             Fault::End => (Reason::Incomplete, "the object ends inside the record".to_owned()),
@@ -252,7 +269,7 @@ impl Splitter {
                 return Some(line_end);
             }
         }
-        let column = column_of(window, start);
+        let column = self.indent.unwrap_or(0);
         let mut end = line_end;
         while end < window.len() {
             let line = &window[end + 1..];
@@ -335,13 +352,6 @@ impl Splitter {
 }
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
-
-/// How far from its line's beginning the byte at `at` stands, if only white space is before it; else 0.
-fn column_of(window: &[u8], at: usize) -> usize {
-    let line = memchr::memrchr(b'\n', &window[..at]).map_or(0, |newline| newline + 1);
-    let before = &window[line..at];
-    if before.iter().all(u8::is_ascii_whitespace) { before.len() } else { 0 }
-}
 
 fn kind_name(first: u8) -> &'static str {
     match first {

@@ -91,7 +91,14 @@ pub struct Worker {
 
 impl Worker {
     /// A worker that lands in `lake`; without one it only decodes.
-    pub fn new(catalog: &Catalog, tables: Arc<Tables>, lake: Option<Arc<Lake>>, settings: WorkerSettings, meter: Arc<Meter>, runtime: Handle) -> Self {
+    pub fn new(
+        catalog: &Catalog,
+        tables: Arc<Tables>,
+        lake: Option<Arc<Lake>>,
+        settings: WorkerSettings,
+        meter: Arc<Meter>,
+        runtime: Handle,
+    ) -> Self {
         Self {
             decoder: Decoder::new(catalog, settings.records),
             inflater: Inflater::new(settings.objects, settings.whole_bytes),
@@ -163,7 +170,14 @@ impl Worker {
         result
     }
 
-    fn decode_stream(&mut self, reader: &mut dyn Read, window: &mut Vec<u8>, object: &Object, parse_time: i64, flushed: &mut Flushed) -> Result<(), Stop> {
+    fn decode_stream(
+        &mut self,
+        reader: &mut dyn Read,
+        window: &mut Vec<u8>,
+        object: &Object,
+        parse_time: i64,
+        flushed: &mut Flushed,
+    ) -> Result<(), Stop> {
         let mut offset = 0;
         let mut wanted = WINDOW_BYTES;
         loop {

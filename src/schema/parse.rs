@@ -102,7 +102,10 @@ impl Parser<'_> {
     fn log_type(&mut self, keys: File) -> Result<LogType, SchemaError> {
         let name = &keys.schema.value;
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '.' || c == '_') {
-            return self.error(&keys.schema, format!("schema: `{name}` is no log type's name; use letters, digits, `.` and `_`, as in Cloudflare.HttpRequest"));
+            return self.error(
+                &keys.schema,
+                format!("schema: `{name}` is no log type's name; use letters, digits, `.` and `_`, as in Cloudflare.HttpRequest"),
+            );
         }
         let (mut columns, mut standard, mut event_time) = (Vec::new(), Vec::new(), None);
         for field in keys.fields {
@@ -114,23 +117,43 @@ impl Parser<'_> {
             if field.is_event_time {
                 if let Some(first) = event_time {
                     let first: &Column = &columns[first];
-                    return self.error(&field.name, format!("field {}: isEventTime is already set on {}; a log type has one event time", field.name.value, first.name));
+                    return self.error(
+                        &field.name,
+                        format!("field {}: isEventTime is already set on {}; a log type has one event time", field.name.value, first.name),
+                    );
                 }
                 event_time = Some(columns.len());
             }
             columns.push(self.column(field)?);
         }
         let Some(event_time) = event_time else {
-            return self.error(&keys.schema, format!("schema {name}: no field has isEventTime: true; mark the timestamp that becomes p_event_time"));
+            return self.error(
+                &keys.schema,
+                format!("schema {name}: no field has isEventTime: true; mark the timestamp that becomes p_event_time"),
+            );
         };
         if standard.is_empty() {
             standard = Standard::ALL.iter().map(|s| (*s, String::new())).collect();
         }
         if let Some(missing) = Standard::ALL.iter().find(|s| s.required() && !standard.iter().any(|(have, _)| have == *s)) {
-            return self.error(&keys.schema, format!("schema {name}: the column {} is missing; list all required p_ columns, or none to get all of them", missing.name()));
+            return self.error(
+                &keys.schema,
+                format!(
+                    "schema {name}: the column {} is missing; list all required p_ columns, or none to get all of them",
+                    missing.name()
+                ),
+            );
         }
         let matches = Match { all: unspan(keys.matches.all), any: unspan(keys.matches.any), none: unspan(keys.matches.none) };
-        Ok(LogType { name: keys.schema.value, description: keys.description, reference_url: keys.reference_url, matches, columns, event_time, standard })
+        Ok(LogType {
+            name: keys.schema.value,
+            description: keys.description,
+            reference_url: keys.reference_url,
+            matches,
+            columns,
+            event_time,
+            standard,
+        })
     }
 
     fn once(&mut self, name: &Spanned<String>) -> Result<(), SchemaError> {
@@ -138,7 +161,8 @@ impl Parser<'_> {
             return self.error(name, "name: a field's name is empty".into());
         }
         if !self.seen.insert(name.value.to_lowercase()) {
-            return self.error(name, format!("field {}: the name is used twice (column names and aliases differ in more than case)", name.value));
+            return self
+                .error(name, format!("field {}: the name is used twice (column names and aliases differ in more than case)", name.value));
         }
         Ok(())
     }
@@ -146,7 +170,13 @@ impl Parser<'_> {
     fn standard(&self, field: &FieldKeys) -> Result<(Standard, String), SchemaError> {
         let name = &field.name.value;
         let Some(standard) = Standard::ALL.into_iter().find(|s| s.name() == name) else {
-            return self.error(&field.name, format!("field {name}: names that begin with p_ are flarelake's own; it must be one of {}", Standard::ALL.map(Standard::name).join(", ")));
+            return self.error(
+                &field.name,
+                format!(
+                    "field {name}: names that begin with p_ are flarelake's own; it must be one of {}",
+                    Standard::ALL.map(Standard::name).join(", ")
+                ),
+            );
         };
         let kind = self.kind(field)?;
         if kind != standard.kind() || field.required != standard.required() {
@@ -169,7 +199,8 @@ impl Parser<'_> {
             return self.error(&field.kind, format!("field {name}: the event time must be a required timestamp"));
         }
         if field.required && !field.is_event_time {
-            return self.error(&field.name, format!("field {name}: only the event time can be required; a record never fails over another field"));
+            return self
+                .error(&field.name, format!("field {name}: only the event time can be required; a record never fails over another field"));
         }
         if !field.indicators.is_empty() && kind != ColumnType::String {
             return self.error(&field.kind, format!("field {name}: indicators are read from columns of type string only"));
@@ -179,7 +210,16 @@ impl Parser<'_> {
         }
         let indicators = field.indicators.iter().map(|i| self.indicator(name, i)).collect::<Result<_, _>>()?;
         let time_formats = self.time_formats(name, kind, &field.time_formats)?;
-        Ok(Column { kind, required: field.required, description: field.description, aliases: unspan(field.aliases), indicators, time_formats, lookup: field.lookup, name: field.name.value })
+        Ok(Column {
+            kind,
+            required: field.required,
+            description: field.description,
+            aliases: unspan(field.aliases),
+            indicators,
+            time_formats,
+            lookup: field.lookup,
+            name: field.name.value,
+        })
     }
 
     fn kind(&self, field: &FieldKeys) -> Result<ColumnType, SchemaError> {
@@ -200,7 +240,12 @@ impl Parser<'_> {
             ("array", None) => return self.error(&field.kind, format!("field {name}: an array needs element: {{ type: string }}")),
             (other, Some(_)) => return self.error(&field.kind, format!("field {name}: element belongs to type array, not to {other}")),
             (other, None) => {
-                return self.error(&field.kind, format!("field {name}: unknown type `{other}`; use string, bigint, int, smallint, float, boolean, timestamp, array or map"));
+                return self.error(
+                    &field.kind,
+                    format!(
+                        "field {name}: unknown type `{other}`; use string, bigint, int, smallint, float, boolean, timestamp, array or map"
+                    ),
+                );
             }
         };
         Ok(kind)
@@ -228,7 +273,10 @@ impl Parser<'_> {
                 "unix_auto" => formats.unix_auto = true,
                 "datetime" => formats.datetime = true,
                 "rfc1123" => formats.rfc1123 = true,
-                other => return self.error(name, format!("field {field}: unknown time format `{other}`; use rfc3339, unix_auto, datetime or rfc1123")),
+                other => {
+                    return self
+                        .error(name, format!("field {field}: unknown time format `{other}`; use rfc3339, unix_auto, datetime or rfc1123"));
+                }
             }
         }
         Ok(formats)

@@ -75,7 +75,10 @@ impl Lake {
     async fn load_checkpointed(&self, log: &mut Log) -> Result<(), TableError> {
         let snapshot = open_snapshot(&self.store, LEDGER_TABLE).await?;
         let Some(snapshot) = snapshot else {
-            return Err(TableError::Layout { table: log.table.clone(), message: "its log has no beginning and no checkpoint; restore it from a copy".into() });
+            return Err(TableError::Layout {
+                table: log.table.clone(),
+                message: "its log has no beginning and no checkpoint; restore it from a copy".into(),
+            });
         };
         let version = snapshot.version();
         self.known.extend(read_object_ids(&snapshot).await?);
@@ -136,9 +139,8 @@ impl Lake {
     /// Lands a batch whose files are uploaded: `ledger_file` holds its objects' rows for the ledger, `made` was
     /// started before the first file was written. On success every table that it touches has its rows.
     pub async fn land(&self, landing: &Landing, ledger_file: &DataFile, made: Watch) -> Result<LandOutcome, TableError> {
-        let bytes = |log: &Log| {
-            commit::landing(landing, ledger_file).map_err(|message| TableError::Layout { table: log.table.clone(), message })
-        };
+        let bytes =
+            |log: &Log| commit::landing(landing, ledger_file).map_err(|message| TableError::Layout { table: log.table.clone(), message });
         let mut ledger = self.ledger.lock().await;
         let mut unknown = 0;
         loop {
@@ -252,12 +254,16 @@ impl Table {
     async fn open_checkpointed(store: &Store, name: &str, mut log: Log) -> Result<Self, TableError> {
         let failed = |e: deltalake::DeltaTableError| TableError::request(name, "reading the table's checkpoint", e);
         let Some(table) = open_snapshot(store, name).await? else {
-            return Err(TableError::Layout { table: log.table, message: "its log has no beginning and no checkpoint; restore it from a copy".into() });
+            return Err(TableError::Layout {
+                table: log.table,
+                message: "its log has no beginning and no checkpoint; restore it from a copy".into(),
+            });
         };
         let snapshot = table.snapshot().map_err(failed)?;
         let txn = snapshot.transaction_version(table.log_store().as_ref(), commit::APP).await.map_err(failed)?;
         let metadata = serde_json::to_value(snapshot.metadata()).and_then(serde_json::from_value);
-        let metadata = metadata.map_err(|e| TableError::Layout { table: log.table.clone(), message: format!("its metaData can't be read: {e}") })?;
+        let metadata =
+            metadata.map_err(|e| TableError::Layout { table: log.table.clone(), message: format!("its metaData can't be read: {e}") })?;
         let protocol = snapshot.protocol();
         let versions = (i64::from(protocol.min_reader_version()), i64::from(protocol.min_writer_version()));
         log.version = table.version();

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use deltalake::kernel::engine::arrow_conversion::TryIntoKernel as _;
+use deltalake::kernel::transaction::TransactionError;
 use deltalake::kernel::{Protocol, StructType, new_metadata};
 use deltalake::logstore::{CommitOrBytes, LogStoreRef, StorageConfig, default_logstore};
-use deltalake::kernel::transaction::TransactionError;
 use futures::StreamExt as _;
 use object_store::prefix::PrefixStore;
 
@@ -195,8 +195,8 @@ impl Log {
             ("delta.dataSkippingStatsColumns", spec.stats.join(",")),
         ];
         let metadata = new_metadata(&schema, partitions, properties).map_err(|e| layout(e.to_string()))?;
-        let protocol: Protocol = serde_json::from_value(serde_json::json!({"minReaderVersion": 1, "minWriterVersion": 2}))
-            .map_err(|e| layout(e.to_string()))?;
+        let protocol: Protocol =
+            serde_json::from_value(serde_json::json!({"minReaderVersion": 1, "minWriterVersion": 2})).map_err(|e| layout(e.to_string()))?;
         let bytes = commit::creation(self.store.root_url(), protocol, metadata, txn).map_err(layout)?;
         match self.put(bytes).await {
             // Whoever made it, its first entry is read like any other.
@@ -229,9 +229,19 @@ impl Log {
         let Ok(wanted) = delta_schema(spec) else { return layout("its schema can't be expressed in Delta".into()) };
         for field in wanted.fields() {
             match theirs.field(field.name()) {
-                None => return layout(format!("it has no column {}; its log type's schema has changed since it was created: use a new lake, or add the column first", field.name())),
+                None => {
+                    return layout(format!(
+                        "it has no column {}; its log type's schema has changed since it was created: use a new lake, or add the column first",
+                        field.name()
+                    ));
+                }
                 Some(there) if there.data_type() != field.data_type() => {
-                    return layout(format!("its column {} is of type {}, and the schema says {}; use the schema that it was created with", field.name(), there.data_type(), field.data_type()));
+                    return layout(format!(
+                        "its column {} is of type {}, and the schema says {}; use the schema that it was created with",
+                        field.name(),
+                        there.data_type(),
+                        field.data_type()
+                    ));
                 }
                 Some(_) => {}
             }

@@ -14,9 +14,9 @@ mod log;
 mod spec;
 
 pub use commit::{DataFile, Landing};
-pub use lake::{LandOutcome, Lake, MAX_FILE_AGE};
+pub use lake::{Lake, LandOutcome, MAX_FILE_AGE};
 pub use log::TableError;
 pub use spec::{FAILURES_TABLE, LEDGER_TABLE, TableSpec, failures_spec, ledger_spec, log_type_spec};
 
-pub use lake::open_snapshot;
 pub use deltalake::DeltaTable;
+pub use lake::open_snapshot;

@@ -52,13 +52,19 @@ fn backfill_says_what_became_of_everything() {
     let run = |more: &[&str]| flarelake(&[&["--lake", text(&lake), "backfill", text(&logs)], more].concat());
     let first = stdout(&run(&[]));
     assert!(first.contains("objects: 3 landed, 0 already there, 2 skipped (no logs), 0 failed"), "{first}");
-    assert!(first.contains("cloudflare_httprequest 3") && first.contains("not_an_object 1") && first.contains("corrupt_compression 1"), "{first}");
+    assert!(
+        first.contains("cloudflare_httprequest 3") && first.contains("not_an_object 1") && first.contains("corrupt_compression 1"),
+        "{first}"
+    );
     assert!(first.contains("1 test uploads"), "{first}");
     let second = stdout(&run(&["--fail-on-reject"]));
     assert!(second.contains("objects: 0 landed, 3 already there, 2 skipped") && second.contains("nothing new"), "{second}");
     assert_eq!(query_one(&lake, "select count(*) from all_logs"), 3);
     // The broken object is one reject that names it; not a byte of it became a row.
-    let broken = query_one(&lake, "select object_key from classification_failures where reason = 'corrupt_compression' and payload is null and record_offset is null");
+    let broken = query_one(
+        &lake,
+        "select object_key from classification_failures where reason = 'corrupt_compression' and payload is null and record_offset is null",
+    );
     assert!(broken.as_str().expect("a path").ends_with("broken.log.gz"));
     assert_eq!(query_one(&lake, "select count(*) from ingested_objects"), 3);
 }
@@ -115,7 +121,8 @@ fn every_form_of_compression_is_told_by_its_bytes() {
     let lake = dir.path().join("lake");
     let line = |n: u32| GOOD.replace("200", &n.to_string());
     let members = [gzip(&line(1)), gzip(&line(2)), gzip(""), gzip(&line(3)), vec![0; 512]].concat();
-    let frames = [zstd::encode_all(line(4).as_bytes(), 3).expect("memory"), zstd::encode_all(line(5).as_bytes(), 3).expect("memory")].concat();
+    let frames =
+        [zstd::encode_all(line(4).as_bytes(), 3).expect("memory"), zstd::encode_all(line(5).as_bytes(), 3).expect("memory")].concat();
     // Names say nothing: the suffixes are wrong on purpose.
     let files = [("a.zst", members.clone()), ("b.gz", frames.clone()), ("c.gz", line(6).into_bytes())];
     for (name, bytes) in files {
@@ -125,14 +132,22 @@ fn every_form_of_compression_is_told_by_its_bytes() {
         ("d.gz", [members.clone(), b"garbage".to_vec()].concat()),
         ("e.gz", members[..members.len() - 515].to_vec()),
         ("f.zst", frames[..frames.len() - 3].to_vec()),
-        ("g.gz", { let mut wrong = gzip(&line(7)); let at = wrong.len() - 6; wrong[at] ^= 1; wrong }),
+        ("g.gz", {
+            let mut wrong = gzip(&line(7));
+            let at = wrong.len() - 6;
+            wrong[at] ^= 1;
+            wrong
+        }),
     ];
     for (name, bytes) in broken {
         fs::write(dir.path().join(name), bytes).expect("written");
     }
     let pattern = format!("{}/?.*", dir.path().display());
     let report = stdout(&flarelake(&["--lake", text(&lake), "backfill", &pattern]));
-    assert!(report.contains("objects: 7 landed") && report.contains("corrupt_compression 4") && report.contains("cloudflare_httprequest 6"), "{report}");
+    assert!(
+        report.contains("objects: 7 landed") && report.contains("corrupt_compression 4") && report.contains("cloudflare_httprequest 6"),
+        "{report}"
+    );
     assert_eq!(query_one(&lake, "select sum(EdgeResponseStatus) from cloudflare_httprequest"), 21);
 }
 
@@ -158,7 +173,8 @@ fn standard_input_lands_once_however_often_it_is_piped() {
     let dir = tempfile::tempdir().expect("a folder");
     let lake = dir.path().join("lake");
     let pipe = |bytes: &[u8]| {
-        let mut child = command(&["--lake", text(&lake), "backfill", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("started");
+        let mut child =
+            command(&["--lake", text(&lake), "backfill", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("started");
         child.stdin.take().expect("a pipe").write_all(bytes).expect("written");
         stdout(&child.wait_with_output().expect("ended"))
     };
@@ -178,9 +194,20 @@ fn sql_can_only_read_and_only_the_lake() {
     let file = format!("SELECT * FROM '{}'", log.display());
     let read_csv = format!("SELECT * FROM read_csv('{}')", log.display());
     let hostile = [
-        &copy, &external, &file, &read_csv, "INSERT INTO cloudflare_httprequest SELECT * FROM cloudflare_httprequest", "DELETE FROM cloudflare_httprequest",
-        "UPDATE cloudflare_httprequest SET ClientIP = 'x'", "DROP TABLE cloudflare_httprequest", "CREATE TABLE x AS SELECT 1", "CREATE VIEW x AS SELECT 1",
-        "SET datafusion.execution.batch_size = 1", "TRUNCATE TABLE cloudflare_httprequest", &format!("EXPLAIN ANALYZE {copy}"), "SELECT 1; DROP TABLE cloudflare_httprequest",
+        &copy,
+        &external,
+        &file,
+        &read_csv,
+        "INSERT INTO cloudflare_httprequest SELECT * FROM cloudflare_httprequest",
+        "DELETE FROM cloudflare_httprequest",
+        "UPDATE cloudflare_httprequest SET ClientIP = 'x'",
+        "DROP TABLE cloudflare_httprequest",
+        "CREATE TABLE x AS SELECT 1",
+        "CREATE VIEW x AS SELECT 1",
+        "SET datafusion.execution.batch_size = 1",
+        "TRUNCATE TABLE cloudflare_httprequest",
+        &format!("EXPLAIN ANALYZE {copy}"),
+        "SELECT 1; DROP TABLE cloudflare_httprequest",
     ];
     for sql in hostile {
         let output = flarelake(&["--lake", text(&lake), "query", sql]);
@@ -195,15 +222,26 @@ fn sql_can_only_read_and_only_the_lake() {
 fn every_name_of_a_table_and_every_format() {
     let dir = tempfile::tempdir().expect("a folder");
     let (log, lake) = (dir.path().join("a.log"), dir.path().join("lake"));
-    let line = "{\"EdgeStartTimestamp\":\"2025-03-24T19:10:40.5Z\",\"ClientIP\":\"192.0.2.1\",\"ClientRequestPath\":\"/a,\\\"b\\\"\",\"New\":1}\n";
+    let line =
+        "{\"EdgeStartTimestamp\":\"2025-03-24T19:10:40.5Z\",\"ClientIP\":\"192.0.2.1\",\"ClientRequestPath\":\"/a,\\\"b\\\"\",\"New\":1}\n";
     fs::write(&log, format!("{line}{{\"Datetime\":1653974623,\"Kind\":\"firewall\"}}\nx\n")).expect("written");
     stdout(&flarelake(&["--lake", text(&lake), "backfill", text(&log)]));
     let counts = [
-        ("cloudflare_httprequest", 1), ("panther_logs.cloudflare_httprequest", 1), ("panther_logs.public.cloudflare_httprequest", 1),
-        ("cloudflare_firewall", 1), ("panther_logs.public.cloudflare_spectrum", 0), ("cloudflare_spectrum", 0),
-        ("all_logs", 2), ("panther_views.all_logs", 2), ("panther_views.public.all_logs", 2),
-        ("classification_failures", 1), ("panther_monitor.classification_failures", 1), ("panther_monitor.public.classification_failures", 1),
-        ("ingested_objects", 1), ("panther_monitor.ingested_objects", 1), ("panther_monitor.public.ingested_objects", 1),
+        ("cloudflare_httprequest", 1),
+        ("panther_logs.cloudflare_httprequest", 1),
+        ("panther_logs.public.cloudflare_httprequest", 1),
+        ("cloudflare_firewall", 1),
+        ("panther_logs.public.cloudflare_spectrum", 0),
+        ("cloudflare_spectrum", 0),
+        ("all_logs", 2),
+        ("panther_views.all_logs", 2),
+        ("panther_views.public.all_logs", 2),
+        ("classification_failures", 1),
+        ("panther_monitor.classification_failures", 1),
+        ("panther_monitor.public.classification_failures", 1),
+        ("ingested_objects", 1),
+        ("panther_monitor.ingested_objects", 1),
+        ("panther_monitor.public.ingested_objects", 1),
     ];
     for (name, count) in counts {
         assert_eq!(query_one(&lake, &format!("select count(*) from {name}")), count, "{name}");
@@ -236,7 +274,9 @@ fn partitions_are_by_the_events_day_or_hour() {
     let files = |lake: &Path, folder: &str| fs::read_dir(lake.join("cloudflare_httprequest").join(folder)).map_or(0, Iterator::count);
     assert_eq!((files(&days, "p_event_date=2025-03-24"), files(&days, "p_event_date=2025-03-25")), (1, 1));
     assert_eq!(query_one(&days, "select count(*) from cloudflare_httprequest where p_event_date = '2025-03-24'"), 2);
-    for hour in ["p_event_date=2025-03-24/p_event_hour=22", "p_event_date=2025-03-24/p_event_hour=23", "p_event_date=2025-03-25/p_event_hour=0"] {
+    for hour in
+        ["p_event_date=2025-03-24/p_event_hour=22", "p_event_date=2025-03-24/p_event_hour=23", "p_event_date=2025-03-25/p_event_hour=0"]
+    {
         assert_eq!(files(&hours, hour), 1, "{hour}");
     }
     assert_eq!(query_one(&hours, "select count(*) from cloudflare_httprequest where p_event_hour = 23"), 1);
@@ -250,11 +290,20 @@ fn partitions_are_by_the_events_day_or_hour() {
 #[test]
 fn a_new_log_type_is_a_file_and_sources_label_their_rows() {
     let dir = tempfile::tempdir().expect("a folder");
-    let (log, lake, schemas, config) = (dir.path().join("a.log"), dir.path().join("lake"), dir.path().join("schemas"), dir.path().join("c.toml"));
+    let (log, lake, schemas, config) =
+        (dir.path().join("a.log"), dir.path().join("lake"), dir.path().join("schemas"), dir.path().join("c.toml"));
     fs::create_dir(&schemas).expect("a folder");
     fs::write(schemas.join("dns.yml"), "schema: Cloudflare.Dns\nmatch: { all: [Timestamp, QueryName] }\nfields:\n  - { name: Timestamp, type: timestamp, required: true, isEventTime: true }\n  - { name: QueryName, type: string, indicators: [hostname] }\n").expect("written");
     fs::write(&log, "{\"Timestamp\":\"2025-03-24T19:10:40Z\",\"QueryName\":\"WWW.example.com.\"}\n").expect("written");
-    fs::write(&config, format!("lake = \"{}\"\nschemas = \"{}\"\n[[source]]\nid = \"cf-prod\"\nlabel = \"Production\"\n", lake.display(), schemas.display())).expect("written");
+    fs::write(
+        &config,
+        format!(
+            "lake = \"{}\"\nschemas = \"{}\"\n[[source]]\nid = \"cf-prod\"\nlabel = \"Production\"\n",
+            lake.display(),
+            schemas.display()
+        ),
+    )
+    .expect("written");
     stdout(&flarelake(&["--config", text(&config), "backfill", "--source", "cf-prod", text(&log)]));
     let sql = "SELECT p_log_type, p_source_id, p_source_label, QueryName, p_any_domain_names FROM cloudflare_dns";
     let row = stdout(&flarelake(&["--config", text(&config), "query", "--format", "ndjson", sql]));
@@ -267,9 +316,26 @@ fn generate_is_seeded_and_the_demo_holds_its_own_sums() {
     let dir = tempfile::tempdir().expect("a folder");
     let make = |out: &str, seed: &str| {
         let out = dir.path().join(out);
-        let arguments = ["generate", "--log-type", "Cloudflare.Firewall", "--rows", "200", "--files", "2", "--seed", seed, "--odd", "0.3", "--timestamps", "mixed", "--out", text(&out)];
+        let arguments = [
+            "generate",
+            "--log-type",
+            "Cloudflare.Firewall",
+            "--rows",
+            "200",
+            "--files",
+            "2",
+            "--seed",
+            seed,
+            "--odd",
+            "0.3",
+            "--timestamps",
+            "mixed",
+            "--out",
+            text(&out),
+        ];
         assert_eq!(flarelake(&arguments).status.code(), Some(0));
-        let mut files: Vec<_> = walkdir::WalkDir::new(&out).into_iter().filter_map(Result::ok).filter(|e| e.file_type().is_file()).collect();
+        let mut files: Vec<_> =
+            walkdir::WalkDir::new(&out).into_iter().filter_map(Result::ok).filter(|e| e.file_type().is_file()).collect();
         files.sort_by_key(|e| e.path().to_owned());
         files.iter().map(|f| fs::read_to_string(f.path()).expect("text")).collect::<Vec<_>>()
     };

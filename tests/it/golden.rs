@@ -35,7 +35,9 @@ const TIME: &str = r#""EdgeStartTimestamp":1653974623"#;
 fn cases(text: &str, short_times: bool) -> Vec<Case> {
     let mut cases: Vec<Case> = serde_saphyr::from_str(text).expect("the cases are YAML");
     if short_times {
-        let long = |text: &str| text.replace("{T", &format!("{{{TIME}")).replace("  T,", &format!("  {TIME},")).replace("{ T", &format!("{{ {TIME}"));
+        let long = |text: &str| {
+            text.replace("{T", &format!("{{{TIME}")).replace("  T,", &format!("  {TIME},")).replace("{ T", &format!("{{ {TIME}"))
+        };
         for case in &mut cases {
             case.input = long(&case.input);
             for reject in &mut case.rejects {

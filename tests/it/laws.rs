@@ -37,7 +37,9 @@ fn imports_point_to_what_is_declared_above() {
     let ingest = modules(&fs::read_to_string(src.join("ingest/mod.rs")).expect("ingest/mod.rs"));
     assert!(top.len() >= 8 && ingest.len() >= 10);
     for (path, text) in sources() {
-        for (order, below, prefix) in [(&top, src.clone(), "crate::"), (&ingest, src.join("ingest"), "crate::ingest::"), (&ingest, src.join("ingest"), "super::")] {
+        for (order, below, prefix) in
+            [(&top, src.clone(), "crate::"), (&ingest, src.join("ingest"), "crate::ingest::"), (&ingest, src.join("ingest"), "super::")]
+        {
             let Some(own) = place(order, &path, &below) else { continue };
             if prefix == "super::" && path.parent() != Some(&below) {
                 continue;
@@ -60,7 +62,8 @@ fn files_are_below_600_lines_and_functions_below_70() {
         for (at, line) in lines.iter().enumerate() {
             let words = line.trim_start();
             let indent = line.len() - words.len();
-            let is_function = ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "async fn ", "pub async fn "].iter().any(|f| words.starts_with(f));
+            let is_function =
+                ["fn ", "pub fn ", "pub(crate) fn ", "pub(super) fn ", "async fn ", "pub async fn "].iter().any(|f| words.starts_with(f));
             if !is_function || words.ends_with(';') {
                 continue;
             }

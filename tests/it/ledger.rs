@@ -49,7 +49,12 @@ fn object(n: u64) -> (Object, Vec<u8>) {
 fn worker(lake: Arc<Lake>, flush_bytes: usize) -> Worker {
     let catalog = Catalog::embedded();
     let tables = Arc::new(Tables::new(&catalog, Partitioning::Day));
-    let settings = WorkerSettings { records: LIMITS, objects: ObjectLimits { max_object: 1 << 30, max_ratio: 500 }, flush_bytes, whole_bytes: 1 << 20 };
+    let settings = WorkerSettings {
+        records: LIMITS,
+        objects: ObjectLimits { max_object: 1 << 30, max_ratio: 500 },
+        flush_bytes,
+        whole_bytes: 1 << 20,
+    };
     Worker::new(&catalog, tables, Some(lake), settings, Arc::default(), Handle::current())
 }
 

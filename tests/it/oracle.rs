@@ -19,7 +19,19 @@ fn value() -> impl Strategy<Value = Value> {
         (-1000i32..1000).prop_map(|n| json!(f64::from(n))),
         "[ -~\u{e9}\u{1F600}\n\t\u{1}\"\\\\]{0,24}".prop_map(Value::from),
         (-40_000i64..40_000).prop_map(|n| json!(n.to_string())),
-        prop_oneof![Just(""), Just("true"), Just("0"), Just("F"), Just("1.0"), Just("1e3"), Just("+5"), Just("-"), Just("0x1"), Just("1e400")].prop_map(Value::from),
+        prop_oneof![
+            Just(""),
+            Just("true"),
+            Just("0"),
+            Just("F"),
+            Just("1.0"),
+            Just("1e3"),
+            Just("+5"),
+            Just("-"),
+            Just("0x1"),
+            Just("1e400")
+        ]
+        .prop_map(Value::from),
     ];
     leaf.prop_recursive(3, 16, 4, |inner| {
         prop_oneof![
@@ -30,7 +42,8 @@ fn value() -> impl Strategy<Value = Value> {
 }
 
 fn record(log_type: &LogType) -> impl Strategy<Value = Map<String, Value>> + use<> {
-    let names: Vec<String> = log_type.columns.iter().filter(|c| !c.required).map(|c| c.name.clone()).chain(["New".into(), "né\"w".into()]).collect();
+    let names: Vec<String> =
+        log_type.columns.iter().filter(|c| !c.required).map(|c| c.name.clone()).chain(["New".into(), "né\"w".into()]).collect();
     prop::collection::vec((prop::sample::select(names), value()), 0..12).prop_map(Map::from_iter)
 }
 
@@ -62,8 +75,11 @@ fn expected(kind: ColumnType, value: &Value) -> Option<Value> {
         ColumnType::Int => integer(i32::MIN.into(), i32::MAX.into()),
         ColumnType::SmallInt => integer(i16::MIN.into(), i16::MAX.into()),
         ColumnType::Float if empty => Some(Value::Null),
-        ColumnType::Float => scalar.filter(|t| t.strip_prefix(['+', '-']).unwrap_or(t).starts_with(|c: char| c.is_ascii_digit()) && !t.starts_with("0x"))
-            .and_then(|t| t.parse::<f32>().ok()).filter(|f| f.is_finite()).map(|f| json!(f)),
+        ColumnType::Float => scalar
+            .filter(|t| t.strip_prefix(['+', '-']).unwrap_or(t).starts_with(|c: char| c.is_ascii_digit()) && !t.starts_with("0x"))
+            .and_then(|t| t.parse::<f32>().ok())
+            .filter(|f| f.is_finite())
+            .map(|f| json!(f)),
         ColumnType::Boolean if empty => Some(Value::Null),
         ColumnType::Boolean => match text(value).as_str() {
             "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(json!(true)),
@@ -101,7 +117,10 @@ fn check_record(log_type: &LogType, fields: &Map<String, Value>) -> Result<(), T
         match held {
             Some(held) => prop_assert_eq!(&row[name], &held, "column {} of {}", name, value),
             None => {
-                rescued.insert(name.clone(), value.as_str().map_or_else(|| if value.is_null() { Value::Null } else { json!(value.to_string()) }, Value::from));
+                rescued.insert(
+                    name.clone(),
+                    value.as_str().map_or_else(|| if value.is_null() { Value::Null } else { json!(value.to_string()) }, Value::from),
+                );
             }
         }
     }

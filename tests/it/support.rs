@@ -170,7 +170,8 @@ pub async fn read_table(store: &dyn ObjectStore, table: &str) -> BTreeMap<String
         for line in text.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
             let action: Value = serde_json::from_slice(line).expect("an entry is JSON");
             if let Some(path) = action["add"]["path"].as_str() {
-                let bytes = store.get(&Path::from(format!("lake/{table}/{path}"))).await.unwrap_or_else(|e| panic!("{table} names {path}: {e}"));
+                let bytes =
+                    store.get(&Path::from(format!("lake/{table}/{path}"))).await.unwrap_or_else(|e| panic!("{table} names {path}: {e}"));
                 let ids = row_ids(bytes.bytes().await.expect("a file can be read"));
                 assert!(files.insert(path.to_owned(), ids).is_none(), "{path} was added to {table} twice");
             }
@@ -181,7 +182,8 @@ pub async fn read_table(store: &dyn ObjectStore, table: &str) -> BTreeMap<String
 
 fn row_ids(bytes: Bytes) -> Vec<String> {
     use arrow::array::AsArray as _;
-    let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|b| b.build()).expect("a Parquet file");
+    let reader =
+        parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|b| b.build()).expect("a Parquet file");
     let mut ids = Vec::new();
     for batch in reader {
         let batch = batch.expect("rows");
@@ -210,7 +212,8 @@ pub fn stdout(output: &Output) -> String {
 /// The one value of a one-row, one-column query.
 pub fn query_one(lake: &FilePath, sql: &str) -> Value {
     let lake = lake.to_str().expect("a path in UTF-8");
-    let rows: Vec<BTreeMap<String, Value>> = serde_json::from_str(&stdout(&flarelake(&["--lake", lake, "query", "--format", "json", sql]))).expect("JSON");
+    let rows: Vec<BTreeMap<String, Value>> =
+        serde_json::from_str(&stdout(&flarelake(&["--lake", lake, "query", "--format", "json", sql]))).expect("JSON");
     rows[0].values().next().expect("a column").clone()
 }
 

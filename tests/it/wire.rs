@@ -79,7 +79,11 @@ impl Moto {
 
     fn flarelake(&self, arguments: &[&str]) -> Command {
         let mut command = command(arguments);
-        command.env("AWS_ENDPOINT_URL", &self.endpoint).env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test").env("AWS_REGION", "us-east-1");
+        command
+            .env("AWS_ENDPOINT_URL", &self.endpoint)
+            .env("AWS_ACCESS_KEY_ID", "test")
+            .env("AWS_SECRET_ACCESS_KEY", "test")
+            .env("AWS_REGION", "us-east-1");
         command
     }
 }
@@ -97,7 +101,20 @@ fn the_same_journey_over_s3() {
     let dir = tempfile::tempdir().expect("a folder");
     let logs = dir.path().join("logs");
     for (log_type, rows) in [("Cloudflare.HttpRequest", "900"), ("Cloudflare.Spectrum", "300")] {
-        let arguments = ["generate", "--log-type", log_type, "--rows", rows, "--files", "6", "--odd", "0", "--gzip", "--out", logs.to_str().expect("a path")];
+        let arguments = [
+            "generate",
+            "--log-type",
+            log_type,
+            "--rows",
+            rows,
+            "--files",
+            "6",
+            "--odd",
+            "0",
+            "--gzip",
+            "--out",
+            logs.to_str().expect("a path"),
+        ];
         assert!(flarelake(&arguments).status.success());
     }
     let moto = Moto::start(python);
@@ -113,12 +130,29 @@ fn the_same_journey_over_s3() {
     assert!(all.contains("0 landed, 12 already there, 2 skipped"), "{all}");
     let sql = "SELECT p_log_type, count(*) AS n, count(DISTINCT p_row_id) AS d FROM all_logs GROUP BY p_log_type ORDER BY n";
     let rows = stdout(&moto.flarelake(&["--lake", lake, "query", "--format", "ndjson", sql]).output().expect("started"));
-    assert_eq!(rows, "{\"p_log_type\":\"Cloudflare.Spectrum\",\"n\":300,\"d\":300}\n{\"p_log_type\":\"Cloudflare.HttpRequest\",\"n\":900,\"d\":900}\n");
-    let object = stdout(&moto.flarelake(&["--lake", lake, "query", "--format", "ndjson", "SELECT bucket, max(length(etag)) AS etag FROM ingested_objects GROUP BY bucket"]).output().expect("started"));
+    assert_eq!(
+        rows,
+        "{\"p_log_type\":\"Cloudflare.Spectrum\",\"n\":300,\"d\":300}\n{\"p_log_type\":\"Cloudflare.HttpRequest\",\"n\":900,\"d\":900}\n"
+    );
+    let object = stdout(
+        &moto
+            .flarelake(&[
+                "--lake",
+                lake,
+                "query",
+                "--format",
+                "ndjson",
+                "SELECT bucket, max(length(etag)) AS etag FROM ingested_objects GROUP BY bucket",
+            ])
+            .output()
+            .expect("started"),
+    );
     assert_eq!(object, "{\"bucket\":\"logs\",\"etag\":32}\n");
     // Two processes at once into a new lake.
     let other = "s3://lake/raced";
-    let children: Vec<Child> = (0..2).map(|_| moto.flarelake(&["--lake", other, "backfill", "s3://logs/in/"]).stdout(Stdio::null()).spawn().expect("started")).collect();
+    let children: Vec<Child> = (0..2)
+        .map(|_| moto.flarelake(&["--lake", other, "backfill", "s3://logs/in/"]).stdout(Stdio::null()).spawn().expect("started"))
+        .collect();
     for mut child in children {
         assert!(child.wait().expect("it ends").success());
     }

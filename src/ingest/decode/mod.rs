@@ -242,7 +242,11 @@ impl Decoder {
         match (found.next(), found.next()) {
             (Some(only), None) => Ok(only),
             (Some(one), Some(other)) => {
-                let message = format!("its fields match both {} and {}; name the log type for this source", self.rows[one].name(), self.rows[other].name());
+                let message = format!(
+                    "its fields match both {} and {}; name the log type for this source",
+                    self.rows[one].name(),
+                    self.rows[other].name()
+                );
                 Err((Reason::Ambiguous, message))
             }
             (None, _) => Err((Reason::Unclassified, "its fields match no known log type; add a schema for it with --schemas".to_owned())),
@@ -262,7 +266,11 @@ impl Decoder {
             }
         }
         let Counts { records, rows, rejects, skipped } = self.counts;
-        assert!(rows + rejects + skipped == records, "{rows} rows + {rejects} rejects + {skipped} skipped != {records} records in object {}", context.id);
+        assert!(
+            rows + rejects + skipped == records,
+            "{rows} rows + {rejects} rejects + {skipped} skipped != {records} records in object {}",
+            context.id
+        );
         std::mem::take(&mut self.decoded)
     }
 
