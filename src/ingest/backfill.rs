@@ -204,7 +204,7 @@ impl Backfill {
         let cutting = tokio::task::spawn_blocking(move || {
             let settings = &reader.run.settings;
             let mut pieces = Pieces::new(input, settings.records, settings.objects.max_ratio).map_err(super::inflate::cause)?;
-            while let Some(piece) = pieces.next()? {
+            while let Some(piece) = pieces.next_piece()? {
                 Meter::add(&reader.run.meter.objects_total, 1);
                 let mut object = piece.object;
                 let log_type = reader.run.sources.attribute(&mut object);

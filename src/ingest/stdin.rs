@@ -53,7 +53,7 @@ impl<'a> Pieces<Box<dyn Read + Send + 'a>> {
 
 impl<R: Read> Pieces<R> {
     /// The next piece; none at the end.
-    pub fn next(&mut self) -> Result<Option<StdinPiece>, InflateError> {
+    pub fn next_piece(&mut self) -> Result<Option<StdinPiece>, InflateError> {
         let framing = self.splitter.framing();
         let mut fields = Vec::new();
         self.fill()?;

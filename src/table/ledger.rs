@@ -8,12 +8,15 @@ use rustc_hash::FxHashSet;
 use super::commit::{DataFile, Landing, ReadCommit};
 use super::log::{Log, TableError};
 
+/// Ledger versions with the files that they give to one table, oldest first.
+type Versions = VecDeque<(u64, Vec<DataFile>)>;
+
 /// What the ledger's log says, as far as it was read.
 #[derive(Debug, Default)]
 pub struct Known {
     objects: RwLock<FxHashSet<u128>>,
-    /// By table: the files of ledger versions that the table is not known to have, oldest first.
-    pending: RwLock<BTreeMap<String, VecDeque<(u64, Vec<DataFile>)>>>,
+    /// By table: what it is not known to have.
+    pending: RwLock<BTreeMap<String, Versions>>,
 }
 
 impl Known {

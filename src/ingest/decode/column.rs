@@ -36,6 +36,8 @@ pub fn text_map() -> TextMap {
 }
 
 /// A column under construction.
+// There are a few hundred of these in all, and each value goes through one: a box would cost more than it saves.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub enum ColumnBuilder {
     BigInt(Int64Builder),
