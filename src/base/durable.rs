@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::ops::Range;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path as FilePath, PathBuf};
 
 use async_trait::async_trait;
@@ -96,7 +97,9 @@ fn put(target: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> 
     let folder = target.parent().ok_or(io::ErrorKind::InvalidInput)?;
     make_folders(folder)?;
     // The name ends in `#` and digits, which object_store takes for an unfinished write and never lists.
-    let mut staging = tempfile::Builder::new().prefix("put").suffix("#0").tempfile_in(folder)?;
+    // Others may read a lake as far as the umask lets them: the default for temporary files is nobody.
+    let mode = fs::Permissions::from_mode(0o666);
+    let mut staging = tempfile::Builder::new().prefix("put").suffix("#0").permissions(mode).tempfile_in(folder)?;
     for chunk in payload {
         staging.write_all(chunk)?;
     }

@@ -82,6 +82,16 @@ impl Store {
         let absolute = std::path::absolute(&path).map_err(|e| wrong(&e.to_string()))?;
         // A lake reached over a link is the same lake.
         let absolute = absolute.canonicalize().unwrap_or(absolute);
+        if absolute.exists() && !absolute.is_dir() {
+            return Err(wrong("it is a file"));
+        }
+        let text = absolute.to_str().ok_or_else(|| wrong("the path is not UTF-8"))?;
+        if text.contains('\\') || percent_escaped(text) {
+            // Readers decode a table's path once more than it was encoded.
+            return Err(wrong(
+                "readers of Delta tables can't reach a path with a backslash, or with % and two hex digits; use another folder",
+            ));
+        }
         let url = Url::from_directory_path(&absolute).map_err(|()| wrong("not a folder's path"))?;
         let root = Path::from_absolute_path(&absolute).map_err(|e| wrong(&e.to_string()))?;
         Ok(Self { objects: Arc::new(DurableFileSystem::new()), url, root })
@@ -130,4 +140,9 @@ impl Store {
             Err(source) => Err(failed("can't probe", source)),
         }
     }
+}
+
+/// Whether the text holds what looks like a percent-encoded byte.
+fn percent_escaped(text: &str) -> bool {
+    text.as_bytes().windows(3).any(|w| w[0] == b'%' && w[1].is_ascii_hexdigit() && w[2].is_ascii_hexdigit())
 }

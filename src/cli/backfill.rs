@@ -1,7 +1,6 @@
 //! `flarelake backfill`: land what exists already, and say what became of it.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -56,9 +55,9 @@ pub async fn run(arguments: BackfillArguments, settings: Settings) -> anyhow::Re
     let interrupted = stop_on_signal(backfill.stop.clone());
     let began = Instant::now();
     let summary = land(&backfill, &arguments.paths).await?;
-    let mut out = output::stdout();
-    write!(out, "{}", Report { summary: &summary, backfill: &backfill, seconds: began.elapsed().as_secs_f64() })?;
-    out.flush()?;
+    let report = Report { summary: &summary, backfill: &backfill, seconds: began.elapsed().as_secs_f64() };
+    // How it went does not depend on whether anyone reads the report.
+    output::say(report)?;
     Ok(if interrupted.load(Ordering::Relaxed) {
         End::Interrupted
     } else if !summary.failed.is_empty() {
@@ -130,11 +129,20 @@ fn set_workers(backfill: &mut Backfill, config: &Config, workers: usize) {
 pub async fn land(backfill: &Backfill, paths: &[String]) -> anyhow::Result<Summary> {
     let _progress = Progress::show(backfill.meter.clone());
     let environment = config::aws_environment();
-    let mut origins = Vec::new();
+    let (mut origins, mut failed) = (Vec::new(), Vec::new());
     for path in paths.iter().filter(|p| *p != "-") {
-        origins.extend(source::list(path, &environment).await?);
+        for listed in source::list(path, &environment).await? {
+            match listed {
+                Ok(origin) => origins.push(origin),
+                Err(error) => {
+                    tracing::error!("{error}");
+                    failed.push(error.to_string());
+                }
+            }
+        }
     }
     let mut summary = backfill.origins(origins).await?;
+    summary.failed.extend(failed);
     if paths.iter().any(|p| p == "-") {
         summary.merge(backfill.stdin(std::io::stdin()).await?);
     }

@@ -1,6 +1,5 @@
 //! `flarelake demo`: the whole journey on generated logs, in seconds.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -93,7 +92,5 @@ async fn land_folder(settings: &Settings, logs: &std::path::Path) -> anyhow::Res
 }
 
 fn say(text: &str) -> anyhow::Result<()> {
-    let mut out = output::stdout();
-    writeln!(out, "{text}")?;
-    Ok(out.flush()?)
+    Ok(output::say(format_args!("{text}\n"))?)
 }

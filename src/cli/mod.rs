@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::base::store::StoreError;
 use crate::config::{Config, ConfigError};
 use crate::schema::{Catalog, CatalogError};
 
@@ -67,6 +68,7 @@ pub fn main() -> ExitCode {
         )
         .with_writer(progress::LogWriter::default)
         .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
     // clap exits with 2 on wrong usage by itself.
     let arguments = Arguments::parse();
@@ -74,13 +76,16 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return report(&error.into()),
     };
-    match runtime.block_on(run(arguments)) {
+    let result = runtime.block_on(run(arguments));
+    // A read of standard input can't be called back: nobody waits for it.
+    runtime.shutdown_background();
+    match result {
         Ok(End::Done) => ExitCode::SUCCESS,
         Ok(End::Incomplete) => ExitCode::from(1),
         Ok(End::Rejects) => ExitCode::from(3),
         Ok(End::Interrupted) => ExitCode::from(130),
         // Whoever reads our output has seen enough.
-        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(_) if output::reader_gone() => ExitCode::SUCCESS,
         Err(error) => report(&error),
     }
 }
@@ -96,8 +101,16 @@ async fn run(arguments: Arguments) -> anyhow::Result<End> {
 }
 
 fn report(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
-    let wrong_usage = error.is::<ConfigError>() || error.is::<CatalogError>() || error.is::<Usage>();
+    let mut shown = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Most of our errors say their cause themselves.
+        if !shown.contains(&cause) {
+            shown = format!("{shown}: {cause}");
+        }
+    }
+    eprintln!("error: {shown}");
+    let wrong_url = matches!(error.downcast_ref(), Some(StoreError::Url { .. }));
+    let wrong_usage = wrong_url || error.is::<ConfigError>() || error.is::<CatalogError>() || error.is::<Usage>();
     ExitCode::from(if wrong_usage { 2 } else { 1 })
 }
 

@@ -1,15 +1,49 @@
 //! The only writer to stdout.
 
-use std::io::{self, BufWriter, StdoutLock};
+use std::fmt::Display;
+use std::io::{self, BufWriter, StdoutLock, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Stdout, buffered.
-pub fn stdout() -> BufWriter<StdoutLock<'static>> {
-    BufWriter::with_capacity(1 << 16, io::stdout().lock())
+/// Set when nobody reads our stdout any more. Kept apart from the error, which on its way up may be wrapped
+/// by any writer, and which a socket's broken pipe looks like.
+static READER_GONE: AtomicBool = AtomicBool::new(false);
+
+/// Stdout, which notices that its reader has gone.
+pub struct Stdout(StdoutLock<'static>);
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).inspect_err(note)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().inspect_err(note)
+    }
 }
 
-/// Whether the error is that nobody reads our output any more: no failure of ours.
-pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+fn note(error: &io::Error) {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        READER_GONE.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Stdout, buffered.
+pub fn stdout() -> BufWriter<Stdout> {
+    BufWriter::with_capacity(1 << 16, Stdout(io::stdout().lock()))
+}
+
+/// Whether whoever read our output has seen enough: no failure of ours.
+pub fn reader_gone() -> bool {
+    READER_GONE.load(Ordering::Relaxed)
+}
+
+/// Prints something that is no result: that nobody reads it is no error.
+pub fn say(what: impl Display) -> io::Result<()> {
+    let mut out = stdout();
+    match write!(out, "{what}").and_then(|()| out.flush()) {
+        Err(_) if reader_gone() => Ok(()),
+        other => other,
+    }
 }
 
 /// A number with its thousands apart: `1 234 567`.

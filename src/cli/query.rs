@@ -64,7 +64,8 @@ pub async fn run(arguments: QueryArguments, settings: Settings) -> anyhow::Resul
 /// A session over the configured lake.
 pub async fn open(settings: &Settings) -> anyhow::Result<Session> {
     let store = Store::open(settings.config.lake()?, &config::aws_environment())?;
-    Ok(Session::open(&store, &settings.catalog, settings.config.memory.as_u64() as usize).await?)
+    let config = &settings.config;
+    Ok(Session::open(&store, &settings.catalog, config.partition, config.memory.as_u64() as usize).await?)
 }
 
 /// Prints a statement's result to stdout.

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use parking_lot::Mutex;
@@ -28,6 +29,9 @@ use crate::table::Lake;
 
 /// How many objects are fetched ahead of the workers.
 const FETCH_AHEAD: usize = 4;
+
+/// How often objects are decoded again because their files had become too old to be landed.
+const MAX_PASSES: usize = 3;
 
 /// What a backfill works with.
 #[derive(Clone)]
@@ -175,7 +179,10 @@ impl Backfill {
     pub async fn origins(&self, origins: Vec<Origin>) -> Result<Summary, BackfillError> {
         let shared = Arc::new(Shared::new(self.clone()));
         let mut origins = origins;
-        while !origins.is_empty() {
+        for _ in 0..MAX_PASSES {
+            if origins.is_empty() {
+                break;
+            }
             for origin in &origins {
                 Meter::add(&self.meter.objects_total, 1);
                 Meter::add(&self.meter.bytes_total, origin.size());
@@ -193,6 +200,10 @@ impl Backfill {
             // Objects whose files had become too old to be landed are decoded again.
             origins = std::mem::take(&mut *shared.again.lock());
         }
+        let late = |origin: Origin| {
+            format!("{}: decoding and landing it takes over an hour; give it a faster line or more memory", origin.location())
+        };
+        shared.summary.lock().failed.extend(origins.into_iter().map(late));
         Ok(shared.summary.lock().clone())
     }
 
@@ -200,7 +211,9 @@ impl Backfill {
     pub async fn stdin(&self, input: impl std::io::Read + Send + 'static) -> Result<Summary, BackfillError> {
         let shared = Arc::new(Shared::new(self.clone()));
         let (send, workers) = shared.clone().start_workers();
-        let reader = shared.clone();
+        // Taken away when the run ends early: the cutter may be waiting for input that never comes.
+        let send = Arc::new(Mutex::new(Some(send)));
+        let (reader, sender) = (shared.clone(), send.clone());
         let cutting = tokio::task::spawn_blocking(move || {
             let settings = &reader.run.settings;
             let mut pieces = Pieces::new(input, settings.records, settings.objects.max_ratio).map_err(super::inflate::cause)?;
@@ -209,14 +222,19 @@ impl Backfill {
                 let mut object = piece.object;
                 let log_type = reader.run.sources.attribute(&mut object);
                 let fetched = Fetched { object, input: Input::Memory(piece.bytes), framing: piece.framing, log_type, origin: None };
+                let Some(send) = sender.lock().clone() else { break };
                 let Some(fetched) = reader.admit(fetched) else { continue };
-                if send.blocking_send(fetched).is_err() || reader.run.stop.load(Ordering::Relaxed) {
+                if send.blocking_send(fetched).is_err() {
                     break;
                 }
             }
             Ok::<_, InflateError>(())
         });
-        let cut = cutting.await.expect("cutting doesn't panic");
+        let cut = tokio::select! {
+            cut = cutting => cut.expect("cutting doesn't panic"),
+            () = shared.ended_early() => Ok(()),
+        };
+        send.lock().take();
         join(workers).await?;
         cut?;
         Ok(shared.summary.lock().clone())
@@ -233,6 +251,13 @@ async fn join(workers: Vec<tokio::task::JoinHandle<Result<(), WorkError>>>) -> R
 }
 
 impl Shared {
+    /// Waits until the run is stopped from outside, or broken from inside.
+    async fn ended_early(&self) {
+        while !self.run.stop.load(Ordering::Relaxed) && !self.broken.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     fn new(run: Backfill) -> Self {
         Self { run, summary: Mutex::default(), begun: Mutex::default(), again: Mutex::default(), broken: AtomicBool::new(false) }
     }

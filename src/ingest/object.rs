@@ -26,8 +26,9 @@ impl ObjectId {
     }
 
     /// A local file: canonical path, and the hash of its bytes.
-    pub fn of_file(path: &str, content: &ContentHash) -> Self {
-        Self::of(&[b"file", path.as_bytes(), &content.0])
+    pub fn of_file(path: &std::path::Path, content: &ContentHash) -> Self {
+        // By the path's bytes: names that are no UTF-8 may look alike and be different.
+        Self::of(&[b"file", path.as_os_str().as_encoded_bytes(), &content.0])
     }
 
     /// A piece of standard input: the hash of its bytes.

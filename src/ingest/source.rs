@@ -112,46 +112,53 @@ impl Origin {
 pub enum Input {
     /// All of them.
     Memory(Bytes),
-    /// A large file.
-    File(PathBuf),
+    /// A large file, open since it was hashed: replacing it doesn't change what is read.
+    File(std::fs::File),
     /// A large S3 object.
     Ranges(RangeReader),
 }
 
 impl Input {
     /// The bytes as a stream.
-    pub fn reader(self) -> io::Result<Box<dyn Read + Send>> {
-        Ok(match self {
+    pub fn reader(self) -> Box<dyn Read + Send> {
+        match self {
             Self::Memory(bytes) => Box::new(io::Cursor::new(bytes)),
-            Self::File(path) => Box::new(std::fs::File::open(path)?),
+            Self::File(file) => Box::new(file),
             Self::Ranges(reader) => Box::new(reader),
-        })
+        }
     }
 }
 
+/// What a listing finds: objects, and entries that can't be looked into, which cost themselves only.
+pub type Listed = Vec<Result<Origin, SourceError>>;
+
 /// Every object under `path`, which is a file, a folder, a glob or an S3 URL. Ordered by name.
-pub async fn list(path: &str, environment: &[(String, String)]) -> Result<Vec<Origin>, SourceError> {
+pub async fn list(path: &str, environment: &[(String, String)]) -> Result<Listed, SourceError> {
     if path.starts_with("s3://") || path.starts_with("s3a://") {
         return list_s3(path, environment).await;
     }
-    let local = path.strip_prefix("file://").unwrap_or(path).to_owned();
+    let from_url = url::Url::parse(path).ok().filter(|u| u.scheme() == "file").and_then(|u| u.to_file_path().ok());
+    let local = from_url.map_or_else(|| path.to_owned(), |p| p.to_string_lossy().into_owned());
     let task = tokio::task::spawn_blocking(move || list_local(&local));
     task.await.expect("listing files doesn't panic")
 }
 
-fn list_local(path: &str) -> Result<Vec<Origin>, SourceError> {
+fn list_local(path: &str) -> Result<Listed, SourceError> {
     let as_is = Path::new(path);
     if as_is.is_dir() {
-        return list_folder(as_is);
+        return Ok(list_folder(as_is));
     }
-    if as_is.exists() {
-        return Ok(vec![Origin::File(as_is.to_path_buf())]);
+    if as_is.symlink_metadata().is_ok() {
+        return Ok(vec![Ok(Origin::File(as_is.to_path_buf()))]);
     }
     let matches = glob::glob(path).map_err(|e| SourceError::Glob { pattern: path.to_owned(), why: e.to_string() })?;
     let mut origins = Vec::new();
     for found in matches {
-        let found = found.map_err(|e| SourceError::File { path: e.path().display().to_string(), source: e.into() })?;
-        origins.extend(if found.is_dir() { list_folder(&found)? } else { vec![Origin::File(found)] });
+        match found {
+            Ok(folder) if folder.is_dir() => origins.extend(list_folder(&folder)),
+            Ok(file) => origins.push(Ok(Origin::File(file))),
+            Err(e) => origins.push(Err(SourceError::File { path: e.path().display().to_string(), source: e.into() })),
+        }
     }
     if origins.is_empty() {
         return Err(SourceError::Nothing { path: path.to_owned() });
@@ -159,21 +166,22 @@ fn list_local(path: &str) -> Result<Vec<Origin>, SourceError> {
     Ok(origins)
 }
 
-fn list_folder(folder: &Path) -> Result<Vec<Origin>, SourceError> {
+fn list_folder(folder: &Path) -> Listed {
     let mut origins = Vec::new();
     for entry in walkdir::WalkDir::new(folder).follow_links(true).sort_by_file_name() {
-        let entry = entry.map_err(|e| {
-            let path = e.path().unwrap_or(folder).display().to_string();
-            SourceError::File { path, source: e.into() }
-        })?;
-        if entry.file_type().is_file() {
-            origins.push(Origin::File(entry.into_path()));
+        match entry {
+            Ok(entry) if entry.file_type().is_file() => origins.push(Ok(Origin::File(entry.into_path()))),
+            Ok(_) => {}
+            Err(e) => {
+                let path = e.path().unwrap_or(folder).display().to_string();
+                origins.push(Err(SourceError::File { path, source: e.into() }));
+            }
         }
     }
-    Ok(origins)
+    origins
 }
 
-async fn list_s3(url: &str, environment: &[(String, String)]) -> Result<Vec<Origin>, SourceError> {
+async fn list_s3(url: &str, environment: &[(String, String)]) -> Result<Listed, SourceError> {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let (bucket, wanted) = rest.split_once('/').unwrap_or((rest, ""));
     let store = Store::open(&format!("s3://{bucket}/"), environment)?;
@@ -192,7 +200,7 @@ async fn list_s3(url: &str, environment: &[(String, String)]) -> Result<Vec<Orig
     }
     found.sort_by(|a, b| a.location.cmp(&b.location));
     let origin = |meta| Origin::S3 { store: store.objects.clone(), bucket: bucket.to_owned(), meta };
-    Ok(found.into_iter().map(origin).collect())
+    Ok(found.into_iter().map(|meta| Ok(origin(meta))).collect())
 }
 
 /// Fetches an object and finds out what it is.
@@ -212,25 +220,24 @@ fn fetch_file(path: &Path) -> Result<(Object, Input), SourceError> {
     let mut file = std::fs::File::open(&canonical).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     let last_modified = metadata.modified().ok().map(micros_since_epoch);
-    let (hash, input) = if metadata.len() <= WHOLE_BYTES {
+    let (hash, size, input) = if metadata.len() <= WHOLE_BYTES {
         let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
         file.read_to_end(&mut bytes).map_err(failed)?;
-        (ContentHash::of(&bytes[..]).map_err(failed)?, Input::Memory(bytes.into()))
+        (ContentHash::of(&bytes[..]).map_err(failed)?, bytes.len() as u64, Input::Memory(bytes.into()))
     } else {
         let hash = ContentHash::of(&mut file).map_err(failed)?;
         file.rewind().map_err(failed)?;
-        (hash, Input::File(canonical.clone()))
+        (hash, metadata.len(), Input::File(file))
     };
-    let key = canonical.to_string_lossy().into_owned();
     let object = Object {
-        id: ObjectId::of_file(&key, &hash),
+        id: ObjectId::of_file(&canonical, &hash),
         bucket: None,
+        key: canonical.to_string_lossy().into_owned(),
         etag: hash.to_string(),
-        size: metadata.len(),
+        size,
         last_modified,
         source_id: None,
         source_label: None,
-        key,
     };
     Ok((object, input))
 }

@@ -161,8 +161,7 @@ impl Worker {
             }
             other => other,
         };
-        let reader = stored.reader().map_err(InflateError::Read)?;
-        let mut reader = Inflater::stream(reader, self.settings.objects).map_err(cause)?;
+        let mut reader = Inflater::stream(stored.reader(), self.settings.objects).map_err(cause)?;
         let mut window = std::mem::take(&mut self.window);
         window.clear();
         let result = self.decode_stream(&mut reader, &mut window, object, parse_time, flushed);

@@ -53,7 +53,8 @@ pub struct Session {
 
 impl Session {
     /// A session over the tables of `store` as they are now, with at most `memory` bytes for sorts and joins.
-    pub async fn open(store: &Store, catalog: &Catalog, memory: usize) -> Result<Self, QueryError> {
+    /// `partitioning` is that of tables that nothing has landed in yet.
+    pub async fn open(store: &Store, catalog: &Catalog, partitioning: Partitioning, memory: usize) -> Result<Self, QueryError> {
         let config = SessionConfig::new()
             .with_default_catalog_and_schema(DATABASE, DEFAULT_SCHEMA)
             .with_create_default_catalog_and_schema(false)
@@ -68,10 +69,10 @@ impl Session {
             return Err(QueryError::NoLake { url: store.url.to_string() });
         }
         for log_type in catalog.types() {
-            let table = provider(&context, store, &log_type_spec(log_type, Partitioning::Day)).await?;
+            let table = provider(&context, store, &log_type_spec(log_type, partitioning)).await?;
             names.register(&log_type.table_name(), table, LOGS)?;
         }
-        names.register(FAILURES_TABLE, provider(&context, store, &failures_spec(Partitioning::Day)).await?, MONITOR)?;
+        names.register(FAILURES_TABLE, provider(&context, store, &failures_spec(partitioning)).await?, MONITOR)?;
         names.register(LEDGER_TABLE, provider(&context, store, &ledger_spec()).await?, MONITOR)?;
         let sql = all_logs_sql(catalog.types());
         let plan = context.state().create_logical_plan(&sql).await?;
