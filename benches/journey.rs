@@ -22,7 +22,7 @@ use flarelake::ingest::file;
 use flarelake::ingest::inflate::{Inflater, ObjectLimits};
 use flarelake::ingest::object::{ContentHash, Object, ObjectId};
 use flarelake::ingest::source::Input;
-use flarelake::ingest::split::Framing;
+use flarelake::ingest::split::Place;
 use flarelake::ingest::worker::{Worker, WorkerSettings};
 use flarelake::schema::Catalog;
 use flarelake::table::{Lake, log_type_spec};
@@ -80,7 +80,7 @@ fn stages(criterion: &mut Criterion) {
 
     let mut decoder = Decoder::new(&catalog, RECORDS);
     let mut decode = || {
-        decoder.begin(context(), Framing::Unknown);
+        decoder.begin(context(), Place::START);
         decoder.decode(&raw, 0, true);
         decoder.take()
     };
@@ -125,7 +125,7 @@ fn journey(criterion: &mut Criterion) {
                 source_id: None,
                 source_label: None,
             };
-            worker.work(object, Input::Memory(stored.clone().into()), Framing::Unknown, None).expect("decodes");
+            worker.work(object, Input::Memory(stored.clone().into()), Place::START, None).expect("decodes");
             black_box(worker.flush().expect("lands").landed.len())
         });
     });

@@ -20,7 +20,7 @@ use super::keeping::ObjectOutcome;
 use super::object::{Object, ObjectId};
 use super::reject::Reason;
 use super::source::{Input, Origin, fetch};
-use super::split::Framing;
+use super::split::Place;
 use super::stdin::Pieces;
 use super::worker::{Meter, WorkError, Worker, WorkerSettings};
 use crate::config::Source;
@@ -133,7 +133,7 @@ pub enum BackfillError {
 struct Fetched {
     object: Object,
     input: Input,
-    framing: Framing,
+    place: Place,
     log_type: Option<usize>,
     origin: Option<Origin>,
 }
@@ -221,7 +221,7 @@ impl Backfill {
                 Meter::add(&reader.run.meter.objects_total, 1);
                 let mut object = piece.object;
                 let log_type = reader.run.sources.attribute(&mut object);
-                let fetched = Fetched { object, input: Input::Memory(piece.bytes), framing: piece.framing, log_type, origin: None };
+                let fetched = Fetched { object, input: Input::Memory(piece.bytes), place: piece.place, log_type, origin: None };
                 let Some(send) = sender.lock().clone() else { break };
                 let Some(fetched) = reader.admit(fetched) else { continue };
                 if send.blocking_send(fetched).is_err() {
@@ -285,7 +285,7 @@ impl Shared {
             }
             Ok((mut object, input)) => {
                 let log_type = self.run.sources.attribute(&mut object);
-                self.admit(Fetched { object, input, framing: Framing::Unknown, log_type, origin: Some(origin) })
+                self.admit(Fetched { object, input, place: Place::START, log_type, origin: Some(origin) })
             }
             Err(error) => {
                 self.fail(size, &error);
@@ -337,12 +337,12 @@ impl Shared {
             Worker::new(&run.catalog, run.tables.clone(), run.lake.clone(), run.settings.clone(), run.meter.clone(), Handle::current());
         let result = loop {
             let next = receive.lock().blocking_recv();
-            let Some(Fetched { object, input, framing, log_type, .. }) = next else { break Ok(()) };
+            let Some(Fetched { object, input, place, log_type, .. }) = next else { break Ok(()) };
             if self.broken.load(Ordering::Relaxed) {
                 continue;
             }
             let size = object.size;
-            match worker.work(object, input, framing, log_type) {
+            match worker.work(object, input, place, log_type) {
                 Ok(flushed) => {
                     Meter::add(&run.meter.objects_done, 1);
                     Meter::add(&run.meter.bytes_done, size);

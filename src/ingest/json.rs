@@ -76,16 +76,6 @@ pub enum Fault {
     TooDeep(usize),
 }
 
-impl Fault {
-    /// Where the fault was found, if not at the end.
-    pub fn position(self, end: usize) -> usize {
-        match self {
-            Self::End => end,
-            Self::LineEnd(at) | Self::Syntax(at, _) | Self::TooDeep(at) => at,
-        }
-    }
-}
-
 /// The names of fields, numbered, with the order in which they were last seen.
 #[derive(Debug)]
 pub struct Keys {
@@ -189,9 +179,14 @@ impl Scanner {
             }
         }
         let (end, escaped) = string_end(bytes, from)?;
-        let key = if escaped { self.escaped_key(&bytes[from..end]) } else { self.keys.intern(&bytes[from..end]) };
+        if escaped {
+            // Never expected again: its bytes are not its text.
+            self.keys.next[previous] = UNKNOWN_KEY;
+            return Ok((self.escaped_key(&bytes[from..end]), end, true));
+        }
+        let key = self.keys.intern(&bytes[from..end]);
         self.keys.next[previous] = key;
-        Ok((key, end, escaped))
+        Ok((key, end, false))
     }
 
     /// The number of a name written with escapes: the name it spells.

@@ -10,6 +10,7 @@ pub mod object;
 pub mod reject;
 pub mod inflate;
 pub mod json;
+pub mod extent;
 pub mod split;
 pub mod decode;
 pub mod partition;

@@ -8,6 +8,7 @@
 //! The splitter sees the object through a window that the caller moves on; it keeps no bytes but those of a
 //! record that is too large.
 
+use super::extent::Extent;
 use super::json::{Fault, Field, Scanner};
 use super::reject::Reason;
 
@@ -35,56 +36,70 @@ pub enum Piece {
         /// What exactly is wrong.
         message: String,
     },
-    /// A record larger than the limit, known only now to its end; its first bytes were kept aside.
-    Oversize(Oversize),
+    /// Bytes that are no record, of which not all are in the window any more.
+    Kept(Kept),
     /// The window ends inside a record: give more bytes, from `Splitter::position` on.
     NeedMore,
     /// Nothing is left.
     Done,
 }
 
-/// A record over the limit, of which only the beginning was kept.
+/// Bytes that are no record, of which only the beginning was kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Oversize {
-    /// Offset of its first byte in the object.
+pub struct Kept {
+    /// Offset of the first byte in the object.
     pub offset: u64,
-    /// Its length in bytes.
+    /// How many bytes there were.
     pub length: u64,
-    /// Its first bytes, at most [`MAX_PAYLOAD`].
+    /// The first of them, at most [`MAX_PAYLOAD`].
     pub head: Vec<u8>,
-    multi_line: bool,
+    /// Why they are no record.
+    pub reason: Reason,
 }
 
-/// How records stand one after the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Framing {
     /// Before the first byte that is not white space.
+    #[default]
     Unknown,
     /// Lines of values.
     Lines,
-    /// Inside the array that the object opened with; true once an element was seen.
-    Array(bool),
+    /// Inside the array that the object opened with at this offset; true once an element was seen.
+    Array(u64, bool),
+}
+
+/// How records stand one after the other, at a place between two of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    framing: Framing,
+    /// A value ended right before: one comma may stand here.
+    after_value: bool,
+    /// How far the place is indented, if nothing else stands before it on its line.
+    indent: Option<usize>,
+}
+
+impl Place {
+    /// An object's beginning.
+    pub const START: Self = Self { framing: Framing::Unknown, after_value: false, indent: Some(0) };
 }
 
 /// The state between windows of one object.
 #[derive(Debug)]
 pub struct Splitter {
-    framing: Framing,
+    place: Place,
     max_record: usize,
-    skipping: Option<Oversize>,
+    skipping: Option<(Kept, Extent)>,
+    /// An array of records that was empty: a reject, if anything follows it.
+    empty_array: Option<Kept>,
     /// Where in the window the next piece begins.
     position: usize,
-    /// A record ended right before `position`: one comma may stand here.
-    after_record: bool,
-    /// How far `position` is indented, if nothing else stands before it on its line.
-    indent: Option<usize>,
 }
 
 impl Splitter {
-    /// A splitter for one object whose records may have `max_record` bytes. `framing` is unknown, unless the
-    /// object goes on where another ended.
-    pub fn new(max_record: usize, framing: Framing) -> Self {
-        Self { framing, max_record, skipping: None, position: 0, after_record: false, indent: Some(0) }
+    /// A splitter for one object whose records may have `max_record` bytes. `place` is [`Place::START`], unless
+    /// the object goes on where another was cut.
+    pub fn new(max_record: usize, place: Place) -> Self {
+        Self { place, max_record, skipping: None, empty_array: None, position: 0 }
     }
 
     /// The first byte of the window that is still needed.
@@ -92,9 +107,9 @@ impl Splitter {
         self.position
     }
 
-    /// How the records at [`position`](Self::position) are framed.
-    pub fn framing(&self) -> Framing {
-        self.framing
+    /// How the records at [`position`](Self::position) stand.
+    pub fn place(&self) -> Place {
+        self.place
     }
 
     /// Whether a record over the limit is being passed over.
@@ -117,47 +132,48 @@ impl Splitter {
             Ok(start) => start,
             Err(piece) => return piece,
         };
-        self.position = start;
+        if let Some(array) = self.empty_array.take() {
+            return Piece::Kept(array);
+        }
         if window[start] != b'{' {
+            let message = format!("{}, not an object", kind_name(window[start]));
             return match scanner.skip(window, start) {
-                Ok(end) => self.broken(window, start, end, Reason::NotAnObject, format!("{}, not an object", kind_name(window[start]))),
+                Ok(end) => self.broken(window, start, end, Reason::NotAnObject, message),
                 Err(fault) => self.recover(window, offset, last, start, fault),
             };
         }
         match scanner.object(window, start, fields) {
             Ok(end) if end - start <= self.max_record => {
-                self.took(end, true);
+                self.took(end);
                 Piece::Record { start, end }
             }
-            Ok(end) => self.broken(
-                window,
-                start,
-                end,
-                Reason::RecordTooLarge,
-                format!("{} bytes; the limit is {} (limits.max_record)", end - start, self.max_record),
-            ),
+            Ok(end) => {
+                let message = format!("{} bytes; the limit is {} (limits.max_record)", end - start, self.max_record);
+                self.broken(window, start, end, Reason::RecordTooLarge, message)
+            }
             Err(fault) => self.recover(window, offset, last, start, fault),
         }
     }
 
-    fn took(&mut self, end: usize, record: bool) {
+    /// A value ended at `end`.
+    fn took(&mut self, end: usize) {
         self.position = end;
-        self.after_record = record;
-        self.indent = None;
-        if let Framing::Array(seen) = &mut self.framing {
+        self.place.after_value = true;
+        self.place.indent = None;
+        if let Framing::Array(_, seen) = &mut self.place.framing {
             *seen = true;
         }
     }
 
     fn broken(&mut self, window: &[u8], start: usize, end: usize, reason: Reason, message: String) -> Piece {
-        self.took(end, false);
+        self.took(end);
         Piece::Broken { start, end: start + window[start..end].trim_ascii_end().len(), reason, message }
     }
 
     /// Where the next value begins, past white space, commas and the array's brackets.
     fn start_of_value(&mut self, window: &[u8], offset: u64, last: bool) -> Result<usize, Piece> {
         let mut at = self.position;
-        if offset == 0 && at == 0 && self.framing == Framing::Unknown {
+        if offset == 0 && at == 0 && self.place.framing == Framing::Unknown {
             if !last && window.len() < BYTE_ORDER_MARK.len() {
                 return Err(Piece::NeedMore);
             }
@@ -167,187 +183,89 @@ impl Splitter {
         }
         loop {
             while let Some(space) = window.get(at).filter(|b| b.is_ascii_whitespace()) {
-                self.indent = if *space == b'\n' { Some(0) } else { self.indent.map(|n| n + 1) };
+                self.place.indent = if *space == b'\n' { Some(0) } else { self.place.indent.map(|n| n + 1) };
                 at += 1;
             }
             self.position = at;
             let Some(&here) = window.get(at) else {
                 return Err(if last { Piece::Done } else { Piece::NeedMore });
             };
-            match (self.framing, here) {
-                (Framing::Unknown, b'[') => {
-                    if let Some(piece) = self.open_array(window, at, last) {
-                        return Err(piece);
+            match (self.place.framing, here) {
+                (Framing::Unknown, b'[') => self.place.framing = Framing::Array(offset + at as u64, false),
+                (Framing::Unknown, _) => {
+                    self.place.framing = Framing::Lines;
+                    continue;
+                }
+                (_, b',') if self.place.after_value => self.place.after_value = false,
+                (Framing::Array(_, true), b',') => {}
+                (Framing::Array(opened, seen), b']') => {
+                    if !seen {
+                        let length = offset + at as u64 + 1 - opened;
+                        self.empty_array = Some(Kept { offset: opened, length, head: b"[]".to_vec(), reason: Reason::NotAnObject });
                     }
-                    at += 1;
-                }
-                (Framing::Unknown, _) => self.framing = Framing::Lines,
-                (_, b',') if self.after_record => {
-                    self.after_record = false;
-                    at += 1;
-                }
-                (Framing::Array(true), b',') => at += 1,
-                (Framing::Array(_), b']') => {
-                    self.framing = Framing::Lines;
-                    self.after_record = false;
-                    at += 1;
+                    self.place.framing = Framing::Lines;
+                    self.place.after_value = false;
                 }
                 _ => return Ok(at),
             }
-            if at > self.position {
-                self.indent = None;
-            }
+            at += 1;
+            self.place.indent = None;
         }
     }
 
-    /// Opens the array of records. An empty array with something after it is no array of records: a reject.
-    fn open_array(&mut self, window: &[u8], at: usize, last: bool) -> Option<Piece> {
-        let inside = window[at + 1..].trim_ascii_start();
-        let after = match inside.first() {
-            None if !last => return Some(Piece::NeedMore),
-            Some(b']') => inside[1..].trim_ascii_start(),
-            _ => {
-                self.framing = Framing::Array(false);
-                return None;
-            }
-        };
-        match after.first() {
-            None if !last => Some(Piece::NeedMore),
-            None => {
-                self.framing = Framing::Array(false);
-                None
-            }
-            Some(_) => {
-                self.framing = Framing::Lines;
-                let end = window.len() - inside.len() + 1;
-                Some(self.broken(window, at, end, Reason::NotAnObject, "an array, not an object".into()))
-            }
-        }
+    fn extent(&self, first: u8) -> Extent {
+        Extent::new(first, self.place.indent.unwrap_or(0), matches!(self.place.framing, Framing::Array(..)))
     }
 
     /// What to make of a value that could not be read.
     fn recover(&mut self, window: &[u8], offset: u64, last: bool, start: usize, fault: Fault) -> Piece {
-        let at = fault.position(window.len()).min(window.len());
-        let multi_line = memchr::memchr(b'\n', &window[start..at]).is_some();
-        let end = if fault == Fault::End { last.then_some(window.len()) } else { self.end_of_broken(window, start, at, multi_line, last) };
-        let Some(end) = end else {
-            if window.len() - start > self.max_record {
-                return self.skip(window, offset, start, multi_line, last);
+        let mut extent = self.extent(window[start]);
+        let undecided = fault == Fault::End && !last;
+        let found = if undecided { None } else { extent.scan(&window[start..]).or(last.then(|| extent.finish())) };
+        let Some(end) = found else {
+            if window.len() - start <= self.max_record {
+                return Piece::NeedMore;
             }
-            return Piece::NeedMore;
+            let kept = Kept { offset: offset + start as u64, length: 0, head: Vec::new(), reason: Reason::RecordTooLarge };
+            self.skipping = Some((kept, self.extent(window[start])));
+            return self.skip_on(window, last);
         };
-        if end - start > self.max_record {
-            return self.broken(
-                window,
-                start,
-                end,
-                Reason::RecordTooLarge,
-                format!("{} bytes without a complete record; the limit is {} (limits.max_record)", end - start, self.max_record),
-            );
-        }
+        let length = end.length as usize;
         let (reason, message) = match fault {
+            _ if length > self.max_record => (
+                Reason::RecordTooLarge,
+                format!("{length} bytes without a complete record; the limit is {} (limits.max_record)", self.max_record),
+            ),
             Fault::End => (Reason::Incomplete, "the object ends inside the record".to_owned()),
             Fault::LineEnd(_) => (Reason::Incomplete, "the line ends inside the record".to_owned()),
             Fault::TooDeep(at) => (Reason::TooDeep, format!("nested too deeply at byte {} of the record (limits.max_depth)", at - start)),
             Fault::Syntax(at, what) => (Reason::InvalidJson, format!("{what}, at byte {} of the record", at - start)),
         };
-        self.broken(window, start, end, reason, message)
+        let piece = self.broken(window, start, start + length, reason, message);
+        self.position = start + end.resume as usize;
+        self.place.indent = end.indent;
+        piece
     }
 
-    /// Where the bytes of a broken value end; none if the window does not tell.
-    fn end_of_broken(&self, window: &[u8], start: usize, fault: usize, multi_line: bool, last: bool) -> Option<usize> {
-        let line_end = match memchr::memchr(b'\n', &window[fault..]) {
-            Some(found) => fault + found,
-            None if last => window.len(),
-            None => return None,
-        };
-        if !multi_line {
-            if let Some(end) = self.balanced_end(window, start, line_end) {
-                return Some(end);
-            }
-            if window[start] != b'{' {
-                return Some(line_end);
-            }
-        }
-        let column = self.indent.unwrap_or(0);
-        let mut end = line_end;
-        while end < window.len() {
-            let line = &window[end + 1..];
-            let Some(&first) = line.first() else { return last.then_some(window.len()) };
-            let goes_on = multi_line || first.is_ascii_whitespace() || matches!(first, b'"' | b'}');
-            let indent = line.iter().take_while(|b| matches!(b, b' ' | b'\t')).count();
-            if indent == line.len() && !last {
-                return None;
-            }
-            if !goes_on || (line.get(indent) == Some(&b'{') && indent <= column) {
-                return Some(end);
-            }
-            match memchr::memchr(b'\n', line) {
-                Some(found) => end += 1 + found,
-                None if last => return Some(window.len()),
-                None => return None,
-            }
-        }
-        Some(end)
-    }
-
-    /// The end of the value at `start` told by its brackets alone, if what follows on the line looks like
-    /// another record: then only this one is lost.
-    fn balanced_end(&self, window: &[u8], start: usize, line_end: usize) -> Option<usize> {
-        let (mut depth, mut in_string, mut at) = (0usize, false, start);
-        while at < line_end {
-            match window[at] {
-                b'\\' if in_string => at += 1,
-                b'"' => in_string = !in_string,
-                b'{' | b'[' if !in_string => depth += 1,
-                b'}' | b']' if !in_string => {
-                    depth = depth.checked_sub(1)?;
-                    if depth == 0 {
-                        let rest = window[at + 1..line_end].trim_ascii_start();
-                        let array = matches!(self.framing, Framing::Array(_));
-                        let follows = match rest.first() {
-                            None => true,
-                            Some(b'{') => true,
-                            Some(b',') => rest[1..].trim_ascii_start().first().is_none_or(|b| *b == b'{'),
-                            Some(b']') => array,
-                            Some(_) => false,
-                        };
-                        return follows.then_some(at + 1);
-                    }
-                }
-                _ => {}
-            }
-            at += 1;
-        }
-        None
-    }
-
-    /// Begins to skip a record that is larger than the limit.
-    fn skip(&mut self, window: &[u8], offset: u64, start: usize, multi_line: bool, last: bool) -> Piece {
-        self.skipping = Some(Oversize { offset: offset + start as u64, length: 0, head: Vec::new(), multi_line });
-        self.position = start;
-        self.skip_on(window, last)
-    }
-
+    /// Passes over a record that is larger than the limit.
     fn skip_on(&mut self, window: &[u8], last: bool) -> Piece {
-        let mut record = self.skipping.take().expect("only called while skipping");
+        let (mut kept, mut extent) = self.skipping.take().expect("only called while skipping");
         let rest = &window[self.position..];
-        // The last byte is looked at again with what follows it.
-        let found = memchr::memchr_iter(b'\n', rest).find(|&at| !record.multi_line || rest.get(at + 1) == Some(&b'{'));
-        let (used, done) = match found {
-            Some(at) => (at, true),
-            None if last => (rest.len(), true),
-            None => (rest.len().saturating_sub(1), false),
+        let passed = kept.length;
+        let found = extent.scan(rest).or(last.then(|| extent.finish()));
+        let keep = MAX_PAYLOAD.saturating_sub(kept.head.len()).min(rest.len());
+        kept.head.extend_from_slice(&rest[..keep]);
+        let Some(end) = found else {
+            kept.length += rest.len() as u64;
+            self.position = window.len();
+            self.skipping = Some((kept, extent));
+            return Piece::NeedMore;
         };
-        let keep = MAX_PAYLOAD.saturating_sub(record.head.len()).min(used);
-        record.head.extend_from_slice(&rest[..keep]);
-        record.length += used as u64;
-        self.took(self.position + used, false);
-        if done {
-            return Piece::Oversize(record);
-        }
-        self.skipping = Some(record);
-        Piece::NeedMore
+        self.took(self.position + (end.resume - passed) as usize);
+        self.place.indent = end.indent;
+        kept.length = end.length;
+        kept.head.truncate(end.length as usize);
+        Piece::Kept(kept)
     }
 }
 

@@ -9,10 +9,13 @@ use super::decode::RecordLimits;
 use super::inflate::{InflateError, Inflater, ObjectLimits, cause};
 use super::json::{Keys, Scanner};
 use super::object::{ContentHash, Object, ObjectId};
-use super::split::{Framing, Piece, Splitter};
+use super::split::{Piece, Place, Splitter};
 
 /// Bytes of records in one object.
 const PIECE_BYTES: usize = 64 << 20;
+
+/// How many times as large a piece may grow to hold the whole of a record that is over the limit.
+const MAX_PIECES: usize = 8;
 
 /// Cuts a stream, which may be compressed, into objects.
 pub struct Pieces<R> {
@@ -31,8 +34,8 @@ pub struct StdinPiece {
     pub object: Object,
     /// Its bytes, inflated.
     pub bytes: Bytes,
-    /// Whether it begins inside an array that an earlier piece opened.
-    pub framing: Framing,
+    /// Where in the stream's framing its first record stands.
+    pub place: Place,
 }
 
 impl<'a> Pieces<Box<dyn Read + Send + 'a>> {
@@ -43,7 +46,7 @@ impl<'a> Pieces<Box<dyn Read + Send + 'a>> {
         Ok(Self {
             reader,
             buffer: Vec::new(),
-            splitter: Splitter::new(records.max_record, Framing::Unknown),
+            splitter: Splitter::new(records.max_record, Place::START),
             scanner: Scanner::new(Keys::new([]), records.max_depth),
             piece_bytes: PIECE_BYTES.max(2 * records.max_record),
             ended: false,
@@ -54,21 +57,30 @@ impl<'a> Pieces<Box<dyn Read + Send + 'a>> {
 impl<R: Read> Pieces<R> {
     /// The next piece; none at the end.
     pub fn next_piece(&mut self) -> Result<Option<StdinPiece>, InflateError> {
-        let framing = self.splitter.framing();
+        let place = self.splitter.place();
         let mut fields = Vec::new();
-        self.fill()?;
-        // Records are found here only to be counted as whole; they are decoded where all objects are.
-        while !matches!(self.splitter.next(&mut self.scanner, &self.buffer, 0, self.ended, &mut fields), Piece::NeedMore | Piece::Done) {}
-        // A record over the limit is cut where the piece ends: its bytes are rejects either way.
+        let mut wanted = self.piece_bytes;
+        loop {
+            self.fill(wanted)?;
+            // Records are found here only to be counted as whole; they are decoded where all objects are.
+            while !matches!(self.splitter.next(&mut self.scanner, &self.buffer, 0, self.ended, &mut fields), Piece::NeedMore | Piece::Done)
+            {
+            }
+            if !self.splitter.is_skipping() || self.ended || wanted >= MAX_PIECES * self.piece_bytes {
+                break;
+            }
+            wanted += self.piece_bytes;
+        }
+        // A record that is far over the limit is cut where the piece ends: its bytes are rejects either way.
         let cut = if self.ended || self.splitter.is_skipping() { self.buffer.len() } else { self.splitter.position() };
         let rest = self.buffer.split_off(cut);
         let bytes = Bytes::from(std::mem::replace(&mut self.buffer, rest));
         self.splitter.shift(self.splitter.position().min(cut));
-        Ok((!bytes.is_empty()).then(|| StdinPiece { object: object(&bytes), bytes, framing }))
+        Ok((!bytes.is_empty()).then(|| StdinPiece { object: object(&bytes), bytes, place }))
     }
 
-    fn fill(&mut self) -> Result<(), InflateError> {
-        let wanted = self.piece_bytes.saturating_sub(self.buffer.len());
+    fn fill(&mut self, bytes: usize) -> Result<(), InflateError> {
+        let wanted = bytes.saturating_sub(self.buffer.len());
         let got = (&mut self.reader).take(wanted as u64).read_to_end(&mut self.buffer).map_err(cause)?;
         self.ended |= got < wanted;
         Ok(())

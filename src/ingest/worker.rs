@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::runtime::Handle;
 
 use super::batch::{Batch, BatchError, Flushed, Tables};
-use super::decode::{Decoder, ObjectContext, RecordLimits};
+use super::decode::{Decoder, Need, ObjectContext, RecordLimits};
 use super::inflate::{InflateError, Inflater, ObjectLimits, cause};
 use super::object::{Object, ObjectId};
 use super::source::Input;
-use super::split::Framing;
+use super::split::Place;
 use crate::base::now_micros;
 use crate::schema::Catalog;
 use crate::table::Lake;
@@ -83,7 +83,7 @@ pub enum WorkError {
 pub struct Worker {
     settings: WorkerSettings,
     decoder: Decoder,
-    inflater: Inflater,
+    inflater: Option<Inflater>,
     window: Vec<u8>,
     batch: Batch,
     meter: Arc<Meter>,
@@ -101,7 +101,7 @@ impl Worker {
     ) -> Self {
         Self {
             decoder: Decoder::new(catalog, settings.records),
-            inflater: Inflater::new(settings.objects, settings.whole_bytes),
+            inflater: Some(Inflater::new(settings.objects, settings.whole_bytes)),
             window: Vec::new(),
             batch: Batch::new(lake, tables, runtime),
             settings,
@@ -111,7 +111,7 @@ impl Worker {
 
     /// Decodes an object into the batch, and flushes the batch if it is full. `log_type`: what every record is
     /// taken for, by its index in the catalog; else each is told by its own fields.
-    pub fn work(&mut self, object: Object, input: Input, framing: Framing, log_type: Option<usize>) -> Result<Option<Flushed>, WorkError> {
+    pub fn work(&mut self, object: Object, input: Input, place: Place, log_type: Option<usize>) -> Result<Option<Flushed>, WorkError> {
         let parse_time = now_micros();
         let context = ObjectContext {
             id: object.id,
@@ -121,7 +121,7 @@ impl Worker {
             parse_time,
             log_type,
         };
-        self.decoder.begin(context, framing);
+        self.decoder.begin(context, place);
         let mut flushed = Flushed::default();
         match self.decode(&object, input, parse_time, &mut flushed) {
             Ok(()) => self.batch.close(object, self.decoder.counts()),
@@ -152,10 +152,16 @@ impl Worker {
     fn decode(&mut self, object: &Object, input: Input, parse_time: i64, flushed: &mut Flushed) -> Result<(), Stop> {
         let stored = match input {
             Input::Memory(stored) => {
-                if let Some(window) = self.inflater.whole(&stored)? {
-                    self.decoder.decode(window, 0, true);
-                    Meter::add(&self.meter.inflated, window.len() as u64);
-                    return self.collect(object, parse_time, flushed);
+                // Out of the worker while its buffer is read.
+                let mut inflater = self.inflater.take().expect("it is put back below");
+                let result = match inflater.whole(&stored) {
+                    Ok(Some(window)) => Some(self.decode_window(window, 0, true, object, parse_time, flushed).map(|_| ())),
+                    Ok(None) => None,
+                    Err(error) => Some(Err(error.into())),
+                };
+                self.inflater = Some(inflater);
+                if let Some(result) = result {
+                    return result;
                 }
                 Input::Memory(stored)
             }
@@ -183,15 +189,35 @@ impl Worker {
             let missing = wanted - window.len();
             let got = reader.take(missing as u64).read_to_end(window).map_err(cause)?;
             let last = got < missing;
-            let used = self.decoder.decode(window, offset, last);
-            Meter::add(&self.meter.inflated, got as u64);
+            let used = self.decode_window(window, offset, last, object, parse_time, flushed)?;
             window.drain(..used);
             offset += used as u64;
             // What is left is the beginning of a record: the next window holds it and as much again.
             wanted = window.len() + WINDOW_BYTES;
-            self.collect(object, parse_time, flushed)?;
             if last {
                 return Ok(());
+            }
+        }
+    }
+
+    /// Decodes a window as far as it holds whole records, and tells how far that is.
+    fn decode_window(
+        &mut self,
+        window: &[u8],
+        offset: u64,
+        last: bool,
+        object: &Object,
+        parse_time: i64,
+        flushed: &mut Flushed,
+    ) -> Result<usize, Stop> {
+        let mut used = 0;
+        loop {
+            let progress = self.decoder.decode(&window[used..], offset + used as u64, last);
+            used += progress.used;
+            Meter::add(&self.meter.inflated, progress.used as u64);
+            self.collect(object, parse_time, flushed)?;
+            if progress.need == Need::Bytes {
+                return Ok(used);
             }
         }
     }

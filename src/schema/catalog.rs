@@ -1,10 +1,16 @@
 //! The log types that this run knows: those embedded at build, and those of `--schemas DIR`.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::LogType;
 use super::parse::{SchemaError, parse};
-use super::{LogType, Standard};
+
+/// Different fields that all match rules together may name.
+const MAX_MATCH_NAMES: usize = 128;
+/// Fields and aliases of all log types together.
+const MAX_FIELDS: usize = 3000;
 
 const EMBEDDED: [(&str, &str); 3] = [
     ("schemas/cloudflare_firewall.yml", include_str!("../../schemas/cloudflare_firewall.yml")),
@@ -33,6 +39,14 @@ pub enum CatalogError {
         path: String,
         /// The log type.
         name: String,
+    },
+    /// More than can be told apart.
+    #[error(
+        "{path}: together with the built-in ones these have more than {MAX_FIELDS} fields, or their match rules name more than {MAX_MATCH_NAMES} different fields; split them over several runs"
+    )]
+    TooMany {
+        /// The folder.
+        path: String,
     },
     /// No log type of that name.
     #[error("unknown log type `{name}`; known: {known}")]
@@ -79,14 +93,13 @@ impl Catalog {
             catalog.types.push(Arc::new(log_type));
         }
         catalog.sort();
+        let rules = catalog.types.iter().map(|t| &t.matches);
+        let names: HashSet<&String> = rules.flat_map(|m| m.all.iter().chain(&m.any).chain(&m.none)).collect();
+        let fields: usize = catalog.types.iter().flat_map(|t| &t.columns).map(|c| 1 + c.aliases.len()).sum();
+        if names.len() > MAX_MATCH_NAMES || fields > MAX_FIELDS {
+            return Err(CatalogError::TooMany { path: dir.display().to_string() });
+        }
         Ok(catalog)
-    }
-
-    /// A catalog of exactly these log types.
-    pub fn of(types: impl IntoIterator<Item = LogType>) -> Self {
-        let mut catalog = Self { types: types.into_iter().map(Arc::new).collect() };
-        catalog.sort();
-        catalog
     }
 
     /// Parses one schema text; `file` stands in its errors.
@@ -109,11 +122,6 @@ impl Catalog {
             name: name.to_owned(),
             known: self.types.iter().map(|t| t.name.as_str()).collect::<Vec<_>>().join(", "),
         })
-    }
-
-    /// The p_ columns that the view `all_logs` has: every one, whether or not each table has it.
-    pub fn standard_columns() -> [Standard; 9] {
-        Standard::ALL
     }
 }
 

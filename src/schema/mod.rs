@@ -223,7 +223,7 @@ pub struct LogType {
     pub description: String,
     /// Where its fields are documented.
     pub reference_url: Option<String>,
-    /// How its records are told from others.
+    /// How its records are told from others; without a rule only a route or --log-type tells.
     pub matches: Match,
     /// The columns filled from the record, in documented order.
     pub columns: Vec<Column>,

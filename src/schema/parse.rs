@@ -8,6 +8,12 @@ use serde_saphyr::Spanned;
 
 use super::{Column, ColumnType, Indicator, LogType, Match, Standard, TimeFormats};
 
+/// Tables that are no log type's.
+const RESERVED_TABLES: [&str; 3] = ["classification_failures", "ingested_objects", "all_logs"];
+const MAX_FIELDS: usize = 1000;
+/// Fields that one match rule may name; all rules together may name 128 different ones.
+const MAX_MATCH_NAMES: usize = 32;
+
 /// What is wrong with a schema file, and where.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{file}:{line}: {message}")]
@@ -106,6 +112,16 @@ impl Parser<'_> {
                 &keys.schema,
                 format!("schema: `{name}` is no log type's name; use letters, digits, `.` and `_`, as in Cloudflare.HttpRequest"),
             );
+        }
+        if RESERVED_TABLES.contains(&name.to_lowercase().replace('.', "_").as_str()) {
+            return self.error(&keys.schema, format!("schema: {name} would be the table of one of flarelake's own; choose another name"));
+        }
+        if keys.fields.len() > MAX_FIELDS {
+            return self.error(&keys.schema, format!("schema {name}: {} fields; at most {MAX_FIELDS}", keys.fields.len()));
+        }
+        let rules = [&keys.matches.all, &keys.matches.any, &keys.matches.none];
+        if rules.iter().map(|names| names.len()).sum::<usize>() > MAX_MATCH_NAMES {
+            return self.error(&keys.schema, format!("schema {name}: match names more than {MAX_MATCH_NAMES} fields"));
         }
         let (mut columns, mut standard, mut event_time) = (Vec::new(), Vec::new(), None);
         for field in keys.fields {

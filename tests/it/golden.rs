@@ -151,3 +151,38 @@ fn an_object_of_ten_thousand_fields_is_a_row() {
     assert_eq!(next.rows[1]["p_rescued_data"], serde_json::json!({"Brand": "new"}));
     assert_eq!(next.rows[1]["ZoneID"], 1);
 }
+
+/// However a record over the limit stands among others, they are all there.
+#[test]
+fn a_record_over_the_limit_costs_no_neighbour_in_an_array_either() {
+    let good = |n: usize| format!("{{{TIME},\"ZoneID\":{n}}}");
+    let long = format!("{{{TIME},\"ClientIP\":\"{}\"}}", "{[x".repeat(700_000));
+    for broken in [long.clone(), long.replace(":1653974623", ":tru")] {
+        let pretty = |record: &str| format!("  {}", record.replacen(',', ",\n    ", 1).replacen('}', "\n  }", 1));
+        let inputs = [
+            format!("[{},{broken},{},{}]", good(1), good(2), good(3)),
+            format!("{}{broken}{}{}", good(1), good(2), good(3)),
+            format!("[\n{},\n{},\n{},\n{}\n]\n", pretty(&good(1)), pretty(&broken), pretty(&good(2)), pretty(&good(3))),
+        ];
+        for input in inputs {
+            for step in [input.len(), 300_001] {
+                let mut decoder = Decoder::new(&Catalog::embedded(), LIMITS);
+                let outcome = decode_in_steps(&mut decoder, input.as_bytes(), step);
+                let zones: Vec<_> = outcome.rows.iter().filter_map(|r| r["ZoneID"].as_u64()).collect();
+                assert_eq!(zones, [1, 2, 3], "steps of {step}: {:?}", &input[..60]);
+                assert_eq!(outcome.rejects.len(), 1);
+                assert_eq!(outcome.rejects[0].reason.code(), "record_too_large");
+            }
+        }
+    }
+}
+
+/// One line of half a million broken values is read in one go, not once for each of them.
+#[test]
+fn many_broken_values_on_one_line_take_no_time() {
+    let input = "{x},".repeat(500_000);
+    let began = std::time::Instant::now();
+    let outcome = decode(input.as_bytes());
+    assert_eq!((outcome.counts.rejects, outcome.rejects.len()), (500_000, 500_000));
+    assert!(began.elapsed().as_secs() < 60, "{:?}", began.elapsed());
+}

@@ -10,7 +10,7 @@ use flarelake::ingest::batch::{Flushed, Tables};
 use flarelake::ingest::inflate::ObjectLimits;
 use flarelake::ingest::object::{Object, ObjectId};
 use flarelake::ingest::source::Input;
-use flarelake::ingest::split::Framing;
+use flarelake::ingest::split::Place;
 use flarelake::ingest::worker::{Worker, WorkerSettings};
 use flarelake::schema::Catalog;
 use flarelake::table::Lake;
@@ -69,7 +69,7 @@ async fn life(store: Store, mut todo: Vec<u64>, seed: u64) -> Result<Vec<u64>, S
         let mut held = Vec::new();
         for n in todo {
             let (object, bytes) = object(n);
-            worker.work(object, Input::Memory(bytes.into()), Framing::Unknown, None).map_err(|e| e.to_string())?;
+            worker.work(object, Input::Memory(bytes.into()), Place::START, None).map_err(|e| e.to_string())?;
             held.push(n);
             if random.random_ratio(1, 3) {
                 worker.flush().map_err(|e| e.to_string())?;
@@ -168,7 +168,7 @@ async fn an_object_that_another_writer_landed_meanwhile_is_cut_out_of_the_batch(
             let mut worker = worker(lake, usize::MAX);
             for n in numbers {
                 let (object, bytes) = object(n);
-                worker.work(object, Input::Memory(bytes.into()), Framing::Unknown, None).expect("decodes");
+                worker.work(object, Input::Memory(bytes.into()), Place::START, None).expect("decodes");
             }
             worker.flush().expect("lands")
         })
@@ -200,8 +200,8 @@ async fn an_object_larger_than_memory_spills_and_still_lands_whole_or_not_at_all
         let (mut good, _) = object(0);
         good.size = stored.len() as u64;
         let (bad, _) = object(1);
-        worker.work(bad, Input::Memory(broken.into()), Framing::Unknown, None).expect("a broken object is a reject");
-        worker.work(good, Input::Memory(stored.into()), Framing::Unknown, None).expect("decodes");
+        worker.work(bad, Input::Memory(broken.into()), Place::START, None).expect("a broken object is a reject");
+        worker.work(good, Input::Memory(stored.into()), Place::START, None).expect("decodes");
         worker.flush().expect("lands")
     });
     run.await.expect("no panic");

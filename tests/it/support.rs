@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use flarelake::base::store::Store;
-use flarelake::ingest::decode::{Counts, Decoder, ObjectContext, RecordLimits};
+use flarelake::ingest::decode::{Counts, Decoder, Need, ObjectContext, RecordLimits};
 use flarelake::ingest::object::ObjectId;
 use flarelake::ingest::reject::Reject;
-use flarelake::ingest::split::Framing;
+use flarelake::ingest::split::Place;
 use flarelake::schema::Catalog;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
@@ -50,19 +50,31 @@ pub struct Outcome {
 
 /// Decodes `bytes` in windows that each bring `step` more bytes.
 pub fn decode_in_steps(decoder: &mut Decoder, bytes: &[u8], step: usize) -> Outcome {
-    decoder.begin(context(None), Framing::Unknown);
+    decoder.begin(context(None), Place::START);
     let (mut from, mut to) = (0, 0);
+    let (mut batches, mut rejects) = (Vec::new(), Vec::new());
     loop {
         to = bytes.len().min(to + step);
-        from += decoder.decode(&bytes[from..to], from as u64, to == bytes.len());
+        loop {
+            let progress = decoder.decode(&bytes[from..to], from as u64, to == bytes.len());
+            from += progress.used;
+            if progress.need == Need::Bytes {
+                break;
+            }
+            let decoded = decoder.take();
+            batches.extend(decoded.batches);
+            rejects.extend(decoded.rejects);
+        }
         if to == bytes.len() {
             break;
         }
     }
     let counts = decoder.counts();
     let decoded = decoder.take();
-    let rows = decoded.batches.iter().flat_map(|(_, batch)| json_rows(batch)).collect();
-    Outcome { rows, rejects: decoded.rejects, counts }
+    batches.extend(decoded.batches);
+    rejects.extend(decoded.rejects);
+    let rows = batches.iter().flat_map(|(_, batch)| json_rows(batch)).collect();
+    Outcome { rows, rejects, counts }
 }
 
 pub fn decode(bytes: &[u8]) -> Outcome {

@@ -16,7 +16,7 @@ use arrow::record_batch::RecordBatch;
 use super::json::{Field, Keys, Kind, Scanner};
 use super::object::ObjectId;
 use super::reject::{Reason, Reject};
-use super::split::{Framing, MAX_PAYLOAD, Piece, Splitter};
+use super::split::{MAX_PAYLOAD, Piece, Place, Splitter};
 use crate::schema::{Catalog, Match};
 use rows::{RowBuilder, Verdict};
 
@@ -24,6 +24,10 @@ pub(super) use rows::constant;
 
 /// A batch is closed at this many rows, so that no builder grows without bound.
 const MAX_BATCH_ROWS: usize = 32 * 1024;
+
+/// Decoding pauses at this many batches or rejects, so that what is decoded can be moved on.
+const MAX_BATCHES: usize = 4;
+const MAX_REJECTS: usize = 64 * 1024;
 
 /// What the rows of an object have in common.
 #[derive(Debug, Clone)]
@@ -64,6 +68,24 @@ pub struct Counts {
     pub skipped: u64,
 }
 
+/// How far a call of [`Decoder::decode`] came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the window that are done with.
+    pub used: usize,
+    /// What it takes to go on.
+    pub need: Need,
+}
+
+/// Why decoding paused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The rest of the window is no whole record: more bytes, or the object is done.
+    Bytes,
+    /// So much was decoded that it should be [taken](Decoder::take) before the window's rest.
+    Room,
+}
+
 /// What was decoded since it was last taken.
 #[derive(Debug, Default)]
 pub struct Decoded {
@@ -98,8 +120,9 @@ struct Rule {
 }
 
 impl Rule {
+    /// A log type without a rule is told by configuration only.
     fn matches(&self, present: u128) -> bool {
-        present & self.all == self.all && (self.any == 0 || present & self.any != 0) && present & self.none == 0
+        self.all | self.any != 0 && present & self.all == self.all && (self.any == 0 || present & self.any != 0) && present & self.none == 0
     }
 }
 
@@ -130,36 +153,36 @@ impl Decoder {
             scanner: Scanner::new(keys, limits.max_depth),
             fields: Vec::new(),
             rows,
-            splitter: Splitter::new(limits.max_record, Framing::Unknown),
+            splitter: Splitter::new(limits.max_record, Place::START),
             context: None,
             counts: Counts::default(),
             decoded: Decoded::default(),
         }
     }
 
-    /// Begins an object, whose records are framed as `framing` says. What an unfinished one has left is dropped.
-    pub fn begin(&mut self, context: ObjectContext, framing: Framing) {
+    /// Begins an object, whose first record stands at `place`. What an unfinished one has left is dropped.
+    pub fn begin(&mut self, context: ObjectContext, place: Place) {
         for rows in &mut self.rows {
             rows.clear();
         }
-        self.splitter = Splitter::new(self.limits.max_record, framing);
+        self.splitter = Splitter::new(self.limits.max_record, place);
         self.context = Some(context);
         self.counts = Counts::default();
         self.decoded = Decoded::default();
     }
 
     /// Decodes what is complete in `window`, which stands at byte `offset` of the inflated object; `last` if
-    /// the object ends with it. Returns how many bytes of the window are done with: the next window begins there.
+    /// the object ends with it. Tells how far it came: the next window begins there.
     ///
     /// # Panics
     /// If no object was begun.
-    pub fn decode(&mut self, window: &[u8], offset: u64, last: bool) -> usize {
+    pub fn decode(&mut self, window: &[u8], offset: u64, last: bool) -> Progress {
         let context = self.context.clone().expect("an object was begun");
         let valid = match simdutf8::compat::from_utf8(window) {
             Ok(text) => text,
             Err(e) => std::str::from_utf8(&window[..e.valid_up_to()]).unwrap_or_default(),
         };
-        loop {
+        let need = loop {
             let piece = self.splitter.next(&mut self.scanner, window, offset, last, &mut self.fields);
             match piece {
                 Piece::Record { start, end } => {
@@ -178,19 +201,27 @@ impl Decoder {
                 Piece::Broken { start, end, reason, message } => {
                     self.reject(reason, message, None, offset + start as u64, &window[start..end]);
                 }
-                Piece::Oversize(record) => {
-                    let message = format!("{} bytes; the limit is {} (limits.max_record)", record.length, self.limits.max_record);
-                    self.reject(Reason::RecordTooLarge, message, None, record.offset, &record.head);
+                Piece::Kept(kept) => {
+                    let message = match kept.reason {
+                        Reason::RecordTooLarge => {
+                            format!("{} bytes; the limit is {} (limits.max_record)", kept.length, self.limits.max_record)
+                        }
+                        _ => "an array, not an object".to_owned(),
+                    };
+                    self.reject(kept.reason, message, None, kept.offset, &kept.head);
                     if let Some(reject) = self.decoded.rejects.last_mut() {
-                        reject.length = Some(record.length);
+                        reject.length = Some(kept.length);
                     }
                 }
-                Piece::NeedMore | Piece::Done => break,
+                Piece::NeedMore | Piece::Done => break Need::Bytes,
             }
-        }
-        let done = self.splitter.position();
-        self.splitter.shift(done);
-        done
+            if self.decoded.batches.len() >= MAX_BATCHES || self.decoded.rejects.len() >= MAX_REJECTS {
+                break Need::Room;
+            }
+        };
+        let used = self.splitter.position();
+        self.splitter.shift(used);
+        Progress { used, need }
     }
 
     fn reject(&mut self, reason: Reason, message: String, log_type: Option<usize>, offset: u64, bytes: &[u8]) {

@@ -240,7 +240,7 @@ impl RowBuilder {
             let value = fields[field as usize].value;
             let raw = &record[value.start as usize..value.end as usize];
             match value.kind {
-                Kind::Text => self.indicators.collect(*kind, raw),
+                Kind::Text | Kind::Number => self.indicators.collect(*kind, raw),
                 Kind::Escaped => {
                     self.text.clear();
                     if unescape(raw, &mut self.text) {

@@ -5,6 +5,10 @@ use crate::schema::TimeFormats;
 
 const MICROS: i64 = 1_000_000;
 
+/// 0000-01-01 and 10000-01-01.
+const YEAR_0: i64 = -62_167_219_200 * MICROS;
+const YEAR_10000: i64 = 253_402_300_800 * MICROS;
+
 /// What a timestamp's text says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Time {
@@ -28,7 +32,8 @@ pub fn parse(text: &str, formats: TimeFormats) -> Time {
         b'A'..=b'Z' | b'a'..=b'z' if formats.rfc1123 => rfc1123(text),
         _ => None,
     };
-    found.map_or(Time::Unreadable, Time::At)
+    // No calendar that reads the tables goes beyond these years.
+    found.filter(|micros| (YEAR_0..YEAR_10000).contains(micros)).map_or(Time::Unreadable, Time::At)
 }
 
 /// An epoch count, its unit told by magnitude: below 1e11 seconds, 1e14 ms, 1e17 µs, else ns.

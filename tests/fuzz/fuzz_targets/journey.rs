@@ -6,7 +6,7 @@ use flarelake::ingest::decode::{Counts, Decoder, ObjectContext, RecordLimits};
 use flarelake::ingest::inflate::{Inflater, ObjectLimits};
 use flarelake::ingest::object::ObjectId;
 use flarelake::ingest::reject::Reject;
-use flarelake::ingest::split::Framing;
+use flarelake::ingest::split::Place;
 use flarelake::schema::Catalog;
 use libfuzzer_sys::fuzz_target;
 
@@ -14,11 +14,11 @@ const LIMITS: RecordLimits = RecordLimits { max_record: 1 << 12, max_depth: 16 }
 
 fn decode(decoder: &mut Decoder, bytes: &[u8], step: usize) -> (Counts, Vec<Reject>) {
     let context = ObjectContext { id: ObjectId(7), last_modified: None, source_id: None, source_label: None, parse_time: 0, log_type: None };
-    decoder.begin(context, Framing::Unknown);
+    decoder.begin(context, Place::START);
     let (mut from, mut to) = (0, 0);
     while to < bytes.len() || bytes.is_empty() {
         to = bytes.len().min(to + step.max(1));
-        from += decoder.decode(&bytes[from..to], from as u64, to == bytes.len());
+        from += decoder.decode(&bytes[from..to], from as u64, to == bytes.len()).used;
         if bytes.is_empty() {
             break;
         }
