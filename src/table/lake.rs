@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 
 use super::commit::{self, DataFile, Landing, TableMetadata};
 use super::ledger::{self, Known};
-use super::log::{Log, Put, TableError, log_store};
+use super::log::{Beginning, Log, Put, TableError, log_store};
 use super::spec::{LEDGER_TABLE, TableSpec, ledger_spec};
 use crate::base::Watch;
 use crate::base::store::Store;
@@ -24,6 +24,8 @@ use crate::base::store::Store;
 pub const MAX_FILE_AGE: Duration = Duration::from_secs(3600);
 /// A put that took longer than this since the log's end was read may have won a number that was cleaned up.
 const MAX_CURSOR_AGE: Duration = Duration::from_secs(600);
+/// How many ledger versions are remembered for a table before it is looked at.
+const MAX_PENDING: usize = 64;
 /// How often a put that may or may not have landed is looked into before giving up.
 const MAX_UNKNOWN_PUTS: u32 = 5;
 
@@ -50,40 +52,35 @@ pub struct Lake {
 struct Table {
     log: Log,
     /// The ledger version that it has been brought up to.
-    txn: u64,
-    metadata: TableMetadata,
+    txn: Option<u64>,
+    metadata: Option<TableMetadata>,
+    /// Reader and writer version.
+    protocol: (i64, i64),
+    /// What we write into it.
+    spec: Option<TableSpec>,
 }
 
 impl Lake {
     /// Opens a lake to write to, creating its ledger if there is none; then brings every table up to the ledger.
     pub async fn open(store: Store) -> Result<Self, TableError> {
         let mut log = Log::new(&store, LEDGER_TABLE);
-        log.create_if_missing(&ledger_spec(), None).await?;
-        let lake = Self { known: Known::default(), tables: SyncMutex::default(), ledger: Mutex::new(log), store };
-        {
-            let mut log = lake.ledger.lock().await;
-            if log.read_entry(0).await?.is_none() {
-                lake.load_checkpointed(&mut log).await?;
-            }
-            ledger::catch_up(&mut log, &lake.known, None).await?;
+        let mut beginning = log.beginning().await?;
+        if beginning == Beginning::Empty {
+            log.create(&ledger_spec(), None).await?;
+            beginning = Beginning::First;
         }
+        let known = Known::default();
+        if let Beginning::After(version) = beginning {
+            // What landed up to there stands in the ledger's own table.
+            let snapshot = open_snapshot(&store, LEDGER_TABLE).await?;
+            let snapshot = snapshot.ok_or_else(|| TableError::request(&log.table, "opening its checkpoint", "it is not there"))?;
+            known.extend(read_object_ids(&snapshot).await?);
+            log.version = Some(version);
+        }
+        ledger::catch_up(&mut log, &known, None).await?;
+        let lake = Self { known, tables: SyncMutex::default(), ledger: Mutex::new(log), store };
         lake.project_all().await?;
         Ok(lake)
-    }
-
-    /// The ledger's first entries were cleaned up: takes the ids from the ledger's own table.
-    async fn load_checkpointed(&self, log: &mut Log) -> Result<(), TableError> {
-        let snapshot = open_snapshot(&self.store, LEDGER_TABLE).await?;
-        let Some(snapshot) = snapshot else {
-            return Err(TableError::Layout {
-                table: log.table.clone(),
-                message: "its log has no beginning and no checkpoint; restore it from a copy".into(),
-            });
-        };
-        let version = snapshot.version();
-        self.known.extend(read_object_ids(&snapshot).await?);
-        log.version = version;
-        Ok(())
     }
 
     /// Where the lake is.
@@ -118,7 +115,7 @@ impl Lake {
         if self.tables.lock().contains_key(&spec.name) {
             return Ok(());
         }
-        let table = match Table::open(&self.store, &spec.name).await? {
+        let mut table = match Table::open(&self.store, &spec.name).await? {
             Some(table) => table,
             None => {
                 // Its txn is the ledger's version of a moment in which no entry named it.
@@ -131,7 +128,8 @@ impl Lake {
                 created.ok_or_else(|| TableError::request(&spec.name, "reading the table just created", "it is not there"))?
             }
         };
-        table.log.check(spec, &table.metadata)?;
+        table.spec = Some(spec.clone());
+        table.check()?;
         self.tables.lock().entry(spec.name.clone()).or_insert_with(|| Arc::new(Mutex::new(table)));
         Ok(())
     }
@@ -178,12 +176,16 @@ impl Lake {
         for table in landing.adds.keys() {
             self.project(table).await?;
         }
+        // Tables that only others land in are looked at now and then: what is remembered of them stays small.
+        for table in self.known.lagging(MAX_PENDING) {
+            self.project(&table).await?;
+        }
         Ok(LandOutcome::Landed)
     }
 
     /// Brings every table up to the ledger as it was last read: what a writer that died has left is finished here.
     pub async fn project_all(&self) -> Result<(), TableError> {
-        for table in self.known.pending_tables() {
+        for table in self.known.lagging(1) {
             self.project(&table).await?;
         }
         Ok(())
@@ -206,7 +208,7 @@ impl Lake {
         let mut unknown = 0;
         loop {
             table.catch_up().await?;
-            let Some((to, files)) = self.known.missing(name, table.txn) else { return Ok(()) };
+            let Some((to, files)) = self.known.missing(name, table.txn.unwrap_or(0)) else { return Ok(()) };
             let bytes = commit::projection(&files, to).map_err(|message| TableError::Layout { table: table.log.table.clone(), message })?;
             match table.log.put(bytes).await {
                 Put::Won => {
@@ -214,7 +216,7 @@ impl Lake {
                     if table.log.read.elapsed() > MAX_CURSOR_AGE && table.log.checkpoint().await?.is_some_and(|c| c >= version) {
                         return Err(TableError::Outrun { table: table.log.table.clone() });
                     }
-                    table.txn = to;
+                    table.txn = Some(to);
                 }
                 Put::Lost => {}
                 Put::Unknown(message) => {
@@ -232,63 +234,62 @@ impl Lake {
 impl Table {
     /// Opens a table at its newest version; none if it is not there.
     async fn open(store: &Store, name: &str) -> Result<Option<Self>, TableError> {
-        let mut log = Log::new(store, name);
-        let Some(latest) = log.latest().await? else { return Ok(None) };
-        let first = log.read_entry(0).await?.unwrap_or_default();
-        let (Some(metadata), Some(protocol)) = (first.metadata, first.protocol) else {
-            return Self::open_checkpointed(store, name, log).await.map(Some);
+        let log = Log::new(store, name);
+        let mut table = match log.beginning().await? {
+            Beginning::Empty => return Ok(None),
+            Beginning::First => Self { log, txn: None, metadata: None, protocol: (0, 0), spec: None },
+            Beginning::After(_) => Self::open_checkpointed(store, name, log).await?,
         };
-        let mut txn = None;
-        let mut version = Some(latest);
-        while let (None, Some(at)) = (txn, version) {
-            txn = log.read_entry(at).await?.and_then(|entry| entry.txn);
-            version = at.checked_sub(1);
+        table.catch_up().await?;
+        if table.txn.is_none() {
+            let message = "no commit of it tells its ledger version: it was not made by flarelake; move it away".to_owned();
+            return Err(TableError::Layout { table: table.log.table, message });
         }
-        log.version = Some(latest);
-        let table = Self { txn: txn.unwrap_or(0), metadata, log };
-        table.check_protocol(protocol)?;
         Ok(Some(table))
     }
 
     /// The log's beginning was cleaned up: what it said stands in a checkpoint.
     async fn open_checkpointed(store: &Store, name: &str, mut log: Log) -> Result<Self, TableError> {
         let failed = |e: deltalake::DeltaTableError| TableError::request(name, "reading the table's checkpoint", e);
-        let Some(table) = open_snapshot(store, name).await? else {
-            return Err(TableError::Layout {
-                table: log.table,
-                message: "its log has no beginning and no checkpoint; restore it from a copy".into(),
-            });
-        };
+        let table = open_snapshot(store, name).await?;
+        let table = table.ok_or_else(|| TableError::request(name, "opening its checkpoint", "it is not there"))?;
         let snapshot = table.snapshot().map_err(failed)?;
         let txn = snapshot.transaction_version(table.log_store().as_ref(), commit::APP).await.map_err(failed)?;
         let metadata = serde_json::to_value(snapshot.metadata()).and_then(serde_json::from_value);
         let metadata =
             metadata.map_err(|e| TableError::Layout { table: log.table.clone(), message: format!("its metaData can't be read: {e}") })?;
         let protocol = snapshot.protocol();
-        let versions = (i64::from(protocol.min_reader_version()), i64::from(protocol.min_writer_version()));
+        let protocol = (i64::from(protocol.min_reader_version()), i64::from(protocol.min_writer_version()));
         log.version = table.version();
-        let table = Self { log, txn: txn.unwrap_or(0) as u64, metadata };
-        table.check_protocol(versions)?;
-        Ok(table)
+        Ok(Self { log, txn: txn.map(|v| v as u64), metadata: Some(metadata), protocol, spec: None })
     }
 
-    fn check_protocol(&self, (reader, writer): (i64, i64)) -> Result<(), TableError> {
+    /// Whether what we write still fits the table.
+    fn check(&self) -> Result<(), TableError> {
+        let (reader, writer) = self.protocol;
         if reader > 1 || writer > 2 {
             let message = format!("its protocol is ({reader},{writer}), which another engine set; flarelake writes protocol (1,2) only");
             return Err(TableError::Layout { table: self.log.table.clone(), message });
         }
-        Ok(())
+        match (&self.spec, &self.metadata) {
+            (Some(spec), Some(metadata)) => self.log.check(spec, metadata),
+            _ => Ok(()),
+        }
     }
 
     async fn catch_up(&mut self) -> Result<(), TableError> {
-        let Self { log, txn, metadata } = self;
+        let Self { log, txn, metadata, protocol, .. } = self;
+        let mut layout_changed = false;
         log.catch_up(|_, entry| {
-            *txn = entry.txn.unwrap_or(*txn);
-            if let Some(new) = entry.metadata {
-                *metadata = new;
+            layout_changed |= entry.metadata.is_some() || entry.protocol.is_some();
+            *txn = entry.txn.or(*txn);
+            *protocol = entry.protocol.unwrap_or(*protocol);
+            if entry.metadata.is_some() {
+                *metadata = entry.metadata;
             }
         })
-        .await
+        .await?;
+        if layout_changed { self.check() } else { Ok(()) }
     }
 }
 

@@ -44,9 +44,9 @@ impl Known {
         self.objects.write().extend(objects);
     }
 
-    /// The tables that may have something to get.
-    pub fn pending_tables(&self) -> Vec<String> {
-        self.pending.read().iter().filter(|(_, versions)| !versions.is_empty()).map(|(table, _)| table.clone()).collect()
+    /// The tables that may have something to get, from `least` ledger versions on.
+    pub fn lagging(&self, least: usize) -> Vec<String> {
+        self.pending.read().iter().filter(|(_, versions)| versions.len() >= least).map(|(table, _)| table.clone()).collect()
     }
 
     /// The files that a table at ledger version `has` has still to get, and the version it then is at.

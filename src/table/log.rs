@@ -1,5 +1,6 @@
 //! One table's log: reading it forward from where we are, and putting the next version if it is absent.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -7,7 +8,7 @@ use deltalake::kernel::engine::arrow_conversion::TryIntoKernel as _;
 use deltalake::kernel::transaction::TransactionError;
 use deltalake::kernel::{Protocol, StructType, new_metadata};
 use deltalake::logstore::{CommitOrBytes, LogStoreRef, StorageConfig, default_logstore};
-use futures::StreamExt as _;
+use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::prefix::PrefixStore;
 
 use super::commit::{self, ReadCommit, TableMetadata};
@@ -63,6 +64,17 @@ impl TableError {
     }
 }
 
+/// Where a log's reading begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beginning {
+    /// There is no log.
+    Empty,
+    /// With entry 0.
+    First,
+    /// After this version, up to which only a checkpoint tells.
+    After(u64),
+}
+
 /// What came of a put.
 #[derive(Debug)]
 pub enum Put {
@@ -110,11 +122,6 @@ impl Log {
         bytes.map(parse).transpose().map_err(|message| TableError::Entry { table: self.table.clone(), version, message })
     }
 
-    /// The entry of one version; none if there is none.
-    pub async fn read_entry(&self, version: u64) -> Result<Option<ReadCommit>, TableError> {
-        self.entry(version).await
-    }
-
     /// Reads every entry beyond the cursor, in order, into `each`.
     pub async fn catch_up(&mut self, mut each: impl FnMut(u64, ReadCommit)) -> Result<(), TableError> {
         let mut ahead = 1;
@@ -150,14 +157,37 @@ impl Log {
         }
     }
 
-    /// The log's newest version, by listing.
-    pub async fn latest(&self) -> Result<Option<u64>, TableError> {
-        let exists = self.store.is_delta_table_location().await.map_err(|e| TableError::request(&self.table, "listing the log", e))?;
-        if !exists {
-            return Ok(None);
+    /// Where reading can begin: entries may have been cleaned up below a checkpoint. A gap anywhere else would be taken
+    /// for the log's end, and filled: it is an error.
+    pub async fn beginning(&self) -> Result<Beginning, TableError> {
+        let objects = self.store.object_store(None);
+        let listed: Result<Vec<_>, _> = objects.list(Some(self.store.log_path())).try_collect().await;
+        let listed = listed.map_err(|e| TableError::request(&self.table, "listing the log", e))?;
+        let (mut versions, mut checkpoint) = (BTreeSet::new(), None);
+        for meta in &listed {
+            let name = meta.location.filename().unwrap_or_default();
+            let Some(version) = name.get(..20).and_then(|digits| digits.parse::<u64>().ok()) else { continue };
+            match &name[20..] {
+                ".json" => _ = versions.insert(version),
+                rest if rest.starts_with(".checkpoint") && rest.ends_with(".parquet") => checkpoint = checkpoint.max(Some(version)),
+                _ => {}
+            }
         }
-        let latest = self.store.get_latest_version(0).await;
-        latest.map(Some).map_err(|e| TableError::request(&self.table, "listing the log", e))
+        let Some(last) = versions.last().copied().max(checkpoint) else { return Ok(Beginning::Empty) };
+        let mut first = last + 1;
+        while first > 0 && versions.contains(&(first - 1)) {
+            first -= 1;
+        }
+        match checkpoint {
+            _ if first == 0 => Ok(Beginning::First),
+            Some(checkpoint) if checkpoint + 1 >= first => Ok(Beginning::After(first - 1)),
+            _ => Err(TableError::Layout {
+                table: self.table.clone(),
+                message: format!(
+                    "its log has a gap before version {first} and no checkpoint there; restore the missing entries from a copy"
+                ),
+            }),
+        }
     }
 
     /// The newest checkpoint's version, as `_last_checkpoint` tells it.
@@ -172,14 +202,6 @@ impl Log {
         };
         let hint: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
         Ok(hint["version"].as_u64())
-    }
-
-    /// Creates the table unless its log has any entry.
-    pub async fn create_if_missing(&mut self, spec: &TableSpec, txn: Option<u64>) -> Result<(), TableError> {
-        if self.entry(0).await?.is_some() || self.latest().await?.is_some() {
-            return Ok(());
-        }
-        self.create(spec, txn).await
     }
 
     /// Creates the table unless it is there. `txn`: see [`commit::creation`].

@@ -214,3 +214,45 @@ async fn an_object_larger_than_memory_spills_and_still_lands_whole_or_not_at_all
     let rejects = read_table(inner.as_ref(), "classification_failures").await;
     assert_eq!(rejects.values().flatten().count(), 1);
 }
+
+/// Lands objects one by one, so that the ledger has many versions.
+async fn land_each(inner: &Arc<InMemory>, numbers: std::ops::Range<u64>) -> Result<usize, String> {
+    let mut landed = 0;
+    for n in numbers {
+        let lake = Arc::new(Lake::open(memory_lake(inner.clone())).await.map_err(|e| e.to_string())?);
+        if lake.contains(object(n).0.id.0) {
+            continue;
+        }
+        landed += 1;
+        let run = tokio::task::spawn_blocking(move || {
+            let mut worker = worker(lake, usize::MAX);
+            let (object, bytes) = object(n);
+            worker.work(object, Input::Memory(bytes.into()), Place::START, None).map_err(|e| e.to_string())?;
+            worker.flush().map(|_| ()).map_err(|e| e.to_string())
+        });
+        run.await.expect("no panic")?;
+    }
+    Ok(landed)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_in_the_ledgers_log_is_never_taken_for_its_end() {
+    use object_store::ObjectStoreExt as _;
+    let inner = Arc::new(InMemory::new());
+    assert_eq!(land_each(&inner, 0..8).await, Ok(8));
+    let entry = |version: u64| object_store::path::Path::from(format!("lake/ingested_objects/_delta_log/{version:020}.json"));
+    let removed = inner.get(&entry(3)).await.expect("an entry").bytes().await.expect("bytes");
+    inner.delete(&entry(3)).await.expect("deleted");
+    let refused = land_each(&inner, 0..8).await.expect_err("a gap is an error");
+    assert!(refused.contains("gap before version 4"), "{refused}");
+    // With a checkpoint above it, everything below can go, and what landed is still known.
+    inner.put(&entry(3), removed.into()).await.expect("restored");
+    let ledger = flarelake::table::open_snapshot(&memory_lake(inner.clone()), "ingested_objects").await.expect("opens").expect("is there");
+    deltalake::checkpoints::create_checkpoint(&ledger, None).await.expect("a checkpoint");
+    for version in 0..6 {
+        inner.delete(&entry(version)).await.expect("deleted");
+    }
+    assert_eq!(land_each(&inner, 0..10).await, Ok(2));
+    let lake = Lake::open(memory_lake(inner.clone())).await.expect("opens");
+    assert_eq!(lake.objects(), 10);
+}
