@@ -3,6 +3,7 @@
 mod cli;
 mod golden;
 mod laws;
+mod layout;
 mod ledger;
 mod oracle;
 mod processes;

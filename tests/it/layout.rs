@@ -1,0 +1,62 @@
+//! What stands in a table's files: sorted, compressed, and with what lets a reader skip.
+
+use std::fs;
+
+use arrow::array::AsArray as _;
+use arrow::datatypes::TimestampMicrosecondType;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::basic::Compression;
+use parquet::file::properties::ReaderProperties;
+use parquet::file::reader::{FileReader as _, SerializedFileReader};
+use parquet::file::serialized_reader::ReadOptionsBuilder;
+
+use crate::support::{flarelake, stdout};
+
+#[test]
+fn files_are_sorted_compressed_and_indexed() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (log, lake) = (dir.path().join("a.log"), dir.path().join("lake"));
+    // Times in no order.
+    let line = |n: i64| {
+        let time = 1_767_225_600 + (n * 7919) % 86_400;
+        format!(
+            "{{\"EdgeStartTimestamp\":{time},\"RayID\":\"{n:016x}\",\"ClientIP\":\"192.0.2.{}\",\"ClientRequestHost\":\"h{}.example.com\"}}\n",
+            n % 250,
+            n % 9
+        )
+    };
+    fs::write(&log, (0..40_000).map(line).collect::<String>()).expect("written");
+    stdout(&flarelake(&["--lake", lake.to_str().expect("a path"), "backfill", log.to_str().expect("a path")]));
+    let folder = lake.join("cloudflare_httprequest/p_event_date=2026-01-01");
+    let files: Vec<_> = fs::read_dir(folder).expect("the day's folder").map(|f| f.expect("a file").path()).collect();
+    assert_eq!(files.len(), 1);
+
+    let mut last = i64::MIN;
+    let open = || fs::File::open(&files[0]).expect("a file");
+    for batch in ParquetRecordBatchReaderBuilder::try_new(open()).and_then(|b| b.build()).expect("a Parquet file") {
+        let batch = batch.expect("rows");
+        for time in batch.column_by_name("p_event_time").expect("the column").as_primitive::<TimestampMicrosecondType>().values() {
+            assert!(*time >= last, "rows are sorted by p_event_time");
+            last = *time;
+        }
+    }
+
+    let properties = ReaderProperties::builder().set_read_bloom_filter(true).build();
+    let options = ReadOptionsBuilder::new().with_page_index().with_reader_properties(properties).build();
+    let reader = SerializedFileReader::new_with_options(open(), options).expect("a Parquet file with a page index");
+    let metadata = reader.metadata();
+    assert!(metadata.column_index().is_some() && metadata.offset_index().is_some());
+    let group = metadata.row_group(0);
+    let path = |n: usize| group.column(n).column_path().string();
+    let sorting = group.sorting_columns().expect("the file says how it is sorted");
+    assert_eq!((path(sorting[0].column_idx as usize).as_str(), sorting[0].descending), ("p_event_time", false));
+    let with_bloom: Vec<String> = (0..group.num_columns()).filter(|n| group.column(*n).bloom_filter_offset().is_some()).map(path).collect();
+    let lists = ["p_any_ip_addresses.list.element", "p_any_domain_names.list.element", "p_any_trace_ids.list.element"];
+    assert_eq!(with_bloom, [&["ClientIP", "RayID"][..], &lists].concat());
+    let bloom = reader.get_row_group(0).expect("a row group");
+    let ray = (0..group.num_columns()).find(|n| path(*n) == "RayID").expect("the column");
+    let filter = bloom.get_column_bloom_filter(ray);
+    assert!(filter.is_some_and(|f| f.check(&"0000000000000001") && !f.check(&"not there")), "the filter tells what is there");
+    assert!(group.columns().iter().all(|c| matches!(c.compression(), Compression::ZSTD(_))));
+    assert!(metadata.file_metadata().created_by().is_some_and(|by| by.starts_with("flarelake ")));
+}
