@@ -190,7 +190,8 @@ async fn list_s3(url: &str, environment: &[(String, String)]) -> Result<Listed, 
     let folder = fixed.rsplit_once('/').map_or("", |(folder, _)| folder);
     let pattern = (fixed.len() < wanted.len()).then(|| glob::Pattern::new(wanted)).transpose();
     let pattern = pattern.map_err(|e| SourceError::Glob { pattern: url.to_owned(), why: e.to_string() })?;
-    let fits = |key: &str| pattern.as_ref().map_or_else(|| key.starts_with(wanted), |p| p.matches(key));
+    // A key that is named as it is, is meant, whatever signs it holds.
+    let fits = |key: &str| key == wanted || pattern.as_ref().map_or_else(|| key.starts_with(wanted), |p| p.matches(key));
     let failed = |source| SourceError::S3 { location: url.to_owned(), source };
     let prefix = object_store::path::Path::parse(folder).map_err(|e| failed(e.into()))?;
     let listed: Vec<ObjectMeta> = store.objects.list((!folder.is_empty()).then_some(&prefix)).try_collect().await.map_err(failed)?;
