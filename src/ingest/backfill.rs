@@ -342,11 +342,13 @@ impl Shared {
                 continue;
             }
             let size = object.size;
-            match worker.work(object, input, place, log_type) {
-                Ok(flushed) => {
+            let worked = worker.work(object, input, place, log_type);
+            // Objects before it may have landed, whatever became of this one.
+            self.account(worker.flushed());
+            match worked {
+                Ok(()) => {
                     Meter::add(&run.meter.objects_done, 1);
                     Meter::add(&run.meter.bytes_done, size);
-                    self.account(flushed.unwrap_or_default());
                 }
                 Err(error @ WorkError::Read { .. }) => self.fail(size, &error),
                 Err(error) => break Err(error),

@@ -86,6 +86,8 @@ pub struct Worker {
     inflater: Option<Inflater>,
     window: Vec<u8>,
     batch: Batch,
+    /// What became of objects since it was last told: also kept where an object in between can't be read.
+    flushed: Flushed,
     meter: Arc<Meter>,
 }
 
@@ -104,6 +106,7 @@ impl Worker {
             inflater: Some(Inflater::new(settings.objects, settings.whole_bytes)),
             window: Vec::new(),
             batch: Batch::new(lake, tables, runtime),
+            flushed: Flushed::default(),
             settings,
             meter,
         }
@@ -111,7 +114,7 @@ impl Worker {
 
     /// Decodes an object into the batch, and flushes the batch if it is full. `log_type`: what every record is
     /// taken for, by its index in the catalog; else each is told by its own fields.
-    pub fn work(&mut self, object: Object, input: Input, place: Place, log_type: Option<usize>) -> Result<Option<Flushed>, WorkError> {
+    pub fn work(&mut self, object: Object, input: Input, place: Place, log_type: Option<usize>) -> Result<(), WorkError> {
         let parse_time = now_micros();
         let context = ObjectContext {
             id: object.id,
@@ -122,8 +125,7 @@ impl Worker {
             log_type,
         };
         self.decoder.begin(context, place);
-        let mut flushed = Flushed::default();
-        match self.decode(&object, input, parse_time, &mut flushed) {
+        match self.decode(&object, input, parse_time) {
             Ok(()) => self.batch.close(object, self.decoder.counts()),
             Err(Stop::Inflate(InflateError::Read(source))) => {
                 self.batch.abandon_open();
@@ -139,23 +141,31 @@ impl Worker {
             Err(Stop::Batch(error)) => return Err(error.into()),
         }
         if self.batch.bytes() >= self.settings.flush_bytes {
-            flushed.append(self.flush()?);
+            let flushed = self.batch.flush()?;
+            self.flushed.append(flushed);
         }
-        Ok((!flushed.is_empty()).then_some(flushed))
+        Ok(())
     }
 
-    /// Lands what the batch holds.
+    /// Lands what the batch holds, and tells what became of every object since this was last told.
     pub fn flush(&mut self) -> Result<Flushed, BatchError> {
-        self.batch.flush()
+        let flushed = self.batch.flush()?;
+        self.flushed.append(flushed);
+        Ok(self.flushed())
     }
 
-    fn decode(&mut self, object: &Object, input: Input, parse_time: i64, flushed: &mut Flushed) -> Result<(), Stop> {
+    /// What became of objects since this was last told.
+    pub fn flushed(&mut self) -> Flushed {
+        std::mem::take(&mut self.flushed)
+    }
+
+    fn decode(&mut self, object: &Object, input: Input, parse_time: i64) -> Result<(), Stop> {
         let stored = match input {
             Input::Memory(stored) => {
                 // Out of the worker while its buffer is read.
                 let mut inflater = self.inflater.take().expect("it is put back below");
                 let result = match inflater.whole(&stored) {
-                    Ok(Some(window)) => Some(self.decode_window(window, 0, true, object, parse_time, flushed).map(|_| ())),
+                    Ok(Some(window)) => Some(self.decode_window(window, 0, true, object, parse_time).map(|_| ())),
                     Ok(None) => None,
                     Err(error) => Some(Err(error.into())),
                 };
@@ -170,26 +180,19 @@ impl Worker {
         let mut reader = Inflater::stream(stored.reader(), self.settings.objects).map_err(cause)?;
         let mut window = std::mem::take(&mut self.window);
         window.clear();
-        let result = self.decode_stream(&mut reader, &mut window, object, parse_time, flushed);
+        let result = self.decode_stream(&mut reader, &mut window, object, parse_time);
         self.window = window;
         result
     }
 
-    fn decode_stream(
-        &mut self,
-        reader: &mut dyn Read,
-        window: &mut Vec<u8>,
-        object: &Object,
-        parse_time: i64,
-        flushed: &mut Flushed,
-    ) -> Result<(), Stop> {
+    fn decode_stream(&mut self, reader: &mut dyn Read, window: &mut Vec<u8>, object: &Object, parse_time: i64) -> Result<(), Stop> {
         let mut offset = 0;
         let mut wanted = WINDOW_BYTES;
         loop {
             let missing = wanted - window.len();
             let got = reader.take(missing as u64).read_to_end(window).map_err(cause)?;
             let last = got < missing;
-            let used = self.decode_window(window, offset, last, object, parse_time, flushed)?;
+            let used = self.decode_window(window, offset, last, object, parse_time)?;
             window.drain(..used);
             offset += used as u64;
             // What is left is the beginning of a record: the next window holds it and as much again.
@@ -201,21 +204,13 @@ impl Worker {
     }
 
     /// Decodes a window as far as it holds whole records, and tells how far that is.
-    fn decode_window(
-        &mut self,
-        window: &[u8],
-        offset: u64,
-        last: bool,
-        object: &Object,
-        parse_time: i64,
-        flushed: &mut Flushed,
-    ) -> Result<usize, Stop> {
+    fn decode_window(&mut self, window: &[u8], offset: u64, last: bool, object: &Object, parse_time: i64) -> Result<usize, Stop> {
         let mut used = 0;
         loop {
             let progress = self.decoder.decode(&window[used..], offset + used as u64, last);
             used += progress.used;
             Meter::add(&self.meter.inflated, progress.used as u64);
-            self.collect(object, parse_time, flushed)?;
+            self.collect(object, parse_time)?;
             if progress.need == Need::Bytes {
                 return Ok(used);
             }
@@ -223,14 +218,15 @@ impl Worker {
     }
 
     /// Moves what was decoded into the batch, and makes room if it grows too large.
-    fn collect(&mut self, object: &Object, parse_time: i64, flushed: &mut Flushed) -> Result<(), Stop> {
+    fn collect(&mut self, object: &Object, parse_time: i64) -> Result<(), Stop> {
         let decoded = self.decoder.take();
         let rows: usize = decoded.batches.iter().map(|(_, batch)| batch.num_rows()).sum();
         Meter::add(&self.meter.records, (rows + decoded.rejects.len()) as u64);
         Meter::add(&self.meter.rejects, decoded.rejects.len() as u64);
         self.batch.add(object, decoded, parse_time);
         if self.batch.bytes() >= self.settings.flush_bytes && !self.batch.is_empty() {
-            flushed.append(self.batch.flush()?);
+            let flushed = self.batch.flush()?;
+            self.flushed.append(flushed);
         }
         if self.batch.bytes() >= self.settings.flush_bytes {
             self.batch.spill()?;
@@ -258,11 +254,6 @@ impl From<BatchError> for Stop {
 }
 
 impl Flushed {
-    /// Whether it tells of no object.
-    pub fn is_empty(&self) -> bool {
-        self.landed.is_empty() && self.already_there.is_empty() && self.stale.is_empty()
-    }
-
     fn append(&mut self, other: Self) {
         self.landed.extend(other.landed);
         self.already_there.extend(other.already_there);

@@ -83,11 +83,6 @@ impl Lake {
         Ok(lake)
     }
 
-    /// Where the lake is.
-    pub fn url(&self) -> &url::Url {
-        &self.store.url
-    }
-
     /// The store that holds it.
     pub fn store(&self) -> &Store {
         &self.store
