@@ -113,7 +113,8 @@ fn journey(criterion: &mut Criterion) {
         b.iter(|| {
             let store = Store { objects: Arc::new(InMemory::new()), url: "memory:///lake/".parse().expect("a URL"), root: "lake".into() };
             let lake = Arc::new(runtime.block_on(Lake::open(store)).expect("opens"));
-            let settings = WorkerSettings { records: RECORDS, objects: OBJECTS, flush_bytes: 1 << 30, whole_bytes: 1 << 30 };
+            let settings =
+                WorkerSettings { records: RECORDS, objects: OBJECTS, flush_bytes: 1 << 30, flush_rows: u64::MAX, whole_bytes: 1 << 30 };
             let mut worker = Worker::new(&catalog, tables.clone(), Some(lake), settings, Arc::default(), runtime.handle().clone());
             let object = Object {
                 id: ObjectId::of_stdin(&hash),

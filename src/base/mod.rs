@@ -1,5 +1,6 @@
-//! Ground that knows nothing of logs: the clock, random ids, and the object store.
+//! Ground that knows nothing of logs: the clock, random ids, AWS access, and the object store.
 
+pub mod aws;
 mod durable;
 pub mod store;
 

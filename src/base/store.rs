@@ -9,6 +9,7 @@ use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions};
 use url::Url;
 
+use super::aws::{Access, ChainCredentials};
 use super::durable::DurableFileSystem;
 
 /// Long enough for a file of a few hundred MB on a slow line.
@@ -27,7 +28,7 @@ pub enum StoreError {
         why: String,
     },
     /// The store's settings are wrong.
-    #[error("can't set up access to {url}: {source}; look at the AWS_* environment variables")]
+    #[error("can't set up access to {url}: {source}; look at [store] and the AWS_* environment variables")]
     Settings {
         /// The URL.
         url: String,
@@ -65,13 +66,61 @@ pub struct Store {
     pub root: Path,
 }
 
-impl Store {
-    /// Opens `file:///…`, `s3://bucket/prefix`, or a bare path, which may not exist yet. `environment` holds the AWS_*
-    /// variables.
-    pub fn open(url: &str, environment: &[(String, String)]) -> Result<Self, StoreError> {
-        if url.starts_with("s3://") || url.starts_with("s3a://") {
-            return Self::open_s3(url, environment);
+/// How a lake on S3 is reached, and what its objects are encrypted with.
+#[derive(Debug, Clone, Default)]
+pub struct Reach {
+    /// The account.
+    pub access: Access,
+    /// `aws:kms`, `aws:kms:dsse` or `AES256`; none leaves it to the bucket.
+    pub encryption: Option<String>,
+    /// The key of KMS; none is the account's own.
+    pub kms_key_id: Option<String>,
+    /// The AWS_* variables.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Reach {
+    async fn builder(&self, bucket: String) -> AmazonS3Builder {
+        let mut builder = AmazonS3Builder::new().with_bucket_name(bucket);
+        let mut endpoint = None;
+        for (name, value) in &self.environment {
+            let Ok(key) = name.to_lowercase().parse::<AmazonS3ConfigKey>() else { continue };
+            if matches!(key, AmazonS3ConfigKey::Endpoint | AmazonS3ConfigKey::S3Endpoint) {
+                endpoint = Some(value.as_str());
+            }
+            builder = builder.with_config(key, value);
         }
+        let resolved = self.access.resolve(None).await;
+        if let Some(credentials) = ChainCredentials::new(&resolved) {
+            builder = builder.with_credentials(Arc::new(credentials));
+        }
+        if let Some(region) = resolved.region() {
+            builder = builder.with_region(region.as_ref());
+        }
+        if let Some(own) = &self.access.endpoint {
+            (builder, endpoint) = (builder.with_endpoint(own), Some(own.as_str()));
+        }
+        for (name, value) in [("aws_server_side_encryption", &self.encryption), ("aws_sse_kms_key_id", &self.kms_key_id)] {
+            if let (Ok(key), Some(value)) = (name.parse::<AmazonS3ConfigKey>(), value) {
+                builder = builder.with_config(key, value);
+            }
+        }
+        let plain_http = endpoint.is_some_and(|e| e.starts_with("http://"));
+        let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT).with_connect_timeout(CONNECT_TIMEOUT).with_allow_http(plain_http);
+        builder.with_client_options(client)
+    }
+}
+
+impl Store {
+    /// Opens `file:///…`, `s3://bucket/prefix`, or a bare path, which may not exist yet.
+    pub async fn open(url: &str, reach: &Reach) -> Result<Self, StoreError> {
+        if url.starts_with("s3://") || url.starts_with("s3a://") {
+            return Self::open_s3(url, reach).await;
+        }
+        Self::open_folder(url)
+    }
+
+    fn open_folder(url: &str) -> Result<Self, StoreError> {
         let wrong = |why: &str| StoreError::Url { url: url.to_owned(), why: why.to_owned() };
         let path = match url.strip_prefix("file://") {
             Some(_) => Url::parse(url).ok().and_then(|u| u.to_file_path().ok()).ok_or_else(|| wrong("not a file path"))?,
@@ -97,7 +146,7 @@ impl Store {
         Ok(Self { objects: Arc::new(DurableFileSystem::new()), url, root })
     }
 
-    fn open_s3(text: &str, environment: &[(String, String)]) -> Result<Self, StoreError> {
+    async fn open_s3(text: &str, reach: &Reach) -> Result<Self, StoreError> {
         let wrong = |why: &str| StoreError::Url { url: text.to_owned(), why: why.to_owned() };
         let mut url = Url::parse(&text.replacen("s3a://", "s3://", 1)).map_err(|e| wrong(&e.to_string()))?;
         let bucket = url.host_str().filter(|b| !b.is_empty()).ok_or_else(|| wrong("it names no bucket"))?.to_owned();
@@ -105,17 +154,7 @@ impl Store {
             url.set_path(&format!("{}/", url.path()));
         }
         let root = Path::from_url_path(url.path()).map_err(|e| wrong(&e.to_string()))?;
-        let mut builder = AmazonS3Builder::new().with_bucket_name(bucket);
-        let mut plain_http = false;
-        for (name, value) in environment {
-            if let Ok(key) = name.to_lowercase().parse::<AmazonS3ConfigKey>() {
-                plain_http |= matches!(key, AmazonS3ConfigKey::Endpoint | AmazonS3ConfigKey::S3Endpoint) && value.starts_with("http://");
-                builder = builder.with_config(key, value);
-            }
-        }
-        let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT).with_connect_timeout(CONNECT_TIMEOUT).with_allow_http(plain_http);
-        let objects =
-            builder.with_client_options(client).build().map_err(|source| StoreError::Settings { url: text.to_owned(), source })?;
+        let objects = reach.builder(bucket).await.build().map_err(|source| StoreError::Settings { url: text.to_owned(), source })?;
         Ok(Self { objects: Arc::new(objects), url, root })
     }
 

@@ -1,24 +1,19 @@
 //! `flarelake backfill`: land what exists already, and say what became of it.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use anyhow::Context as _;
 use clap::Args;
 
 use super::output::grouped;
 use super::progress::Progress;
-use super::{End, Settings, Usage, output};
-use crate::base::store::Store;
-use crate::config::{self, Config, Source};
+use super::{End, Settings, Usage, output, parts, signal};
+use crate::config::{self, Source};
 use crate::ingest::backfill::{Backfill, Sources, Summary};
 use crate::ingest::batch::Tables;
-use crate::ingest::decode::RecordLimits;
-use crate::ingest::inflate::ObjectLimits;
 use crate::ingest::source;
-use crate::ingest::worker::{Meter, WorkerSettings};
+use crate::ingest::worker::Meter;
 use crate::schema::Catalog;
 use crate::table::Lake;
 
@@ -46,12 +41,10 @@ pub struct BackfillArguments {
 }
 
 pub async fn run(arguments: BackfillArguments, settings: Settings) -> anyhow::Result<End> {
-    let lake = if arguments.dry_run { None } else { Some(open_lake(&settings.config).await?) };
+    let lake = if arguments.dry_run { None } else { Some(parts::open_lake(&settings.config).await?) };
     let sources = sources(&arguments, &settings)?;
-    let mut backfill = backfill(&settings, lake, sources);
-    if let Some(workers) = arguments.workers {
-        set_workers(&mut backfill, &settings.config, usize::from(workers));
-    }
+    let workers = arguments.workers.map_or_else(|| parts::affordable_workers(&settings.config), usize::from);
+    let backfill = backfill(&settings, lake, sources, workers);
     let interrupted = stop_on_signal(backfill.stop.clone());
     let began = Instant::now();
     let summary = land(&backfill, &arguments.paths).await?;
@@ -69,69 +62,50 @@ pub async fn run(arguments: BackfillArguments, settings: Settings) -> anyhow::Re
     })
 }
 
-/// Opens the lake to write to; refuses a store that can't guard commits.
-pub async fn open_lake(config: &Config) -> anyhow::Result<Arc<Lake>> {
-    let store = Store::open(config.lake()?, &config::aws_environment())?;
-    store.probe().await?;
-    Ok(Arc::new(Lake::open(store).await?))
-}
-
 fn sources(arguments: &BackfillArguments, settings: &Settings) -> anyhow::Result<Sources> {
     let configured = settings.config.source.clone();
     let named = arguments.source.as_ref().map(|id| {
         let found = configured.iter().find(|s: &&Source| s.id == *id).cloned();
         found.ok_or_else(|| Usage(format!("--source {id}: the configuration has no source of that id")))
     });
-    let index = |name: &String| settings.catalog.index_of(name);
-    let routes = configured.iter().flat_map(|s| &s.route).map(|r| Ok((r.log_type.clone(), index(&r.log_type)?)));
     Ok(Sources {
         named: named.transpose()?,
-        log_type: arguments.log_type.as_ref().map(index).transpose()?,
-        log_types: routes.collect::<anyhow::Result<BTreeMap<_, _>>>()?,
+        log_type: arguments.log_type.as_ref().map(|name| settings.catalog.index_of(name)).transpose()?,
+        log_types: parts::routed_log_types(settings, &configured)?,
         configured,
     })
 }
 
-/// A backfill with one worker a core, as far as memory allows.
-pub fn backfill(settings: &Settings, lake: Option<Arc<Lake>>, sources: Sources) -> Backfill {
+/// A backfill with this many workers.
+pub fn backfill(settings: &Settings, lake: Option<Arc<Lake>>, sources: Sources, workers: usize) -> Backfill {
     let Settings { config, catalog } = settings;
-    let limits = &config.limits;
-    let mut backfill = Backfill {
+    Backfill {
         catalog: Catalog::clone(catalog),
         tables: Arc::new(Tables::new(catalog, config.partition)),
         lake,
-        settings: WorkerSettings {
-            records: RecordLimits { max_record: limits.max_record.as_u64() as usize, max_depth: limits.max_depth },
-            objects: ObjectLimits { max_object: limits.max_object.as_u64(), max_ratio: limits.max_ratio },
-            flush_bytes: 0,
-            whole_bytes: 0,
-        },
-        workers: 0,
+        settings: parts::worker_settings(config, workers),
+        workers,
         sources,
         meter: Arc::default(),
         stop: Arc::default(),
-    };
-    // A worker with less than this writes many small files.
-    let affordable = (config.memory.as_u64() / (128 << 20)).max(1) as usize;
-    set_workers(&mut backfill, config, config::cores().min(affordable));
-    backfill
-}
-
-/// Shares the memory out: rows waiting to be written take most of a worker's part, an inflated object some.
-fn set_workers(backfill: &mut Backfill, config: &Config, workers: usize) {
-    let share = config.memory.as_u64() as usize / workers;
-    backfill.workers = workers;
-    backfill.settings.flush_bytes = (share / 4).min(config.flush.max_bytes.as_u64() as usize);
-    backfill.settings.whole_bytes = share / 8;
+    }
 }
 
 /// Lands every path, with a progress bar where a person waits.
 pub async fn land(backfill: &Backfill, paths: &[String]) -> anyhow::Result<Summary> {
     let _progress = Progress::show(backfill.meter.clone());
-    let environment = config::aws_environment();
     let (mut origins, mut failed) = (Vec::new(), Vec::new());
     for path in paths.iter().filter(|p| *p != "-") {
-        for listed in source::list(path, &environment).await? {
+        let listed = match source::bucket_of(path) {
+            Some(bucket) => {
+                // A configured source knows how to reach its buckets.
+                let access = backfill.sources.of_bucket(bucket).map(|s| s.aws.clone()).unwrap_or_default();
+                let client = access.s3(config::s3_is_elsewhere()).await;
+                source::list_bucket(path, Arc::new(client)).await?
+            }
+            None => source::list_files(path).await?,
+        };
+        for listed in listed {
             match listed {
                 Ok(origin) => origins.push(origin),
                 Err(error) => {
@@ -160,15 +134,6 @@ fn stop_on_signal(stop: Arc<AtomicBool>) -> Arc<AtomicBool> {
         std::process::exit(130);
     });
     interrupted
-}
-
-async fn signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()).context("listening for SIGTERM") else { return };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
-    }
 }
 
 /// The summary as a person reads it.

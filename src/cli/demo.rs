@@ -6,9 +6,10 @@ use std::time::Instant;
 use anyhow::Context as _;
 use clap::Args;
 
-use super::backfill::{Report, backfill, land, open_lake};
+use super::backfill::{Report, backfill, land};
 use super::generate::write_all;
 use super::output::grouped;
+use super::parts::{affordable_workers, open_lake};
 use super::{End, Settings, output, query};
 use crate::base::new_uuid;
 use crate::config;
@@ -83,7 +84,7 @@ pub async fn run(arguments: DemoArguments, mut settings: Settings) -> anyhow::Re
 
 async fn land_folder(settings: &Settings, logs: &std::path::Path) -> anyhow::Result<Summary> {
     let lake = open_lake(&settings.config).await?;
-    let backfill = backfill(settings, Some(lake), Sources::default());
+    let backfill = backfill(settings, Some(lake), Sources::default(), affordable_workers(&settings.config));
     let began = Instant::now();
     let summary = land(&backfill, &[logs.display().to_string()]).await?;
     let report = Report { summary: &summary, backfill: &backfill, seconds: began.elapsed().as_secs_f64() }.to_string();

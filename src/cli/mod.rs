@@ -4,7 +4,9 @@
 mod backfill;
 mod demo;
 mod generate;
+mod ingest;
 mod output;
+mod parts;
 mod progress;
 mod query;
 
@@ -12,9 +14,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
 
 use crate::base::store::StoreError;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, LogFormat};
 use crate::schema::{Catalog, CatalogError};
 
 /// Cloudflare logs in, a queryable lake out: every record once, in typed columns, in Delta tables that any engine reads.
@@ -38,6 +41,8 @@ struct Arguments {
 enum Command {
     /// Generate logs, land them, land them again, and query them; needs no account and no network
     Demo(demo::DemoArguments),
+    /// Land what SQS queues announce, until stopped
+    Ingest(ingest::IngestArguments),
     /// Land what exists already: files, folders, globs, s3:// prefixes, or - for standard input
     Backfill(backfill::BackfillArguments),
     /// Ask the lake in SQL
@@ -61,22 +66,18 @@ enum End {
 
 /// The program: parses the arguments, runs, and says how it went.
 pub fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("RUST_LOG")
-                .unwrap_or_else(|_| "flarelake=info,warn,deltalake=error,deltalake_core=error,buoyant_kernel=error".into()),
-        )
-        .with_writer(progress::LogWriter::default)
-        .with_target(false)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .init();
     // clap exits with 2 on wrong usage by itself.
     let arguments = Arguments::parse();
+    let settings = match Settings::new(&arguments) {
+        Ok(settings) => settings,
+        Err(error) => return report(&error),
+    };
+    start_log(settings.config.log);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return report(&error.into()),
     };
-    let result = runtime.block_on(run(arguments));
+    let result = runtime.block_on(run(arguments.command, settings));
     // A read of standard input can't be called back: nobody waits for it.
     runtime.shutdown_background();
     match result {
@@ -90,10 +91,21 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn run(arguments: Arguments) -> anyhow::Result<End> {
-    let settings = Settings::new(&arguments)?;
-    match arguments.command {
+/// The program's own log goes to stderr. Other libraries are heard when something is wrong.
+fn start_log(format: LogFormat) {
+    let quiet = "flarelake=info,warn,aws_config=error,deltalake=error,deltalake_core=error,buoyant_kernel=error";
+    let filter = EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| quiet.into());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(progress::LogWriter::default).with_target(false);
+    match format {
+        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}
+
+async fn run(command: Command, settings: Settings) -> anyhow::Result<End> {
+    match command {
         Command::Demo(own) => demo::run(own, settings).await,
+        Command::Ingest(own) => ingest::run(own, settings).await,
         Command::Backfill(own) => backfill::run(own, settings).await,
         Command::Query(own) => query::run(own, settings).await,
         Command::Generate(own) => generate::run(own),
@@ -136,5 +148,15 @@ impl Settings {
             None => Catalog::embedded(),
         };
         Ok(Self { config, catalog })
+    }
+}
+
+/// Waits for SIGINT or SIGTERM.
+async fn signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::sync::LazyLock;
 
+use crate::ingest::metrics::Metrics;
 use crate::ingest::worker::Meter;
 
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
@@ -53,6 +54,48 @@ impl Progress {
 }
 
 impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A line that follows an ingest's metrics until it is dropped; nothing if stderr is no terminal.
+pub struct Status {
+    bar: ProgressBar,
+    task: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Status {
+    /// Shows what `metrics` says.
+    pub fn show(metrics: Arc<Metrics>) -> Self {
+        if !io::stderr().is_terminal() {
+            return Self { bar: ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()), task: None };
+        }
+        let bar = BARS.add(ProgressBar::new_spinner());
+        let shown = bar.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                let grouped = super::output::grouped;
+                let state = if metrics.readiness().is_ok() { "" } else { ", not ready" };
+                shown.set_message(format!(
+                    "{} messages held, oldest {:.0} s; {} objects landed, {} came again{state}",
+                    grouped(metrics.held.get().max(0) as u64),
+                    metrics.oldest.get(),
+                    grouped(metrics.landed.get()),
+                    grouped(metrics.duplicates.get()),
+                ));
+                shown.tick();
+            }
+        });
+        Self { bar, task: Some(task) }
+    }
+}
+
+impl Drop for Status {
     fn drop(&mut self) {
         if let Some(task) = self.task.take() {
             task.abort();

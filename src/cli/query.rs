@@ -9,7 +9,6 @@ use futures::StreamExt as _;
 
 use super::{End, Settings, Usage, output};
 use crate::base::store::Store;
-use crate::config;
 use crate::query::{Format, QueryError, Renderer, Session};
 
 /// What to ask.
@@ -63,7 +62,7 @@ pub async fn run(arguments: QueryArguments, settings: Settings) -> anyhow::Resul
 
 /// A session over the configured lake.
 pub async fn open(settings: &Settings) -> anyhow::Result<Session> {
-    let store = Store::open(settings.config.lake()?, &config::aws_environment())?;
+    let store = Store::open(settings.config.lake()?, &settings.config.reach()).await?;
     let config = &settings.config;
     Ok(Session::open(&store, &settings.catalog, config.partition, config.memory.as_u64() as usize).await?)
 }

@@ -1,12 +1,19 @@
 //! Settings: one TOML file, over it the environment, over that the command line. The only reader of the
 //! environment. Every key has a default but `lake`; unknown keys are errors.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytesize::ByteSize;
 use figment::Figment;
+use figment::error::Kind;
 use figment::providers::{Env, Format as _, Toml};
 use serde::Deserialize;
+
+use crate::base::aws::Access;
+use crate::base::store::Reach;
 
 /// Why the settings can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -60,10 +67,23 @@ pub struct Config {
     pub partition: Partitioning,
     /// A folder of schema files laid over the built-in ones.
     pub schemas: Option<PathBuf>,
+    /// How the program's own log is written.
+    pub log: LogFormat,
     /// When a batch is landed.
     pub flush: Flush,
     /// What is refused.
     pub limits: Limits,
+    /// How queues are worked off.
+    pub ingest: Ingest,
+    /// How the lake's store is reached and written.
+    pub store: LakeStore,
+    /// Metrics and health.
+    pub http: Http,
+    /// Upkeep of the tables.
+    pub maintenance: Maintenance,
+    /// How long a table's rows are kept, by its name; without an entry for ever.
+    #[serde(deserialize_with = "durations")]
+    pub retention: BTreeMap<String, Duration>,
     /// Where logs come from.
     pub source: Vec<Source>,
 }
@@ -75,8 +95,14 @@ impl Default for Config {
             memory: ByteSize::mib(512),
             partition: Partitioning::default(),
             schemas: None,
+            log: LogFormat::default(),
             flush: Flush::default(),
             limits: Limits::default(),
+            ingest: Ingest::default(),
+            store: LakeStore::default(),
+            http: Http::default(),
+            maintenance: Maintenance::default(),
+            retention: BTreeMap::new(),
             source: Vec::new(),
         }
     }
@@ -86,13 +112,18 @@ impl Default for Config {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Flush {
+    /// When its oldest object has waited this long (`flarelake ingest` only).
+    #[serde(with = "humantime_serde")]
+    pub max_age: Duration,
     /// At this many bytes of rows in memory; less where `memory` leaves less.
     pub max_bytes: ByteSize,
+    /// At this many rows.
+    pub max_rows: u64,
 }
 
 impl Default for Flush {
     fn default() -> Self {
-        Self { max_bytes: ByteSize::mib(128) }
+        Self { max_age: Duration::from_secs(60), max_bytes: ByteSize::mib(128), max_rows: 4_000_000 }
     }
 }
 
@@ -116,6 +147,98 @@ impl Default for Limits {
     }
 }
 
+/// How the program's own log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// A line for a person.
+    #[default]
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// How queues are worked off.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ingest {
+    /// Threads that decode and write; 0: one a core, as far as memory allows.
+    pub workers: usize,
+    /// Long polls at once, for each queue.
+    pub receivers: usize,
+    /// Objects that are fetched at once.
+    pub fetches: usize,
+    /// Messages held at most, landed or on their way.
+    pub max_messages: usize,
+    /// How long a stop may take; what has not landed by then goes back to its queue.
+    #[serde(with = "humantime_serde")]
+    pub drain: Duration,
+}
+
+impl Default for Ingest {
+    fn default() -> Self {
+        Self { workers: 0, receivers: 2, fetches: 16, max_messages: 10_000, drain: Duration::from_secs(25) }
+    }
+}
+
+/// How the lake's store is reached and written, for lakes on S3.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LakeStore {
+    /// `aws:kms`, `aws:kms:dsse` or `AES256`; none leaves it to the bucket.
+    pub server_side_encryption: Option<String>,
+    /// The key of KMS; none is the account's own.
+    pub kms_key_id: Option<String>,
+    /// Another account or store than the environment's.
+    pub aws: Access,
+}
+
+/// Metrics and health over HTTP.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Http {
+    /// The address; port 0 takes a free one, which the log tells.
+    pub listen: SocketAddr,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9464)) }
+    }
+}
+
+/// Upkeep of the tables.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Maintenance {
+    /// Inside `flarelake ingest`.
+    pub embedded: bool,
+    /// Between two compactions.
+    #[serde(with = "humantime_serde")]
+    pub compact_every: Duration,
+    /// What files are merged to.
+    pub target_file_size: ByteSize,
+    /// How long files that no snapshot names are kept.
+    #[serde(with = "humantime_serde")]
+    pub vacuum_after: Duration,
+}
+
+impl Default for Maintenance {
+    fn default() -> Self {
+        Self {
+            embedded: true,
+            compact_every: Duration::from_secs(600),
+            target_file_size: ByteSize::mib(256),
+            vacuum_after: Duration::from_secs(7 * 86_400),
+        }
+    }
+}
+
+fn durations<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<String, Duration>, D::Error> {
+    let texts = BTreeMap::<String, humantime_serde::Serde<Duration>>::deserialize(from)?;
+    Ok(texts.into_iter().map(|(table, after)| (table, after.into_inner())).collect())
+}
+
 /// An origin of logs.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -124,9 +247,14 @@ pub struct Source {
     pub id: String,
     /// `p_source_label`.
     pub label: Option<String>,
-    /// The buckets whose objects are this source's.
+    /// The URL of the SQS queue that announces its objects, or carries its records.
+    pub queue: Option<String>,
+    /// The buckets whose objects are this source's: nothing else is ever fetched for it.
     #[serde(default)]
     pub buckets: Vec<String>,
+    /// The account or store of its queue and buckets, if it is not the environment's.
+    #[serde(default)]
+    pub aws: Access,
     /// Log types by key prefix; without a match each record is told by its own fields.
     #[serde(default)]
     pub route: Vec<Route>,
@@ -150,10 +278,8 @@ impl Config {
             let text = std::fs::read_to_string(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
             figment = figment.merge(Toml::string(&text));
         }
-        let config: Self = figment.merge(Env::prefixed("FLARELAKE_").split("__")).extract().map_err(|errors| {
-            let shown: Vec<String> = errors.into_iter().map(|e| e.to_string()).collect();
-            ConfigError::Invalid(shown.join("; "))
-        })?;
+        let read = figment.merge(Env::prefixed("FLARELAKE_").split("__")).extract();
+        let config: Self = read.map_err(|errors| ConfigError::Invalid(errors.into_iter().map(explain).collect::<Vec<_>>().join("; ")))?;
         config.check()?;
         Ok(config)
     }
@@ -173,7 +299,67 @@ impl Config {
         if self.limits.max_ratio == 0 || self.limits.max_object.as_u64() == 0 {
             return wrong("limits.max_ratio and limits.max_object must be more than 0".into());
         }
+        if self.flush.max_rows == 0 || self.flush.max_age.is_zero() {
+            return wrong("flush.max_rows and flush.max_age must be more than 0".into());
+        }
+        let ingest = &self.ingest;
+        if ingest.receivers == 0 || ingest.fetches == 0 || ingest.max_messages < 10 {
+            return wrong("ingest.receivers and ingest.fetches must be at least 1, ingest.max_messages at least 10".into());
+        }
+        if let Some(encryption) = &self.store.server_side_encryption
+            && !["aws:kms", "aws:kms:dsse", "AES256"].contains(&encryption.as_str())
+        {
+            return wrong(format!("store.server_side_encryption = \"{encryption}\": \"aws:kms\", \"aws:kms:dsse\" or \"AES256\""));
+        }
+        if self.store.kms_key_id.is_some() && !self.store.server_side_encryption.as_ref().is_some_and(|e| e.starts_with("aws:kms")) {
+            return wrong("store.kms_key_id needs store.server_side_encryption = \"aws:kms\"".into());
+        }
+        self.check_sources()
+    }
+
+    fn check_sources(&self) -> Result<(), ConfigError> {
+        let wrong = |message: String| Err(ConfigError::Invalid(message));
+        for (at, source) in self.source.iter().enumerate() {
+            let id = &source.id;
+            if id.is_empty() {
+                return wrong("source.id is empty: it becomes p_source_id".into());
+            }
+            if self.source[..at].iter().any(|other| other.id == *id) {
+                return wrong(format!("two sources have the id \"{id}\""));
+            }
+            if let Some(queue) = &source.queue
+                && !url::Url::parse(queue).is_ok_and(|u| u.scheme().starts_with("http") && u.has_host() && u.path().len() > 1)
+            {
+                return wrong(format!(
+                    "source \"{id}\": queue = \"{queue}\" is no queue URL, such as https://sqs.eu-west-1.amazonaws.com/123456789012/logs"
+                ));
+            }
+            if source.queue.is_some() && self.source[..at].iter().any(|other| other.queue == source.queue) {
+                return wrong(format!("two sources read the same queue, one of them \"{id}\": let one source list both buckets"));
+            }
+            if let Some(bucket) = source.buckets.iter().find(|b| b.contains(['/', ':'])) {
+                return wrong(format!("source \"{id}\": buckets are bare names, not \"{bucket}\""));
+            }
+            if source.aws.external_id.is_some() && source.aws.role_arn.is_none() {
+                return wrong(format!("source \"{id}\": aws.external_id needs aws.role_arn"));
+            }
+            if let Some(endpoint) = &source.aws.endpoint
+                && !url::Url::parse(endpoint).is_ok_and(|u| u.scheme().starts_with("http") && u.has_host())
+            {
+                return wrong(format!("source \"{id}\": aws.endpoint = \"{endpoint}\" is no http:// or https:// URL"));
+            }
+        }
         Ok(())
+    }
+
+    /// How a lake on S3 is reached.
+    pub fn reach(&self) -> Reach {
+        Reach {
+            access: self.store.aws.clone(),
+            encryption: self.store.server_side_encryption.clone(),
+            kms_key_id: self.store.kms_key_id.clone(),
+            environment: aws_environment(),
+        }
     }
 
     /// The lake's URL, or an error that says how to give one.
@@ -182,8 +368,32 @@ impl Config {
     }
 }
 
+/// An error as a person reads it: where, what, and what was probably meant.
+fn explain(error: figment::Error) -> String {
+    let Kind::UnknownField(name, expected) = &error.kind else { return error.to_string() };
+    let table = error.path.iter().filter(|part| *part != name).cloned().collect::<Vec<_>>().join(".");
+    let place = if table.is_empty() { String::new() } else { format!(" in [{table}]") };
+    let nearest = expected.iter().map(|known| (strsim::damerau_levenshtein(name, known), known)).min();
+    match nearest {
+        Some((distance, known)) if distance <= name.len().div_ceil(2) => {
+            format!("unknown key `{name}`{place}: did you mean `{known}`?")
+        }
+        _ => format!("unknown key `{name}`{place}; known are {}", expected.join(", ")),
+    }
+}
+
+/// Whether the environment names another address for S3 than AWS's.
+pub fn s3_is_elsewhere() -> bool {
+    ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"].iter().any(|name| std::env::var_os(name).is_some())
+}
+
+/// Whether the environment names another address for SQS than AWS's.
+pub fn sqs_is_elsewhere() -> bool {
+    ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SQS"].iter().any(|name| std::env::var_os(name).is_some())
+}
+
 /// The `AWS_*` variables, by which S3 is reached.
-pub fn aws_environment() -> Vec<(String, String)> {
+fn aws_environment() -> Vec<(String, String)> {
     let mut found: Vec<_> = std::env::vars().filter(|(name, _)| name.starts_with("AWS_")).collect();
     // The specific endpoint is set after the general one, and wins.
     found.sort();

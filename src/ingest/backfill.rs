@@ -152,10 +152,15 @@ pub struct Sources {
 }
 
 impl Sources {
+    /// The source whose the bucket is.
+    pub fn of_bucket(&self, bucket: &str) -> Option<&Source> {
+        self.named.as_ref().or_else(|| self.configured.iter().find(|s| s.buckets.iter().any(|b| b == bucket)))
+    }
+
     /// Fills in the object's source, and tells the log type of its records, if that is configured.
     fn attribute(&self, object: &mut Object) -> Option<usize> {
-        let by_bucket = |s: &&Source| object.bucket.as_ref().is_some_and(|b| s.buckets.contains(b));
-        let Some(source) = self.named.as_ref().or_else(|| self.configured.iter().find(by_bucket)) else { return self.log_type };
+        let found = object.bucket.as_ref().map_or(self.named.as_ref(), |bucket| self.of_bucket(bucket));
+        let Some(source) = found else { return self.log_type };
         let routes = source.route.iter().filter(|r| object.key.starts_with(&r.prefix));
         let routed = routes.max_by_key(|r| r.prefix.len()).and_then(|r| self.log_types.get(&r.log_type).copied());
         object.source_id = Some(source.id.clone());

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::AsArray;
 use arrow::datatypes::TimestampMicrosecondType;
@@ -43,6 +44,17 @@ pub enum BatchError {
     },
 }
 
+impl BatchError {
+    /// Whether it fails again until a person does something.
+    pub fn needs_a_person(&self) -> bool {
+        match self {
+            Self::File(_) => true,
+            Self::Table(error) => matches!(error, TableError::Layout { .. } | TableError::Entry { .. }),
+            Self::Store { .. } => false,
+        }
+    }
+}
+
 /// The tables that rows go into.
 #[derive(Debug)]
 pub struct Tables {
@@ -74,16 +86,19 @@ impl Tables {
 struct Rows {
     tables: BTreeMap<String, Vec<RecordBatch>>,
     bytes: usize,
+    count: u64,
 }
 
 impl Rows {
     fn push(&mut self, table: &str, batch: RecordBatch) {
         self.bytes += batch.get_array_memory_size();
+        self.count += batch.num_rows() as u64;
         self.tables.entry(table.to_owned()).or_default().push(batch);
     }
 
     fn append(&mut self, other: Self) {
         self.bytes += other.bytes;
+        self.count += other.count;
         for (table, batches) in other.tables {
             self.tables.entry(table).or_default().extend(batches);
         }
@@ -122,6 +137,8 @@ pub struct Flushed {
     pub already_there: Vec<ObjectId>,
     /// Not landed, because their files had become too old: decode them again.
     pub stale: Vec<ObjectId>,
+    /// How long each flush took, and of that the commits.
+    pub took: Vec<(Duration, Duration)>,
 }
 
 impl Batch {
@@ -142,6 +159,11 @@ impl Batch {
     /// Bytes of rows held in memory.
     pub fn bytes(&self) -> usize {
         self.rows.bytes + self.open.rows.bytes
+    }
+
+    /// Rows and rejects held in memory.
+    pub fn rows(&self) -> u64 {
+        self.rows.count + self.open.rows.count
     }
 
     /// Whether it holds no object.
@@ -197,6 +219,11 @@ impl Batch {
     pub fn close_broken(&mut self, object: Object, reason: Reason, message: String, parse_time: i64) {
         self.open = OpenObject::default();
         let reject = Reject { reason, message, log_type: None, offset: None, length: None, payload: None };
+        self.close_rejected(object, reject, parse_time);
+    }
+
+    /// An object that is one reject and nothing else.
+    pub fn close_rejected(&mut self, object: Object, reject: Reject, parse_time: i64) {
         self.add(&object, Decoded { batches: Vec::new(), rejects: vec![reject] }, parse_time);
         self.close(object, Counts::default());
     }
@@ -217,6 +244,7 @@ impl Batch {
         if self.outcomes.is_empty() {
             return Ok(flushed);
         }
+        let (began, mut committing) = (Watch::start(), Duration::ZERO);
         for (table, files) in self.write(rows)? {
             self.files.entry(table).or_default().extend(files);
         }
@@ -232,7 +260,10 @@ impl Batch {
             let encoded = file::encode(ledger, &[ledger_rows(ledger, &outcomes, now_micros())])?;
             let mut uploaded = self.upload(&lake, &ledger.name, encoded)?;
             let ledger_file = uploaded.pop().expect("an unpartitioned table's rows are one file");
-            match self.runtime.block_on(lake.land(&landing, &ledger_file, made))? {
+            let commit = Watch::start();
+            let outcome = self.runtime.block_on(lake.land(&landing, &ledger_file, made))?;
+            committing += commit.elapsed();
+            match outcome {
                 LandOutcome::Landed => {
                     flushed.landed = outcomes;
                     break;
@@ -248,6 +279,7 @@ impl Batch {
                 }
             }
         }
+        flushed.took.push((began.elapsed(), committing));
         Ok(flushed)
     }
 

@@ -36,6 +36,17 @@ impl ObjectId {
         Self::of(&[b"stdin", &content.0])
     }
 
+    /// A message's body: the source that it came to, and the hash of its bytes. A redriven message has a new message id.
+    pub fn of_message(source: &str, content: &ContentHash) -> Self {
+        Self::of(&[b"message", source.as_bytes(), &content.0])
+    }
+
+    /// An object that was announced, and became a reject without having been read: why, and what the announcement said of it.
+    /// Not the id that it has once it is read.
+    pub fn of_unread(reason: &str, bucket: &str, key: &str, etag: &str) -> Self {
+        Self::of(&[b"unread", reason.as_bytes(), bucket.as_bytes(), key.as_bytes(), etag.as_bytes()])
+    }
+
     /// The id that the text of [`Display`](fmt::Display) stands for.
     pub fn parse(text: &str) -> Option<Self> {
         (text.len() == 32).then(|| u128::from_str_radix(text, 16).ok().map(Self)).flatten()

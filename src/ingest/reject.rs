@@ -31,6 +31,12 @@ pub enum Reason {
     ObjectTooLarge,
     /// The object inflates by more than `limits.max_ratio`.
     InflateRatio,
+    /// A message announced the object, and it is not there.
+    Missing,
+    /// A message announced an object of a bucket that its source doesn't list: it was not fetched.
+    ForeignBucket,
+    /// A notification that doesn't say what it has to.
+    InvalidMessage,
 }
 
 impl Reason {
@@ -51,6 +57,9 @@ impl Reason {
             Self::CorruptCompression => "corrupt_compression",
             Self::ObjectTooLarge => "object_too_large",
             Self::InflateRatio => "inflate_ratio",
+            Self::Missing => "missing",
+            Self::ForeignBucket => "foreign_bucket",
+            Self::InvalidMessage => "invalid_message",
         }
     }
 }

@@ -5,19 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::TryStreamExt as _;
-use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore};
 use tokio::runtime::Handle;
 
+use super::bucket::{Buckets, Head, ListedObject, RangeReader, Wanted};
 use super::object::{ContentHash, Object, ObjectId, is_no_log};
+use crate::base::aws::Failure;
 use crate::base::micros_since_epoch;
-use crate::base::store::{Store, StoreError};
 
 /// Objects of at most this many stored bytes are held in memory while they are decoded; larger ones are
 /// read as they go.
-const WHOLE_BYTES: u64 = 32 << 20;
-/// How much of a large S3 object is asked for at once.
-const RANGE_BYTES: u64 = 8 << 20;
+pub const WHOLE_BYTES: u64 = 32 << 20;
 
 /// Why input can't be found or read.
 #[derive(Debug, thiserror::Error)]
@@ -50,11 +47,8 @@ pub enum SourceError {
         /// The object or prefix.
         location: String,
         /// What the store said.
-        source: object_store::Error,
+        source: Failure,
     },
-    /// The bucket can't be reached.
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }
 
 /// Something to fetch.
@@ -64,12 +58,12 @@ pub enum Origin {
     File(PathBuf),
     /// An S3 object as a listing told of it.
     S3 {
-        /// The bucket's store.
-        store: Arc<dyn ObjectStore>,
-        /// The bucket.
-        bucket: String,
-        /// Key, size, time, and the ETag of that moment.
-        meta: ObjectMeta,
+        /// Its account's buckets.
+        buckets: Arc<dyn Buckets>,
+        /// Bucket and key.
+        wanted: Wanted,
+        /// Size, time, and the ETag of that moment.
+        head: Head,
     },
 }
 
@@ -78,7 +72,7 @@ impl Origin {
     pub fn location(&self) -> String {
         match self {
             Self::File(path) => path.display().to_string(),
-            Self::S3 { bucket, meta, .. } => format!("s3://{bucket}/{}", meta.location),
+            Self::S3 { wanted, .. } => wanted.location(),
         }
     }
 
@@ -86,7 +80,7 @@ impl Origin {
     pub fn size(&self) -> u64 {
         match self {
             Self::File(path) => std::fs::metadata(path).map_or(0, |m| m.len()),
-            Self::S3 { meta, .. } => meta.size,
+            Self::S3 { head, .. } => head.size,
         }
     }
 
@@ -94,7 +88,7 @@ impl Origin {
     pub fn is_no_log(&self) -> bool {
         match self {
             Self::File(path) => path.file_name().is_some_and(|n| is_no_log(&n.to_string_lossy())),
-            Self::S3 { meta, .. } => is_no_log(meta.location.as_ref()) || meta.size == 0,
+            Self::S3 { wanted, head, .. } => is_no_log(&wanted.key) || head.size == 0,
         }
     }
 
@@ -102,7 +96,7 @@ impl Origin {
     pub fn likely_id(&self) -> Option<ObjectId> {
         match self {
             Self::File(_) => None,
-            Self::S3 { bucket, meta, .. } => Some(ObjectId::of_s3(bucket, meta.location.as_ref(), unquoted(meta.e_tag.as_deref()?))),
+            Self::S3 { wanted, head, .. } => Some(ObjectId::of_s3(&wanted.bucket, &wanted.key, &head.etag)),
         }
     }
 }
@@ -132,11 +126,14 @@ impl Input {
 /// What a listing finds: objects, and entries that can't be looked into, which cost themselves only.
 pub type Listed = Vec<Result<Origin, SourceError>>;
 
-/// Every object under `path`, which is a file, a folder, a glob or an S3 URL. Ordered by name.
-pub async fn list(path: &str, environment: &[(String, String)]) -> Result<Listed, SourceError> {
-    if path.starts_with("s3://") || path.starts_with("s3a://") {
-        return list_s3(path, environment).await;
-    }
+/// The bucket that an S3 URL names; none if it is no such URL.
+pub fn bucket_of(path: &str) -> Option<&str> {
+    let rest = path.strip_prefix("s3://").or_else(|| path.strip_prefix("s3a://"))?;
+    Some(rest.split_once('/').map_or(rest, |(bucket, _)| bucket))
+}
+
+/// Every file under `path`, which is a file, a folder or a glob. Ordered by name.
+pub async fn list_files(path: &str) -> Result<Listed, SourceError> {
     let from_url = url::Url::parse(path).ok().filter(|u| u.scheme() == "file").and_then(|u| u.to_file_path().ok());
     let local = from_url.map_or_else(|| path.to_owned(), |p| p.to_string_lossy().into_owned());
     let task = tokio::task::spawn_blocking(move || list_local(&local));
@@ -181,27 +178,26 @@ fn list_folder(folder: &Path) -> Listed {
     origins
 }
 
-async fn list_s3(url: &str, environment: &[(String, String)]) -> Result<Listed, SourceError> {
+/// Every object under an S3 URL: a key, the beginning of keys, or a glob. Ordered by key.
+pub async fn list_bucket(url: &str, buckets: Arc<dyn Buckets>) -> Result<Listed, SourceError> {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let (bucket, wanted) = rest.split_once('/').unwrap_or((rest, ""));
-    let store = Store::open(&format!("s3://{bucket}/"), environment)?;
-    // A listing is by whole folders; a name cut short or a pattern is compared below.
-    let fixed = wanted.find(['*', '?', '[']).map_or(wanted, |at| &wanted[..at]);
-    let folder = fixed.rsplit_once('/').map_or("", |(folder, _)| folder);
-    let pattern = (fixed.len() < wanted.len()).then(|| glob::Pattern::new(wanted)).transpose();
+    let (bucket, named) = rest.split_once('/').unwrap_or((rest, ""));
+    let prefix = named.find(['*', '?', '[']).map_or(named, |at| &named[..at]);
+    let pattern = (prefix.len() < named.len()).then(|| glob::Pattern::new(named)).transpose();
     let pattern = pattern.map_err(|e| SourceError::Glob { pattern: url.to_owned(), why: e.to_string() })?;
     // A key that is named as it is, is meant, whatever signs it holds.
-    let fits = |key: &str| key == wanted || pattern.as_ref().map_or_else(|| key.starts_with(wanted), |p| p.matches(key));
-    let failed = |source| SourceError::S3 { location: url.to_owned(), source };
-    let prefix = object_store::path::Path::parse(folder).map_err(|e| failed(e.into()))?;
-    let listed: Vec<ObjectMeta> = store.objects.list((!folder.is_empty()).then_some(&prefix)).try_collect().await.map_err(failed)?;
-    let mut found: Vec<ObjectMeta> = listed.into_iter().filter(|meta| fits(meta.location.as_ref())).collect();
-    if found.is_empty() {
+    let fits = |key: &str| key == named || pattern.as_ref().is_none_or(|p| p.matches(key));
+    let listed = buckets.list(bucket, prefix).await.map_err(|source| SourceError::S3 { location: url.to_owned(), source })?;
+    let origin = |found: ListedObject| Origin::S3 {
+        buckets: buckets.clone(),
+        wanted: Wanted { bucket: bucket.to_owned(), key: found.key, version: None },
+        head: found.head,
+    };
+    let origins: Listed = listed.into_iter().filter(|o| fits(&o.key)).map(|o| Ok(origin(o))).collect();
+    if origins.is_empty() {
         return Err(SourceError::Nothing { path: url.to_owned() });
     }
-    found.sort_by(|a, b| a.location.cmp(&b.location));
-    let origin = |meta| Origin::S3 { store: store.objects.clone(), bucket: bucket.to_owned(), meta };
-    Ok(found.into_iter().map(|meta| Ok(origin(meta))).collect())
+    Ok(origins)
 }
 
 /// Fetches an object and finds out what it is.
@@ -211,7 +207,7 @@ pub async fn fetch(origin: Origin) -> Result<(Object, Input), SourceError> {
             let task = tokio::task::spawn_blocking(move || fetch_file(&path));
             task.await.expect("reading a file doesn't panic")
         }
-        Origin::S3 { store, bucket, meta } => fetch_s3(store, bucket, meta).await,
+        Origin::S3 { buckets, wanted, head } => fetch_s3(buckets, wanted, head).await,
     }
 }
 
@@ -243,63 +239,29 @@ fn fetch_file(path: &Path) -> Result<(Object, Input), SourceError> {
     Ok((object, input))
 }
 
-async fn fetch_s3(store: Arc<dyn ObjectStore>, bucket: String, meta: ObjectMeta) -> Result<(Object, Input), SourceError> {
-    let key = meta.location.to_string();
-    let failed = |source| SourceError::S3 { location: format!("s3://{bucket}/{key}"), source };
+async fn fetch_s3(buckets: Arc<dyn Buckets>, wanted: Wanted, listed: Head) -> Result<(Object, Input), SourceError> {
+    let whole = if listed.size > WHOLE_BYTES { 0 } else { WHOLE_BYTES };
+    let got = buckets.get(&wanted, whole).await;
     // The listing's ETag is a hint; the response's is what the object is known by.
-    let response =
-        store.get_opts(&meta.location, GetOptions { head: meta.size > WHOLE_BYTES, ..GetOptions::default() }).await.map_err(failed)?;
-    let read = response.meta.clone();
-    let etag = unquoted(read.e_tag.as_deref().unwrap_or_default()).to_owned();
-    let input = if meta.size > WHOLE_BYTES {
-        let reader = RangeReader { store, meta: read.clone(), at: 0, chunk: Bytes::new(), runtime: Handle::current() };
-        Input::Ranges(reader)
-    } else {
-        Input::Memory(response.bytes().await.map_err(failed)?)
-    };
+    let (head, bytes) = got.map_err(|source| SourceError::S3 { location: wanted.location(), source })?;
+    Ok(of_s3(buckets, wanted, head, bytes))
+}
+
+/// An S3 object by the head of its answer, and its bytes, which are read as they go if they are not at hand.
+pub fn of_s3(buckets: Arc<dyn Buckets>, wanted: Wanted, head: Head, bytes: Option<Bytes>) -> (Object, Input) {
     let object = Object {
-        id: ObjectId::of_s3(&bucket, &key, &etag),
-        etag,
-        size: read.size,
-        last_modified: Some(read.last_modified.timestamp_micros()),
+        id: ObjectId::of_s3(&wanted.bucket, &wanted.key, &head.etag),
+        bucket: Some(wanted.bucket.clone()),
+        key: wanted.key.clone(),
+        etag: head.etag.clone(),
+        size: head.size,
+        last_modified: head.last_modified,
         source_id: None,
         source_label: None,
-        key: key.clone(),
-        bucket: Some(bucket),
     };
-    Ok((object, input))
-}
-
-fn unquoted(etag: &str) -> &str {
-    etag.trim_start_matches("W/").trim_matches('"')
-}
-
-/// Reads a large S3 object range by range, all of one ETag. Not to be read on an async thread.
-#[derive(Debug)]
-pub struct RangeReader {
-    store: Arc<dyn ObjectStore>,
-    meta: ObjectMeta,
-    at: u64,
-    chunk: Bytes,
-    runtime: Handle,
-}
-
-impl Read for RangeReader {
-    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        if self.chunk.is_empty() && self.at < self.meta.size {
-            let range = self.at..self.meta.size.min(self.at + RANGE_BYTES);
-            let options =
-                GetOptions { range: Some(GetRange::Bounded(range.clone())), if_match: self.meta.e_tag.clone(), ..GetOptions::default() };
-            let get = async { self.store.get_opts(&self.meta.location, options).await?.bytes().await };
-            let chunk = self.runtime.block_on(get).map_err(io::Error::other)?;
-            if chunk.len() as u64 != range.end - range.start {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the store's answer was cut short"));
-            }
-            self.at = range.end;
-            self.chunk = chunk;
-        }
-        let n = to.len().min(self.chunk.len());
-        to[..n].copy_from_slice(&self.chunk.split_to(n));
-        Ok(n)
-    }
+    let input = match bytes {
+        Some(bytes) => Input::Memory(bytes),
+        None => Input::Ranges(RangeReader::new(buckets, wanted, head, Handle::current())),
+    };
+    (object, input)
 }

@@ -11,8 +11,9 @@ use super::batch::{Batch, BatchError, Flushed, Tables};
 use super::decode::{Decoder, Need, ObjectContext, RecordLimits};
 use super::inflate::{InflateError, Inflater, ObjectLimits, cause};
 use super::object::{Object, ObjectId};
+use super::reject::{Reason, Reject};
 use super::source::Input;
-use super::split::Place;
+use super::split::{MAX_PAYLOAD, Place};
 use crate::base::now_micros;
 use crate::schema::Catalog;
 use crate::table::Lake;
@@ -29,6 +30,8 @@ pub struct WorkerSettings {
     pub objects: ObjectLimits,
     /// The batch is flushed when its rows hold this many bytes.
     pub flush_bytes: usize,
+    /// Or when it holds this many rows.
+    pub flush_rows: u64,
     /// Objects that inflate to at most this are decoded in one piece.
     pub whole_bytes: usize,
 }
@@ -140,11 +143,38 @@ impl Worker {
             }
             Err(Stop::Batch(error)) => return Err(error.into()),
         }
-        if self.batch.bytes() >= self.settings.flush_bytes {
+        self.flush_if_full()?;
+        Ok(())
+    }
+
+    /// Takes in an object that is one reject, unread: `payload` is what there is of it.
+    pub fn reject(&mut self, object: Object, reason: Reason, message: String, payload: Option<Vec<u8>>) -> Result<(), BatchError> {
+        let length = payload.as_ref().map(|p| p.len() as u64);
+        let payload = payload.map(|mut bytes| {
+            bytes.truncate(MAX_PAYLOAD);
+            bytes
+        });
+        let reject = Reject { reason, message, log_type: None, offset: length.map(|_| 0), length, payload };
+        Meter::add(&self.meter.rejects, 1);
+        self.batch.close_rejected(object, reject, now_micros());
+        self.flush_if_full()
+    }
+
+    fn is_full(&self) -> bool {
+        self.batch.bytes() >= self.settings.flush_bytes || self.batch.rows() >= self.settings.flush_rows
+    }
+
+    fn flush_if_full(&mut self) -> Result<(), BatchError> {
+        if self.is_full() {
             let flushed = self.batch.flush()?;
             self.flushed.append(flushed);
         }
         Ok(())
+    }
+
+    /// Whether no whole object waits to be landed.
+    pub fn is_empty(&self) -> bool {
+        self.batch.is_empty()
     }
 
     /// Lands what the batch holds, and tells what became of every object since this was last told.
@@ -224,11 +254,10 @@ impl Worker {
         Meter::add(&self.meter.records, (rows + decoded.rejects.len()) as u64);
         Meter::add(&self.meter.rejects, decoded.rejects.len() as u64);
         self.batch.add(object, decoded, parse_time);
-        if self.batch.bytes() >= self.settings.flush_bytes && !self.batch.is_empty() {
-            let flushed = self.batch.flush()?;
-            self.flushed.append(flushed);
+        if !self.batch.is_empty() {
+            self.flush_if_full()?;
         }
-        if self.batch.bytes() >= self.settings.flush_bytes {
+        if self.is_full() {
             self.batch.spill()?;
         }
         Ok(())
@@ -258,5 +287,6 @@ impl Flushed {
         self.landed.extend(other.landed);
         self.already_there.extend(other.already_there);
         self.stale.extend::<Vec<ObjectId>>(other.stale);
+        self.took.extend(other.took);
     }
 }

@@ -87,6 +87,11 @@ fn third_parties_stay_behind_their_doors() {
         ("SystemTime::now", &["base/"]),
         ("Utc::now", &["base/"]),
         ("Uuid::", &["base/"]),
+        ("aws_config::", &["base/aws.rs"]),
+        ("aws_sdk_sqs::", &["base/aws.rs", "ingest/queue/sqs.rs"]),
+        ("aws_sdk_s3::", &["base/aws.rs", "ingest/bucket.rs"]),
+        ("axum::", &["serve/"]),
+        ("prometheus_client::", &["ingest/metrics.rs", "serve/"]),
         ("println!", &[]),
     ];
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");

@@ -53,6 +53,7 @@ fn worker(lake: Arc<Lake>, flush_bytes: usize) -> Worker {
         records: LIMITS,
         objects: ObjectLimits { max_object: 1 << 30, max_ratio: 500 },
         flush_bytes,
+        flush_rows: u64::MAX,
         whole_bytes: 1 << 20,
     };
     Worker::new(&catalog, tables, Some(lake), settings, Arc::default(), Handle::current())

@@ -1,0 +1,228 @@
+//! How AWS, or what speaks its protocols, is reached: the standard credential chain, another account's role, and what
+//! an answer that is an error asks of the caller.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use aws_config::sts::AssumeRoleProvider;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_sqs::config::ProvideCredentials as _;
+use aws_sdk_sqs::config::SharedCredentialsProvider;
+use aws_sdk_sqs::config::http::HttpResponse;
+use aws_sdk_sqs::config::retry::RetryConfig;
+use object_store::CredentialProvider;
+use object_store::aws::AwsCredential;
+use serde::Deserialize;
+use tokio::sync::Mutex;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// To an answer's first byte: longer than the longest poll.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Before an error is given to the caller, who backs off more slowly.
+const ATTEMPTS: u32 = 3;
+/// What signatures name where nothing tells the region: what stores other than AWS expect.
+const DEFAULT_REGION: &str = "us-east-1";
+
+/// How to reach an account; what is not said comes from the standard environment and profile chain.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Access {
+    /// A role to take on.
+    pub role_arn: Option<String>,
+    /// What that role's trust policy asks for.
+    pub external_id: Option<String>,
+    /// The region.
+    pub region: Option<String>,
+    /// Another address than AWS's, `http://` or `https://`.
+    pub endpoint: Option<String>,
+}
+
+impl Access {
+    /// The SDK's settings. `region`: used where neither these settings nor the environment name one.
+    pub async fn resolve(&self, region: Option<&str>) -> SdkConfig {
+        let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(ANSWER_TIMEOUT).build();
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .timeout_config(timeouts)
+            .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS));
+        // A region that is known is not asked for: on a machine outside AWS the asking takes seconds.
+        if let Some(region) = self.region.as_deref().or(region) {
+            loader = loader.region(Region::new(region.to_owned()));
+        }
+        if let Some(endpoint) = &self.endpoint {
+            loader = loader.endpoint_url(endpoint);
+        }
+        let mut config = loader.load().await;
+        if config.region().is_none() {
+            config = config.into_builder().region(Region::from_static(DEFAULT_REGION)).build();
+        }
+        let Some(role) = &self.role_arn else { return config };
+        let mut provider = AssumeRoleProvider::builder(role).session_name("flarelake").configure(&config);
+        if let Some(id) = &self.external_id {
+            provider = provider.external_id(id);
+        }
+        let credentials = SharedCredentialsProvider::new(provider.build().await);
+        config.into_builder().credentials_provider(credentials).build()
+    }
+
+    /// A client for the account's buckets. `elsewhere`: the environment names another address than AWS's.
+    pub async fn s3(&self, elsewhere: bool) -> aws_sdk_s3::Client {
+        let config = self.resolve(None).await;
+        let config = aws_sdk_s3::config::Builder::from(&config)
+            // Other stores have no host name for each bucket.
+            .force_path_style(elsewhere || self.endpoint.is_some())
+            .response_checksum_validation(aws_sdk_s3::config::ResponseChecksumValidation::WhenRequired)
+            .request_checksum_calculation(aws_sdk_s3::config::RequestChecksumCalculation::WhenRequired);
+        aws_sdk_s3::Client::from_conf(config.build())
+    }
+}
+
+/// What a failed request asks of the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The caller may not: someone has to change a policy.
+    Denied,
+    /// Too many requests: go slower.
+    Throttled,
+    /// There is no such thing.
+    NotFound,
+    /// It is another than it was (If-Match).
+    Changed,
+    /// The service, or the way to it, is at fault: try again later.
+    Unavailable,
+    /// The request is wrong, and will be.
+    Wrong,
+}
+
+impl FailureKind {
+    /// As it stands in metrics.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::Throttled => "throttled",
+            Self::NotFound => "not_found",
+            Self::Changed => "changed",
+            Self::Unavailable => "unavailable",
+            Self::Wrong => "wrong",
+        }
+    }
+}
+
+/// A failed request, told without a credential.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What it asks of the caller.
+    pub kind: FailureKind,
+    /// What the service said, or what happened on the way.
+    pub message: String,
+}
+
+impl<E: ProvideErrorMetadata + Error + 'static> From<&SdkError<E, HttpResponse>> for Failure {
+    fn from(error: &SdkError<E, HttpResponse>) -> Self {
+        let status = error.raw_response().map_or(0, |r| r.status().as_u16());
+        let Some(code) = error.as_service_error().and_then(|e| e.code()) else {
+            let kind = match status {
+                401 | 403 => FailureKind::Denied,
+                404 => FailureKind::NotFound,
+                412 => FailureKind::Changed,
+                429 | 503 => FailureKind::Throttled,
+                400..=499 => FailureKind::Wrong,
+                _ => FailureKind::Unavailable,
+            };
+            let status = if status > 0 { format!("HTTP {status}: ") } else { String::new() };
+            return Self { kind, message: status + &innermost(error) };
+        };
+        let message = error.as_service_error().and_then(|e| e.message()).unwrap_or("no message");
+        Self { kind: kind_of(code, status), message: format!("{code}: {message}") }
+    }
+}
+
+impl Failure {
+    /// One that the body of an answer brought.
+    pub fn on_the_way(error: &(dyn Error + 'static)) -> Self {
+        Self { kind: FailureKind::Unavailable, message: innermost(error) }
+    }
+}
+
+fn kind_of(code: &str, status: u16) -> FailureKind {
+    // SQS' older protocol puts a name space before its codes.
+    match code.rsplit('.').next().unwrap_or(code) {
+        "AccessDenied"
+        | "AccessDeniedException"
+        | "InvalidAccessKeyId"
+        | "SignatureDoesNotMatch"
+        | "ExpiredToken"
+        | "InvalidClientTokenId"
+        | "InvalidSecurity"
+        | "InvalidToken"
+        | "AllAccessDisabled"
+        | "UnrecognizedClientException"
+        | "KMS.AccessDeniedException" => FailureKind::Denied,
+        "SlowDown"
+        | "Throttling"
+        | "ThrottlingException"
+        | "RequestThrottled"
+        | "TooManyRequests"
+        | "RequestLimitExceeded"
+        | "KmsThrottled"
+        | "OverLimit" => FailureKind::Throttled,
+        "NoSuchKey" | "NoSuchBucket" | "NoSuchVersion" | "NonExistentQueue" | "QueueDoesNotExist" | "NotFound" => FailureKind::NotFound,
+        "PreconditionFailed" => FailureKind::Changed,
+        _ if status == 403 => FailureKind::Denied,
+        _ if (400..500).contains(&status) => FailureKind::Wrong,
+        _ => FailureKind::Unavailable,
+    }
+}
+
+/// The last cause in a chain of errors: the ones before it say that something failed, this one what.
+fn innermost(error: &(dyn Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
+/// Credentials without an end are asked for again after this: another program may have renewed them.
+const ASK_AGAIN: Duration = Duration::from_secs(300);
+
+/// The standard credential chain for the lake's store.
+#[derive(Debug)]
+pub struct ChainCredentials {
+    provider: SharedCredentialsProvider,
+    held: Mutex<Option<(Arc<AwsCredential>, SystemTime)>>,
+}
+
+impl ChainCredentials {
+    /// Of resolved settings; none if these are without credentials.
+    pub fn new(config: &SdkConfig) -> Option<Self> {
+        Some(Self { provider: config.credentials_provider()?, held: Mutex::default() })
+    }
+}
+
+#[async_trait]
+impl CredentialProvider for ChainCredentials {
+    type Credential = AwsCredential;
+
+    async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
+        let mut held = self.held.lock().await;
+        let now = SystemTime::now();
+        if let Some((credential, _)) = held.as_ref().filter(|(_, until)| now < *until) {
+            return Ok(credential.clone());
+        }
+        let found = self.provider.provide_credentials().await;
+        let found = found.map_err(|e| object_store::Error::Generic { store: "S3", source: innermost(&e).into() })?;
+        let until = found.expiry().map_or(now + ASK_AGAIN, |end| end - ASK_AGAIN);
+        let credential = Arc::new(AwsCredential {
+            key_id: found.access_key_id().to_owned(),
+            secret_key: found.secret_access_key().to_owned(),
+            token: found.session_token().map(str::to_owned),
+        });
+        *held = Some((credential.clone(), until));
+        Ok(credential)
+    }
+}

@@ -1,0 +1,122 @@
+//! `flarelake ingest`: work queues off until stopped.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::progress::Status;
+use super::{End, Settings, Usage, output, parts, signal};
+use crate::config::{self, Config};
+use crate::ingest::batch::Tables;
+use crate::ingest::metrics::Metrics;
+use crate::ingest::queue::sqs::SqsQueue;
+use crate::ingest::service::{Ended, Feed, Ingest, Pace};
+use crate::serve;
+
+/// How long to work.
+#[derive(Debug, Args)]
+pub struct IngestArguments {
+    /// End when nothing was received and nothing held for this long, such as 10s; without it, run until stopped
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    until_idle: Option<Duration>,
+}
+
+pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Result<End> {
+    let feeds = feeds(&settings).await?;
+    let stop = stop_on_signal();
+    let config = &settings.config;
+    let (metrics, registry) = Metrics::new();
+    let metrics = Arc::new(metrics);
+    match serve::serve(config.http.listen, metrics.clone(), registry).await {
+        Ok(address) => tracing::info!("metrics and health: http://{address}/metrics, /healthz, /readyz"),
+        // Other workers on this machine may have the port; logs are worth more than metrics.
+        Err(error) => tracing::warn!("no metrics and health are served: {error}"),
+    }
+    let lake = parts::open_lake(config).await?;
+    let workers = if config.ingest.workers > 0 { config.ingest.workers } else { parts::affordable_workers(config) };
+    tracing::info!(lake = config.lake()?, objects = lake.objects(), queues = feeds.len(), workers, "ingesting");
+    let ingest = Ingest {
+        catalog: settings.catalog.clone(),
+        tables: Arc::new(Tables::new(&settings.catalog, config.partition)),
+        lake,
+        settings: parts::worker_settings(config, workers),
+        pace: pace(config, workers, arguments.until_idle),
+        feeds,
+        metrics: metrics.clone(),
+        meter: Arc::default(),
+    };
+    let status = Status::show(metrics.clone());
+    let ended = ingest.run(stop).await?;
+    drop(status);
+    output::say(Report { metrics: &metrics, ended })?;
+    Ok(if ended.given_up > 0 && arguments.until_idle.is_some() { End::Incomplete } else { End::Done })
+}
+
+/// Every source that has a queue, with the ways to it.
+async fn feeds(settings: &Settings) -> anyhow::Result<Vec<Feed>> {
+    let mut feeds = Vec::new();
+    let log_types = parts::routed_log_types(settings, &settings.config.source)?;
+    for source in &settings.config.source {
+        let Some(url) = &source.queue else { continue };
+        feeds.push(Feed {
+            queue: Arc::new(SqsQueue::open(url, &source.aws, config::sqs_is_elsewhere()).await),
+            buckets: Arc::new(source.aws.s3(config::s3_is_elsewhere()).await),
+            log_types: source.route.iter().filter_map(|r| log_types.get(&r.log_type).copied()).collect(),
+            source: source.clone(),
+        });
+    }
+    if feeds.is_empty() {
+        let example = "[[source]]\nid = \"cf-prod\"\nqueue = \"https://sqs.eu-west-1.amazonaws.com/123456789012/cloudflare-logs\"\nbuckets = [\"acme-cloudflare-logs\"]";
+        return Err(Usage(format!("no source has a queue; write one into the configuration (--config FILE):\n{example}")).into());
+    }
+    Ok(feeds)
+}
+
+/// Of the memory, an eighth holds fetched bytes and a sixteenth messages; the workers share it by their own rule.
+fn pace(config: &Config, workers: usize, until_idle: Option<Duration>) -> Pace {
+    let memory = config.memory.as_u64() as usize;
+    Pace {
+        workers,
+        receivers: config.ingest.receivers,
+        fetches: config.ingest.fetches,
+        max_messages: config.ingest.max_messages,
+        message_bytes: memory / 16,
+        fetched_bytes: memory / 8,
+        max_age: config.flush.max_age,
+        drain: config.ingest.drain,
+        until_idle,
+    }
+}
+
+/// The first SIGINT or SIGTERM begins the end; the second ends the process, which is safe.
+fn stop_on_signal() -> CancellationToken {
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        signal().await;
+        tracing::info!("stopping: what was begun lands first; a second signal stops at once, which is safe");
+        stopping.cancel();
+        signal().await;
+        std::process::exit(130);
+    });
+    stop
+}
+
+/// What a run did, as a person reads it.
+struct Report<'a> {
+    metrics: &'a Metrics,
+    ended: Ended,
+}
+
+impl std::fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { metrics, ended } = self;
+        let grouped = output::grouped;
+        writeln!(f, "messages: {} done, {} given back", grouped(metrics.deleted.get()), grouped(ended.released as u64))?;
+        let (landed, again, skipped) = (metrics.landed.get(), metrics.duplicates.get(), metrics.skipped.get());
+        write!(f, "objects:  {} landed, {} came again, {} skipped (no logs)", grouped(landed), grouped(again), grouped(skipped))?;
+        writeln!(f, ", {} given up for now", grouped(ended.given_up))
+    }
+}

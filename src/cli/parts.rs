@@ -1,0 +1,45 @@
+//! The parts that several commands are made of, by the configuration.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Settings;
+use crate::base::store::Store;
+use crate::config::{self, Config, Source};
+use crate::ingest::decode::RecordLimits;
+use crate::ingest::inflate::ObjectLimits;
+use crate::ingest::worker::WorkerSettings;
+use crate::table::Lake;
+
+/// Opens the lake to write to; refuses a store that can't guard commits.
+pub async fn open_lake(config: &Config) -> anyhow::Result<Arc<Lake>> {
+    let store = Store::open(config.lake()?, &config.reach()).await?;
+    store.probe().await?;
+    Ok(Arc::new(Lake::open(store).await?))
+}
+
+/// One worker a core, as far as memory allows.
+pub fn affordable_workers(config: &Config) -> usize {
+    // A worker with less than this writes many small files.
+    let affordable = (config.memory.as_u64() / (128 << 20)).max(1) as usize;
+    config::cores().min(affordable)
+}
+
+/// Shares the memory out: rows waiting to be written take most of a worker's part, an inflated object some.
+pub fn worker_settings(config: &Config, workers: usize) -> WorkerSettings {
+    let limits = &config.limits;
+    let share = config.memory.as_u64() as usize / workers.max(1);
+    WorkerSettings {
+        records: RecordLimits { max_record: limits.max_record.as_u64() as usize, max_depth: limits.max_depth },
+        objects: ObjectLimits { max_object: limits.max_object.as_u64(), max_ratio: limits.max_ratio },
+        flush_bytes: (share / 4).min(config.flush.max_bytes.as_u64() as usize),
+        flush_rows: config.flush.max_rows,
+        whole_bytes: share / 8,
+    }
+}
+
+/// The log types that routes name, by their index in the catalog.
+pub fn routed_log_types<'a>(settings: &Settings, sources: impl IntoIterator<Item = &'a Source>) -> anyhow::Result<BTreeMap<String, usize>> {
+    let routes = sources.into_iter().flat_map(|s| &s.route);
+    routes.map(|r| Ok((r.log_type.clone(), settings.catalog.index_of(&r.log_type)?))).collect()
+}

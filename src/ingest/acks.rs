@@ -1,0 +1,239 @@
+//! The ack book: which message waits for which objects, and until when it is leased. Without clock and I/O.
+//!
+//! A message is complete when everything that it announces has landed. An object is on its way once, however many
+//! messages announce it: later ones are attached to it.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::time::{Duration, Instant};
+
+use super::object::ObjectId;
+
+/// A message: its queue's place in the configuration, and its id.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MessageKey {
+    /// The queue.
+    pub queue: usize,
+    /// The message's id.
+    pub id: String,
+}
+
+/// An object on its way.
+pub type ItemNo = u64;
+
+/// How long a message is hidden from others.
+#[derive(Debug, Clone, Copy)]
+pub struct Lease {
+    /// When it is to be extended: well before half of it has passed.
+    pub extend_at: Instant,
+    /// When it ends.
+    pub ends: Instant,
+}
+
+impl Lease {
+    /// From the moment in which the message, or its extension, was asked for.
+    pub fn new(from: Instant, timeout: Duration) -> Self {
+        Self { extend_at: from + timeout * 2 / 5, ends: from + timeout }
+    }
+}
+
+/// A message that is held.
+#[derive(Debug)]
+struct Held {
+    receipt: String,
+    /// Microseconds since the epoch.
+    sent: i64,
+    weight: usize,
+    /// Items that have not landed; and one more until all are entered.
+    waiting: usize,
+    lease: Lease,
+    /// The lease has ended: it is not to be extended any more.
+    lost: bool,
+}
+
+/// Something to land, and who waits for it.
+#[derive(Debug)]
+struct Item<T> {
+    what: T,
+    object: Option<ObjectId>,
+    waiters: Vec<MessageKey>,
+}
+
+/// See the module. `T` is what an item is; two that are equal are one.
+#[derive(Debug)]
+pub struct Book<T> {
+    messages: HashMap<MessageKey, Held>,
+    items: HashMap<ItemNo, Item<T>>,
+    by_what: HashMap<T, ItemNo>,
+    by_object: HashMap<ObjectId, ItemNo>,
+    next: ItemNo,
+    weight: usize,
+}
+
+impl<T> Default for Book<T> {
+    fn default() -> Self {
+        Self { messages: HashMap::new(), items: HashMap::new(), by_what: HashMap::new(), by_object: HashMap::new(), next: 0, weight: 0 }
+    }
+}
+
+impl<T: Clone + Eq + Hash> Book<T> {
+    /// Enters a message. False: it is held already, so its lease had ended; the new receipt is the good one from here on.
+    /// `weight`: bytes that holding it costs.
+    pub fn hold(&mut self, key: MessageKey, receipt: String, sent: i64, weight: usize, lease: Lease) -> bool {
+        if let Some(held) = self.messages.get_mut(&key) {
+            (held.receipt, held.lease, held.lost) = (receipt, lease, false);
+            return false;
+        }
+        self.weight += weight;
+        self.messages.insert(key, Held { receipt, sent, weight, waiting: 1, lease, lost: false });
+        true
+    }
+
+    /// Lets a message wait for `what`: its number if it is to be set on its way, none if it is on it.
+    pub fn wait_for(&mut self, key: &MessageKey, what: T) -> Option<ItemNo> {
+        let held = self.messages.get_mut(key)?;
+        held.waiting += 1;
+        if let Some(item) = self.by_what.get(&what).and_then(|no| self.items.get_mut(no)) {
+            item.waiters.push(key.clone());
+            return None;
+        }
+        self.next += 1;
+        self.by_what.insert(what.clone(), self.next);
+        self.items.insert(self.next, Item { what, object: None, waiters: vec![key.clone()] });
+        Some(self.next)
+    }
+
+    /// All items of a message are entered. True: it is complete.
+    pub fn seal(&mut self, key: &MessageKey) -> bool {
+        self.messages.get_mut(key).is_some_and(Held::tick)
+    }
+
+    /// What an item is; none if it is done.
+    pub fn what(&self, no: ItemNo) -> Option<T> {
+        self.items.get(&no).map(|item| item.what.clone())
+    }
+
+    /// An item has turned out to be this object. False: another item is that object, and this one's messages wait for it.
+    pub fn identify(&mut self, no: ItemNo, object: ObjectId) -> bool {
+        match self.by_object.get(&object).copied().filter(|first| *first != no && self.items.contains_key(first)) {
+            Some(first) => {
+                let waiters = self.remove(no).map(|item| item.waiters).unwrap_or_default();
+                self.items.get_mut(&first).expect("it was just found").waiters.extend(waiters);
+                false
+            }
+            None => {
+                let Some(item) = self.items.get_mut(&no) else { return false };
+                if let Some(before) = item.object.replace(object).filter(|before| *before != object) {
+                    self.by_object.remove(&before);
+                }
+                self.by_object.insert(object, no);
+                true
+            }
+        }
+    }
+
+    /// The item that is this object.
+    pub fn item_of(&self, object: ObjectId) -> Option<ItemNo> {
+        self.by_object.get(&object).copied()
+    }
+
+    /// An item has landed: the messages that are complete with it.
+    pub fn landed(&mut self, no: ItemNo) -> Vec<MessageKey> {
+        let waiters = self.remove(no).map(|item| item.waiters).unwrap_or_default();
+        waiters.into_iter().filter(|key| self.messages.get_mut(key).is_some_and(Held::tick)).collect()
+    }
+
+    /// An item can't land for now: the messages that wait for it, with their receipts, are no longer held.
+    pub fn give_up(&mut self, no: ItemNo) -> Vec<(MessageKey, String)> {
+        let mut waiters = self.remove(no).map(|item| item.waiters).unwrap_or_default();
+        waiters.sort();
+        waiters.dedup();
+        waiters.into_iter().filter_map(|key| Some((key.clone(), self.forget(&key)?))).collect()
+    }
+
+    fn remove(&mut self, no: ItemNo) -> Option<Item<T>> {
+        let item = self.items.remove(&no)?;
+        if self.by_what.get(&item.what) == Some(&no) {
+            self.by_what.remove(&item.what);
+        }
+        if let Some(object) = item.object.filter(|object| self.by_object.get(object) == Some(&no)) {
+            self.by_object.remove(&object);
+        }
+        Some(item)
+    }
+
+    /// A message is no longer held: its receipt.
+    pub fn forget(&mut self, key: &MessageKey) -> Option<String> {
+        let held = self.messages.remove(key)?;
+        self.weight -= held.weight;
+        Some(held.receipt)
+    }
+
+    /// The good receipt of a held message.
+    pub fn receipt(&self, key: &MessageKey) -> Option<String> {
+        self.messages.get(key).map(|held| held.receipt.clone())
+    }
+
+    /// Every message that is held.
+    pub fn held(&self) -> Vec<MessageKey> {
+        self.messages.keys().cloned().collect()
+    }
+
+    /// The messages whose lease is to be extended.
+    pub fn due(&self, now: Instant) -> Vec<(MessageKey, String)> {
+        let due = self.messages.iter().filter(|(_, held)| !held.lost && held.lease.extend_at <= now);
+        due.map(|(key, held)| (key.clone(), held.receipt.clone())).collect()
+    }
+
+    /// A lease was extended.
+    pub fn extended(&mut self, key: &MessageKey, receipt: &str, lease: Lease) {
+        if let Some(held) = self.messages.get_mut(key).filter(|held| held.receipt == receipt) {
+            held.lease = lease;
+        }
+    }
+
+    /// A receipt was refused: its lease has ended. True, if that was not known.
+    pub fn lost(&mut self, key: &MessageKey, receipt: &str) -> bool {
+        let held = self.messages.get_mut(key).filter(|held| held.receipt == receipt && !held.lost);
+        held.map(|held| held.lost = true).is_some()
+    }
+
+    /// Takes note of every lease that has run out: how many.
+    pub fn expire(&mut self, now: Instant) -> usize {
+        let expired = self.messages.values_mut().filter(|held| !held.lost && held.lease.ends <= now);
+        expired.map(|held| held.lost = true).count()
+    }
+
+    /// Messages that are held.
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// Whether a message is complete, and not deleted yet.
+    pub fn any_complete(&self) -> bool {
+        self.messages.values().any(|held| held.waiting == 0)
+    }
+
+    /// Whether no message is held.
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Bytes that the held messages cost.
+    pub fn weight(&self) -> usize {
+        self.weight
+    }
+
+    /// When the oldest message was sent that has not landed, in microseconds since the epoch.
+    pub fn oldest(&self) -> Option<i64> {
+        self.messages.values().filter(|held| held.waiting > 0).map(|held| held.sent).min()
+    }
+}
+
+impl Held {
+    /// One thing less to wait for. True: it was the last.
+    fn tick(&mut self) -> bool {
+        self.waiting = self.waiting.saturating_sub(1);
+        self.waiting == 0
+    }
+}

@@ -1,0 +1,172 @@
+//! Reading objects from buckets: one request at a time, with answers that say what to do.
+
+use std::fmt::Debug;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_sdk_s3::Client;
+use backon::{BlockingRetryable as _, ExponentialBuilder};
+use bytes::Bytes;
+use tokio::runtime::Handle;
+
+use crate::base::aws::{Failure, FailureKind};
+
+/// How much of a large object is asked for at once.
+const RANGE_BYTES: u64 = 8 << 20;
+
+/// What is to be read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Wanted {
+    /// The bucket.
+    pub bucket: String,
+    /// The key, as it is.
+    pub key: String,
+    /// The version; none is the newest.
+    pub version: Option<String>,
+}
+
+impl Wanted {
+    /// As a person would write it.
+    pub fn location(&self) -> String {
+        format!("s3://{}/{}", self.bucket, self.key)
+    }
+}
+
+/// The head of an answer: what the object is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Without quotes.
+    pub etag: String,
+    /// Bytes, of the whole object.
+    pub size: u64,
+    /// In microseconds since the epoch.
+    pub last_modified: Option<i64>,
+}
+
+/// A line of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedObject {
+    /// The key.
+    pub key: String,
+    /// What the listing says of it.
+    pub head: Head,
+}
+
+/// Buckets of one account.
+#[async_trait]
+pub trait Buckets: Send + Sync + Debug {
+    /// The object, its bytes only if these are at most `whole`.
+    async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(Head, Option<Bytes>), Failure>;
+
+    /// A range of the object, if it still has this ETag.
+    async fn range(&self, wanted: &Wanted, range: Range<u64>, etag: &str) -> Result<Bytes, Failure>;
+
+    /// Every object whose key begins with `prefix`, by key.
+    async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<ListedObject>, Failure>;
+}
+
+#[async_trait]
+impl Buckets for Client {
+    async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(Head, Option<Bytes>), Failure> {
+        let request = self.get_object().bucket(&wanted.bucket).key(&wanted.key).set_version_id(wanted.version.clone());
+        let answer = request.send().await.map_err(|e| Failure::from(&e))?;
+        let head = Head {
+            etag: unquoted(answer.e_tag().unwrap_or_default()).to_owned(),
+            size: answer.content_length().unwrap_or_default() as u64,
+            last_modified: answer.last_modified().map(micros),
+        };
+        if head.size > whole {
+            return Ok((head, None));
+        }
+        let bytes = answer.body.collect().await.map_err(|e| Failure::on_the_way(&e))?.into_bytes();
+        if bytes.len() as u64 != head.size {
+            return Err(cut_short(bytes.len() as u64, head.size));
+        }
+        Ok((head, Some(bytes)))
+    }
+
+    async fn range(&self, wanted: &Wanted, range: Range<u64>, etag: &str) -> Result<Bytes, Failure> {
+        let length = range.end - range.start;
+        let request = self.get_object().bucket(&wanted.bucket).key(&wanted.key).set_version_id(wanted.version.clone());
+        let request = request.range(format!("bytes={}-{}", range.start, range.end - 1)).if_match(format!("\"{etag}\""));
+        let answer = request.send().await.map_err(|e| Failure::from(&e))?;
+        let bytes = answer.body.collect().await.map_err(|e| Failure::on_the_way(&e))?.into_bytes();
+        if bytes.len() as u64 != length {
+            return Err(cut_short(bytes.len() as u64, length));
+        }
+        Ok(bytes)
+    }
+
+    async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<ListedObject>, Failure> {
+        let mut pages = self.list_objects_v2().bucket(bucket).prefix(prefix).into_paginator().send();
+        let mut found = Vec::new();
+        while let Some(page) = pages.next().await {
+            let page = page.map_err(|e| Failure::from(&e))?;
+            found.extend(page.contents.unwrap_or_default().into_iter().filter_map(|object| {
+                let head = Head {
+                    etag: unquoted(object.e_tag().unwrap_or_default()).to_owned(),
+                    size: object.size().unwrap_or_default() as u64,
+                    last_modified: object.last_modified().map(micros),
+                };
+                Some(ListedObject { key: object.key?, head })
+            }));
+        }
+        found.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(found)
+    }
+}
+
+fn cut_short(got: u64, wanted: u64) -> Failure {
+    Failure { kind: FailureKind::Unavailable, message: format!("the answer was cut short: {got} of {wanted} bytes") }
+}
+
+fn micros(time: &aws_sdk_s3::primitives::DateTime) -> i64 {
+    (time.as_nanos() / 1000) as i64
+}
+
+/// An ETag without its quotes: what objects are known by.
+pub fn unquoted(etag: &str) -> &str {
+    etag.trim_start_matches("W/").trim_matches('"')
+}
+
+/// Reads a large object range by range, all of one ETag. A range that fails is asked for again. Not to be read on an
+/// async thread.
+#[derive(Debug)]
+pub struct RangeReader {
+    buckets: Arc<dyn Buckets>,
+    wanted: Wanted,
+    head: Head,
+    at: u64,
+    chunk: Bytes,
+    runtime: Handle,
+}
+
+impl RangeReader {
+    /// From the object's first byte.
+    pub fn new(buckets: Arc<dyn Buckets>, wanted: Wanted, head: Head, runtime: Handle) -> Self {
+        Self { buckets, wanted, head, at: 0, chunk: Bytes::new(), runtime }
+    }
+
+    fn next_range(&self, range: Range<u64>) -> Result<Bytes, Failure> {
+        let get = || self.runtime.block_on(self.buckets.range(&self.wanted, range.clone(), &self.head.etag));
+        // A long object is worth waiting for: a minute or so, then the whole object is tried again.
+        let patience = ExponentialBuilder::default().with_min_delay(Duration::from_millis(200)).with_max_times(7).with_jitter();
+        get.retry(patience).when(|e| matches!(e.kind, FailureKind::Unavailable | FailureKind::Throttled)).call()
+    }
+}
+
+impl Read for RangeReader {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        if self.chunk.is_empty() && self.at < self.head.size {
+            let range = self.at..self.head.size.min(self.at + RANGE_BYTES);
+            self.chunk = self.next_range(range.clone()).map_err(io::Error::other)?;
+            self.at = range.end;
+        }
+        let n = to.len().min(self.chunk.len());
+        to[..n].copy_from_slice(&self.chunk.split_to(n));
+        Ok(n)
+    }
+}

@@ -1,0 +1,214 @@
+//! What an ingest counts and measures, by Prometheus' names; and whether it is ready.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::keeping::ObjectOutcome;
+use crate::base::now_micros;
+
+/// One label: why, which table, which queue.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByReason {
+    /// A fixed code.
+    pub reason: String,
+}
+
+/// A table's name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByTable {
+    /// The name.
+    pub table: String,
+}
+
+/// A source's id.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BySource {
+    /// The id.
+    pub source: String,
+}
+
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Metrics {
+    /// Messages received, redelivered ones included.
+    pub received: Family<BySource, Counter>,
+    /// Messages deleted: all that they announce has landed.
+    pub deleted: Counter,
+    /// Messages given back to their queue.
+    pub released: Counter,
+    /// Messages held: received, and neither deleted nor given back.
+    pub held: Gauge<i64, AtomicI64>,
+    /// Messages that bring nothing to land: test messages, removals.
+    pub ignored: Counter,
+    /// Objects that landed.
+    pub landed: Counter,
+    /// Objects and bodies that came again: they had landed, or were on their way.
+    pub duplicates: Counter,
+    /// Objects that hold no records by their name or size.
+    pub skipped: Counter,
+    /// Rejects that landed.
+    pub rejects: Family<ByReason, Counter>,
+    /// Rows that landed.
+    pub rows: Family<ByTable, Counter>,
+    /// Stored bytes of the objects that landed.
+    pub bytes: Counter,
+    /// Failed reads of objects, by what the answer asked for.
+    pub fetch_errors: Family<ByReason, Counter>,
+    /// Failed requests to queues, by what the answer asked for.
+    pub queue_errors: Family<ByReason, Counter>,
+    /// Failed flushes; their objects are decoded again.
+    pub flush_errors: Counter,
+    /// Leases that ended before their message could be deleted.
+    pub leases_lost: Counter,
+    /// From the first file's writing to the last table's commit.
+    pub flush_time: Histogram,
+    /// The commits' part of that.
+    pub commit_time: Histogram,
+    /// From an object's creation to its rows being there to query.
+    pub freshness: Histogram,
+    /// Age of the oldest message that is held and has not landed.
+    pub oldest: Seconds,
+    /// 1 when ready.
+    pub ready: Gauge<i64, AtomicI64>,
+    health: Health,
+}
+
+#[derive(Debug, Default)]
+struct Health {
+    started: AtomicBool,
+    stopping: AtomicBool,
+    /// What is wrong, by what it is wrong with.
+    problems: Mutex<BTreeMap<String, String>>,
+}
+
+fn times() -> Histogram {
+    Histogram::new([0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0])
+}
+
+impl Metrics {
+    /// All at zero, and the registry that shows them.
+    pub fn new() -> (Self, Registry) {
+        let metrics = Self {
+            received: Family::default(),
+            deleted: Counter::default(),
+            released: Counter::default(),
+            held: Gauge::default(),
+            ignored: Counter::default(),
+            landed: Counter::default(),
+            duplicates: Counter::default(),
+            skipped: Counter::default(),
+            rejects: Family::default(),
+            rows: Family::default(),
+            bytes: Counter::default(),
+            fetch_errors: Family::default(),
+            queue_errors: Family::default(),
+            flush_errors: Counter::default(),
+            leases_lost: Counter::default(),
+            flush_time: times(),
+            commit_time: times(),
+            freshness: Histogram::new([0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 90.0, 120.0, 300.0, 900.0, 3600.0, 86_400.0]),
+            oldest: Gauge::default(),
+            ready: Gauge::default(),
+            health: Health::default(),
+        };
+        let registry = metrics.registry();
+        (metrics, registry)
+    }
+
+    fn registry(&self) -> Registry {
+        let mut to = Registry::with_prefix("flarelake");
+        to.register("messages_received", "Messages received, redelivered ones included", self.received.clone());
+        to.register("messages_deleted", "Messages deleted: all that they announce has landed", self.deleted.clone());
+        to.register("messages_released", "Messages given back to their queue", self.released.clone());
+        to.register("messages_held", "Messages received and neither deleted nor given back", self.held.clone());
+        to.register("messages_ignored", "Messages that bring nothing to land", self.ignored.clone());
+        to.register("objects_landed", "Objects and message bodies that landed", self.landed.clone());
+        to.register("objects_duplicate", "Objects and message bodies that came again", self.duplicates.clone());
+        to.register("objects_skipped", "Objects that hold no records by their name or size", self.skipped.clone());
+        to.register("rejects", "Rejects that landed, by reason", self.rejects.clone());
+        to.register("rows", "Rows that landed, by table", self.rows.clone());
+        to.register("stored", "Bytes, as stored, of the objects that landed", self.bytes.clone());
+        to.register("fetch_errors", "Failed reads of objects", self.fetch_errors.clone());
+        to.register("queue_errors", "Failed requests to queues", self.queue_errors.clone());
+        to.register("flush_errors", "Failed flushes; their objects are decoded again", self.flush_errors.clone());
+        to.register("leases_lost", "Leases that ended before their message could be deleted", self.leases_lost.clone());
+        let seconds = || Unit::Seconds;
+        to.register_with_unit("flush", "From a flush's first file to the last table's commit", seconds(), self.flush_time.clone());
+        to.register_with_unit("commit", "The commits' part of a flush", seconds(), self.commit_time.clone());
+        to.register_with_unit("freshness", "From an object's creation to its rows being there to query", seconds(), self.freshness.clone());
+        to.register_with_unit("oldest_unlanded", "Age of the oldest message that has not landed", seconds(), self.oldest.clone());
+        to.register("ready", "1 when everything can be reached", self.ready.clone());
+        to
+    }
+
+    /// Counts an object that landed.
+    pub fn count_landed(&self, outcome: &ObjectOutcome) {
+        self.landed.inc();
+        self.bytes.inc_by(outcome.object.size);
+        for (table, rows) in &outcome.rows {
+            self.rows.get_or_create(&ByTable { table: table.clone() }).inc_by(*rows);
+        }
+        for (reason, count) in &outcome.rejects {
+            self.rejects.get_or_create(&ByReason { reason: reason.code().to_owned() }).inc_by(*count);
+        }
+        if let Some(created) = outcome.object.last_modified {
+            self.freshness.observe((now_micros() - created).max(0) as f64 / 1e6);
+        }
+    }
+
+    /// Counts a flush and the time of its commits.
+    pub fn count_flush(&self, whole: Duration, commits: Duration) {
+        self.flush_time.observe(whole.as_secs_f64());
+        self.commit_time.observe(commits.as_secs_f64());
+    }
+
+    /// Everything could be reached once.
+    pub fn started(&self) {
+        self.health.started.store(true, Ordering::Relaxed);
+        self.refresh();
+    }
+
+    /// No further message is received.
+    pub fn stopping(&self) {
+        self.health.stopping.store(true, Ordering::Relaxed);
+        self.refresh();
+    }
+
+    /// Takes note that something works, or what is wrong with it.
+    pub fn tell(&self, what: &str, problem: Option<String>) {
+        let mut problems = self.health.problems.lock();
+        match problem {
+            Some(problem) => _ = problems.insert(what.to_owned(), problem),
+            None => _ = problems.remove(what),
+        }
+        drop(problems);
+        self.refresh();
+    }
+
+    fn refresh(&self) {
+        self.ready.set(i64::from(self.readiness().is_ok()));
+    }
+
+    /// Whether messages are received and land; else why not.
+    pub fn readiness(&self) -> Result<(), String> {
+        if !self.health.started.load(Ordering::Relaxed) {
+            return Err("starting: the lake and the queues are being opened".into());
+        }
+        if self.health.stopping.load(Ordering::Relaxed) {
+            return Err("stopping".into());
+        }
+        let problems = self.health.problems.lock();
+        if problems.is_empty() { Ok(()) } else { Err(problems.values().cloned().collect::<Vec<_>>().join("\n")) }
+    }
+}

@@ -1,0 +1,163 @@
+//! SQS.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_sdk_sqs::Client;
+use aws_sdk_sqs::types::{
+    BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, MessageSystemAttributeName,
+    QueueAttributeName,
+};
+use futures::{StreamExt as _, TryStreamExt as _};
+use url::Url;
+
+use super::{BATCH, Entry, Message, Queue, QueueError};
+use crate::base::aws::{Access, Failure, FailureKind};
+
+/// Batch requests at once: many messages land together.
+const REQUESTS: usize = 8;
+/// The longest that SQS hides a message.
+const MOST_SECONDS: u64 = 43_200;
+const RECEIVE: &str = "sqs:ReceiveMessage";
+const DELETE: &str = "sqs:DeleteMessage";
+const HIDE: &str = "sqs:ChangeMessageVisibility";
+const ATTRIBUTES: &str = "sqs:GetQueueAttributes";
+
+/// See the module.
+#[derive(Debug)]
+pub struct SqsQueue {
+    url: String,
+    client: Client,
+}
+
+impl SqsQueue {
+    /// A queue by its URL. `elsewhere`: the environment names another address than AWS's.
+    pub async fn open(url: &str, access: &Access, elsewhere: bool) -> Self {
+        let parsed = Url::parse(url).ok();
+        let host = parsed.as_ref().and_then(Url::host_str).unwrap_or_default();
+        let config = access.resolve(region_of(host)).await;
+        let mut builder = aws_sdk_sqs::config::Builder::from(&config);
+        if !host.contains(".amazonaws.com") && !elsewhere && access.endpoint.is_none() {
+            // Not AWS, and nobody says where: where its URL is.
+            builder = builder.endpoint_url(parsed.map_or_else(String::new, |u| u.origin().ascii_serialization()));
+        }
+        Self { url: url.to_owned(), client: Client::from_conf(builder.build()) }
+    }
+
+    fn failed<E>(&self, doing: &'static str) -> impl Fn(E) -> QueueError + '_
+    where
+        Failure: for<'a> From<&'a E>,
+    {
+        move |error| QueueError { queue: self.url.clone(), doing, failure: Failure::from(&error) }
+    }
+
+    async fn delete_batch(&self, batch: Vec<String>) -> Result<Vec<Entry>, QueueError> {
+        let count = batch.len();
+        let mut request = self.client.delete_message_batch().queue_url(&self.url);
+        for (n, receipt) in batch.into_iter().enumerate() {
+            let entry = DeleteMessageBatchRequestEntry::builder().id(n.to_string()).receipt_handle(receipt).build();
+            request = request.entries(entry.expect("id and receipt are set"));
+        }
+        let answer = request.send().await.map_err(self.failed(DELETE))?;
+        Ok(entries(count, answer.failed))
+    }
+
+    async fn hide_batch(&self, batch: Vec<String>, seconds: i32) -> Result<Vec<Entry>, QueueError> {
+        let count = batch.len();
+        let mut request = self.client.change_message_visibility_batch().queue_url(&self.url);
+        for (n, receipt) in batch.into_iter().enumerate() {
+            let entry = ChangeMessageVisibilityBatchRequestEntry::builder().id(n.to_string()).receipt_handle(receipt);
+            request = request.entries(entry.visibility_timeout(seconds).build().expect("id and receipt are set"));
+        }
+        let answer = request.send().await.map_err(self.failed(HIDE))?;
+        Ok(entries(count, answer.failed))
+    }
+
+    /// Whether a right is there, found out without touching a message: the receipt that is asked about is nobody's.
+    pub async fn may_delete_and_hide(&self) -> Vec<(&'static str, Result<(), QueueError>)> {
+        let receipt = "AQEB-flarelake-check".to_owned();
+        let deleted = self.client.delete_message().queue_url(&self.url).receipt_handle(&receipt).send().await;
+        let deleted = deleted.map(drop).map_err(|e| self.failed(DELETE)(e));
+        let hidden = self.client.change_message_visibility().queue_url(&self.url).receipt_handle(&receipt).visibility_timeout(0);
+        let hidden = hidden.send().await.map(drop).map_err(|e| self.failed(HIDE)(e));
+        let told = |result: Result<(), QueueError>| match result {
+            // It looked at the receipt: so it may.
+            Err(error) if error.failure.kind == FailureKind::Wrong => Ok(()),
+            other => other,
+        };
+        vec![(DELETE, told(deleted)), (HIDE, told(hidden))]
+    }
+}
+
+/// `sqs.eu-west-1.amazonaws.com`, or the older `eu-west-1.queue.amazonaws.com`.
+fn region_of(host: &str) -> Option<&str> {
+    let (before, _) = host.split_once(".amazonaws.com")?;
+    before.strip_prefix("sqs.").or_else(|| before.strip_suffix(".queue"))
+}
+
+/// What became of each entry of a batch, by what the answer says of some.
+fn entries(count: usize, failed: Vec<BatchResultErrorEntry>) -> Vec<Entry> {
+    let mut failed: HashMap<String, BatchResultErrorEntry> = failed.into_iter().map(|f| (f.id.clone(), f)).collect();
+    let entry = |n: usize| match failed.remove(&n.to_string()) {
+        None => Entry::Done,
+        Some(f) if is_lost(f.code()) => Entry::Lost,
+        Some(f) => Entry::Failed(format!("{}: {}", f.code, f.message.unwrap_or_default())),
+    };
+    (0..count).map(entry).collect()
+}
+
+fn is_lost(code: &str) -> bool {
+    // Also in the older protocol's spelling, and for a message that was deleted meanwhile.
+    ["ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidParameterValue"].iter().any(|lost| code.contains(lost))
+}
+
+#[async_trait]
+impl Queue for SqsQueue {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    async fn visibility_timeout(&self) -> Result<Duration, QueueError> {
+        let name = QueueAttributeName::VisibilityTimeout;
+        let request = self.client.get_queue_attributes().queue_url(&self.url).attribute_names(name.clone());
+        let answer = request.send().await.map_err(self.failed(ATTRIBUTES))?;
+        let seconds = answer.attributes().and_then(|a| a.get(&name)).and_then(|text| text.parse().ok());
+        Ok(Duration::from_secs(seconds.unwrap_or(30)))
+    }
+
+    async fn receive(&self, wait: Duration) -> Result<Vec<Message>, QueueError> {
+        let request = self.client.receive_message().queue_url(&self.url).max_number_of_messages(BATCH as i32);
+        let request = request
+            .wait_time_seconds(wait.as_secs().min(20) as i32)
+            .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
+            .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
+        let answer = request.send().await.map_err(self.failed(RECEIVE))?;
+        let message = |m: aws_sdk_sqs::types::Message| {
+            let number = |name| m.attributes.as_ref().and_then(|a| a.get(&name)?.parse::<i64>().ok());
+            Message {
+                sent: number(MessageSystemAttributeName::SentTimestamp).map(|ms| ms * 1000),
+                receives: number(MessageSystemAttributeName::ApproximateReceiveCount).unwrap_or(1) as u32,
+                id: m.message_id.unwrap_or_default(),
+                receipt: m.receipt_handle.unwrap_or_default(),
+                body: m.body.unwrap_or_default(),
+            }
+        };
+        Ok(answer.messages.unwrap_or_default().into_iter().map(message).collect())
+    }
+
+    async fn delete(&self, receipts: &[String]) -> Result<Vec<Entry>, QueueError> {
+        let answers = futures::stream::iter(batches(receipts)).map(|batch| self.delete_batch(batch));
+        Ok(answers.buffered(REQUESTS).try_collect::<Vec<_>>().await?.concat())
+    }
+
+    async fn hide(&self, receipts: &[String], timeout: Duration) -> Result<Vec<Entry>, QueueError> {
+        let seconds = timeout.as_secs().min(MOST_SECONDS) as i32;
+        let answers = futures::stream::iter(batches(receipts)).map(|batch| self.hide_batch(batch, seconds));
+        Ok(answers.buffered(REQUESTS).try_collect::<Vec<_>>().await?.concat())
+    }
+}
+
+fn batches(receipts: &[String]) -> Vec<Vec<String>> {
+    receipts.chunks(BATCH).map(<[String]>::to_vec).collect()
+}

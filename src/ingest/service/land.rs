@@ -1,0 +1,147 @@
+//! The workers: each has a thread and a batch, and lands it when it is full, old enough, or others wait for it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, mpsc};
+
+use super::{Content, Job, Ready, Shared, What, patience};
+use crate::base::aws::{Failure, FailureKind};
+use crate::ingest::batch::{BatchError, Flushed};
+use crate::ingest::object::ObjectId;
+use crate::ingest::split::Place;
+use crate::ingest::worker::{WorkError, Worker};
+
+/// How often a worker that waits looks whether others wait for it.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// A worker's batch, from outside.
+struct Holding {
+    worker: Worker,
+    /// What is in it, and in it alone.
+    jobs: Vec<(ObjectId, Job)>,
+    /// When the oldest of these came in.
+    since: Option<Instant>,
+    /// The last hurry that was heeded.
+    hurried: u64,
+    /// Flushes in a row that failed.
+    failures: u32,
+}
+
+impl Shared {
+    fn new_worker(&self) -> Worker {
+        let run = &self.run;
+        Worker::new(&run.catalog, run.tables.clone(), Some(run.lake.clone()), run.settings.clone(), run.meter.clone(), Handle::current())
+    }
+
+    /// A worker's life: until the last fetcher has gone.
+    pub(super) fn work_all(self: Arc<Self>, ready: &Mutex<mpsc::Receiver<Ready>>) {
+        let hurried = self.hurry.load(Ordering::Relaxed);
+        let mut holding = Holding { worker: self.new_worker(), jobs: Vec::new(), since: None, hurried, failures: 0 };
+        loop {
+            let old = holding.since.map_or(LOOK, |since| self.run.pace.max_age.saturating_sub(since.elapsed()));
+            let next = async { ready.lock().await.recv().await };
+            match Handle::current().block_on(async { tokio::time::timeout(old.min(LOOK), next).await }) {
+                Ok(Some(found)) => self.work(&mut holding, found),
+                Ok(None) => break,
+                Err(_) => {}
+            }
+            let hurry = self.hurry.load(Ordering::Relaxed);
+            let is_old = holding.since.is_some_and(|since| since.elapsed() >= self.run.pace.max_age);
+            if is_old || hurry != std::mem::replace(&mut holding.hurried, hurry) {
+                self.flush(&mut holding);
+            }
+        }
+        self.flush(&mut holding);
+    }
+
+    fn work(self: &Arc<Self>, holding: &mut Holding, found: Ready) {
+        let Ready { job, object, content, log_type, room } = found;
+        let (id, location) = (object.id, object.location());
+        holding.jobs.push((id, job));
+        holding.since.get_or_insert_with(Instant::now);
+        let worked = match content {
+            Content::Input(input) => holding.worker.work(object, input, Place::START, log_type),
+            Content::Reject { reason, message, payload } => {
+                Ok(holding.worker.reject(object, reason, message, payload)).and_then(|r| Ok(r?))
+            }
+        };
+        drop(room);
+        match worked {
+            Ok(()) => self.account(holding),
+            Err(WorkError::Read { source, .. }) => {
+                self.account(holding);
+                let Some(at) = holding.jobs.iter().position(|(held, _)| *held == id) else { return };
+                let (_, job) = holding.jobs.swap_remove(at);
+                let failure = Failure { kind: FailureKind::Unavailable, message: source.to_string() };
+                let Some(What::Announced(feed, _)) = self.book.lock().what(job.no) else { return };
+                self.count_fetch_error(failure.kind);
+                Handle::current().block_on(self.read_failed(job, feed, &location, &failure));
+            }
+            Err(WorkError::Batch(error)) => self.landing_failed(holding, error),
+        }
+    }
+
+    fn flush(self: &Arc<Self>, holding: &mut Holding) {
+        if holding.worker.is_empty() {
+            return;
+        }
+        match holding.worker.flush() {
+            Ok(flushed) => {
+                holding.failures = 0;
+                self.account_for(holding, flushed);
+            }
+            Err(error) => self.landing_failed(holding, error),
+        }
+    }
+
+    /// Takes note of what the worker landed on its own.
+    fn account(self: &Arc<Self>, holding: &mut Holding) {
+        let flushed = holding.worker.flushed();
+        self.account_for(holding, flushed);
+    }
+
+    fn account_for(self: &Arc<Self>, holding: &mut Holding, flushed: Flushed) {
+        let metrics = &self.run.metrics;
+        for (whole, commits) in flushed.took {
+            metrics.count_flush(whole, commits);
+            metrics.tell("lake", None);
+        }
+        let mut take = |id: ObjectId| {
+            let at = holding.jobs.iter().position(|(held, _)| *held == id)?;
+            Some(holding.jobs.swap_remove(at).1)
+        };
+        for outcome in &flushed.landed {
+            metrics.count_landed(outcome);
+            if let Some(job) = take(outcome.object.id) {
+                self.landed(job.no);
+            }
+        }
+        for job in flushed.already_there.into_iter().filter_map(&mut take) {
+            Handle::current().block_on(self.already_there(job));
+        }
+        let stale: Vec<Job> = flushed.stale.into_iter().filter_map(&mut take).collect();
+        self.later(stale, Duration::ZERO);
+        if holding.jobs.is_empty() {
+            holding.since = None;
+        }
+    }
+
+    /// The lake could not be written. What the batch held is decoded again: whether it landed all the same, the ledger tells.
+    fn landing_failed(self: &Arc<Self>, holding: &mut Holding, error: BatchError) {
+        self.account(holding);
+        holding.worker = self.new_worker();
+        holding.since = None;
+        holding.failures += 1;
+        self.run.metrics.flush_errors.inc();
+        self.run.metrics.tell("lake", Some(error.to_string()));
+        if error.needs_a_person() {
+            return self.fail(error.into());
+        }
+        let delay = patience(holding.failures + 1);
+        tracing::warn!(objects = holding.jobs.len(), "{error}; what the batch held is decoded again in {delay:.1?}");
+        self.later(holding.jobs.drain(..).map(|(_, job)| job).collect(), delay);
+    }
+}

@@ -1,0 +1,415 @@
+//! Queues worked off, for months: what messages announce is fetched, decoded and landed, and a message is deleted when
+//! every table that it touches is at its ledger version.
+//!
+//! ```text
+//! receive → notice → (ack book) → fetch → work → land → ack
+//!              └── leases are kept from receive to ack ──┘
+//! ```
+
+mod ack;
+mod fetch;
+mod land;
+mod receive;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::acks::{Book, ItemNo, MessageKey};
+use super::batch::{BatchError, Tables};
+use super::bucket::Buckets;
+use super::metrics::Metrics;
+use super::notice::Announced;
+use super::object::Object;
+use super::queue::{Queue, QueueError};
+use super::reject::Reason;
+use super::source::{Input, WHOLE_BYTES};
+use super::worker::{Meter, WorkerSettings};
+use crate::base::aws::FailureKind;
+use crate::config::Source;
+use crate::schema::Catalog;
+use crate::table::Lake;
+
+/// What a message costs in memory besides its body.
+const MESSAGE_OVERHEAD: usize = 2 << 10;
+/// Kept from a stop's deadline for giving back what has not landed.
+const RELEASE_TIME: Duration = Duration::from_secs(3);
+
+/// A source and the ways to it.
+#[derive(Debug, Clone)]
+pub struct Feed {
+    /// What its rows are attributed to, and the buckets that may be read.
+    pub source: Source,
+    /// Its queue.
+    pub queue: Arc<dyn Queue>,
+    /// Its buckets.
+    pub buckets: Arc<dyn Buckets>,
+    /// Its routes' log types, by their place in the source and their index in the catalog.
+    pub log_types: Vec<usize>,
+}
+
+impl Feed {
+    /// The log type of everything below a prefix that fits the key; the longest counts.
+    fn log_type(&self, key: &str) -> Option<usize> {
+        let routes = self.source.route.iter().zip(&self.log_types).filter(|(route, _)| key.starts_with(&route.prefix));
+        routes.max_by_key(|(route, _)| route.prefix.len()).map(|(_, log_type)| *log_type)
+    }
+}
+
+/// How much of everything at once.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    /// Threads that decode and write.
+    pub workers: usize,
+    /// Long polls at once, for each queue.
+    pub receivers: usize,
+    /// Objects fetched at once.
+    pub fetches: usize,
+    /// Messages held at most.
+    pub max_messages: usize,
+    /// Bytes that held messages may cost.
+    pub message_bytes: usize,
+    /// Bytes of fetched objects that wait to be decoded.
+    pub fetched_bytes: usize,
+    /// A batch is landed when its oldest object has waited this long.
+    pub max_age: Duration,
+    /// How long a stop may take.
+    pub drain: Duration,
+    /// Ends the run when nothing was received and nothing held for this long.
+    pub until_idle: Option<Duration>,
+}
+
+/// What an ingest works with.
+#[derive(Clone)]
+pub struct Ingest {
+    /// The log types.
+    pub catalog: Catalog,
+    /// Their tables.
+    pub tables: Arc<Tables>,
+    /// Where rows land.
+    pub lake: Arc<Lake>,
+    /// For each worker.
+    pub settings: WorkerSettings,
+    /// How much at once.
+    pub pace: Pace,
+    /// Where from.
+    pub feeds: Vec<Feed>,
+    /// What it counts.
+    pub metrics: Arc<Metrics>,
+    /// What a status line reads.
+    pub meter: Arc<Meter>,
+}
+
+/// Why an ingest ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// A queue can't be read.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// Nothing of a source can be read.
+    #[error("source {source_id}: {location}: can't be read: {message}; nothing else of this source could be read either: {advice}")]
+    Source {
+        /// The source's id.
+        source_id: String,
+        /// An object that could not be read.
+        location: String,
+        /// What the store said.
+        message: String,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The lake can't be written.
+    #[error(transparent)]
+    Lake(#[from] BatchError),
+}
+
+/// What became of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    /// Messages that were still held, and given back to their queue.
+    pub released: usize,
+    /// Objects that were given up for now: their messages come again.
+    pub given_up: u64,
+}
+
+/// An item on its way, and how it went so far.
+#[derive(Debug, Clone)]
+struct Job {
+    no: ItemNo,
+    /// How often it was not there.
+    misses: u32,
+    /// How often reading it failed otherwise.
+    failures: u32,
+    first_failure: Option<Instant>,
+}
+
+/// What has to land for a message.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum What {
+    /// An object of a bucket, with the feed that announced it.
+    Announced(usize, Announced),
+    /// The records of a message's body.
+    Body(usize, BodyObject),
+    /// What became a reject, unread.
+    Reject(usize, RejectedObject),
+}
+
+/// A message's body as an object.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct BodyObject {
+    hash: String,
+    id: u128,
+    sent: Option<i64>,
+    bytes: Bytes,
+}
+
+/// An object that is one reject.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct RejectedObject {
+    id: u128,
+    reason: Reason,
+    message: String,
+    bucket: Option<String>,
+    key: String,
+    etag: String,
+    sent: Option<i64>,
+    payload: Option<Bytes>,
+}
+
+/// Something for a worker.
+struct Ready {
+    job: Job,
+    object: Object,
+    content: Content,
+    log_type: Option<usize>,
+    /// The room that its bytes take, until they are decoded.
+    room: Option<tokio::sync::OwnedSemaphorePermit>,
+}
+
+enum Content {
+    Input(Input),
+    Reject { reason: Reason, message: String, payload: Option<Vec<u8>> },
+}
+
+/// What receivers, fetchers, workers and keepers share.
+struct Shared {
+    run: Ingest,
+    book: Mutex<Book<What>>,
+    jobs: mpsc::UnboundedSender<Job>,
+    complete: mpsc::UnboundedSender<MessageKey>,
+    /// No message is received any more.
+    stop: CancellationToken,
+    /// What nobody can do anything about but a person.
+    fatal: Mutex<Option<IngestError>>,
+    /// The book has become lighter.
+    lighter: Notify,
+    /// Goes up when whatever is held should land soon.
+    hurry: AtomicU64,
+    /// Room for fetched bytes, in KiB.
+    room: Arc<Semaphore>,
+    /// Objects of at most this size are held whole.
+    whole: u64,
+    state: Vec<FeedState>,
+    /// When a message was last received.
+    received: Mutex<Instant>,
+    given_up: AtomicU64,
+}
+
+/// What is known of a feed while it runs.
+struct FeedState {
+    /// The queue's visibility timeout.
+    visibility: Mutex<Duration>,
+    /// Whether a message was ever received.
+    heard: std::sync::atomic::AtomicBool,
+    /// When an object was last read.
+    last_read: Mutex<Option<Instant>>,
+    /// Objects that could not be read since then.
+    denied: AtomicUsize,
+}
+
+/// How long to wait after the n-th failure in a row: shorter at first, with a bit of chance in it, and up to a minute.
+fn patience(failures: u32) -> Duration {
+    let delays = ExponentialBuilder::default()
+        .with_min_delay(Duration::from_millis(250))
+        .with_max_delay(Duration::from_secs(60))
+        .with_jitter()
+        .without_max_times();
+    delays.build().nth(failures.saturating_sub(1).min(20) as usize).unwrap_or(Duration::from_secs(60))
+}
+
+impl Ingest {
+    /// Works until `stop` is cancelled, or nothing comes any more; then lands what was fetched and gives back the rest.
+    pub async fn run(self, stop: CancellationToken) -> Result<Ended, IngestError> {
+        let (jobs, to_fetch) = mpsc::unbounded_channel();
+        let (complete, to_delete) = mpsc::unbounded_channel();
+        let (ready, to_work) = mpsc::channel(1);
+        let shared = Arc::new(Shared::new(self, jobs, complete, stop));
+        shared.read_visibility_timeouts().await?;
+        shared.run.metrics.started();
+        let pace = &shared.run.pace;
+        let to_fetch = Arc::new(tokio::sync::Mutex::new(to_fetch));
+        let to_work = Arc::new(tokio::sync::Mutex::new(to_work));
+        let fetchers = (0..pace.fetches).map(|_| tokio::spawn(shared.clone().fetch_all(to_fetch.clone(), ready.clone())));
+        let mut stages = Stages {
+            receivers: (0..shared.run.feeds.len())
+                .flat_map(|feed| (0..pace.receivers).map(move |_| feed))
+                .map(|feed| tokio::spawn(shared.clone().receive_all(feed)))
+                .collect(),
+            fetchers: fetchers.collect(),
+            workers: (0..pace.workers)
+                .map(|_| {
+                    let (shared, to_work) = (shared.clone(), to_work.clone());
+                    tokio::task::spawn_blocking(move || shared.work_all(&to_work))
+                })
+                .collect(),
+            deleter: tokio::spawn(shared.clone().delete_all(to_delete)),
+            keeper: tokio::spawn(shared.clone().keep_leases()),
+        };
+        drop(ready);
+        shared.until_stopped().await;
+        let ended = stages.drain(&shared).await;
+        let fatal = shared.fatal.lock().take();
+        fatal.map_or(Ok(ended), Err)
+    }
+}
+
+impl Shared {
+    fn new(run: Ingest, jobs: mpsc::UnboundedSender<Job>, complete: mpsc::UnboundedSender<MessageKey>, stop: CancellationToken) -> Self {
+        let state = |_: &Feed| FeedState {
+            visibility: Mutex::new(Duration::from_secs(30)),
+            heard: false.into(),
+            last_read: Mutex::default(),
+            denied: AtomicUsize::new(0),
+        };
+        Self {
+            book: Mutex::default(),
+            jobs,
+            complete,
+            stop,
+            fatal: Mutex::default(),
+            lighter: Notify::new(),
+            hurry: AtomicU64::new(0),
+            room: Arc::new(Semaphore::new(run.pace.fetched_bytes >> 10)),
+            whole: WHOLE_BYTES.min(run.pace.fetched_bytes as u64 / 2),
+            state: run.feeds.iter().map(state).collect(),
+            received: Mutex::new(Instant::now()),
+            given_up: AtomicU64::new(0),
+            run,
+        }
+    }
+
+    /// Waits for a reason to stop: from outside, from inside, or that nothing comes any more.
+    async fn until_stopped(&self) {
+        let Some(idle) = self.run.pace.until_idle else { return self.stop.cancelled().await };
+        let look = Duration::from_millis(50).min(idle);
+        while !self.stop.is_cancelled() {
+            tokio::select! {
+                () = self.stop.cancelled() => {}
+                () = tokio::time::sleep(look) => {
+                    if self.received.lock().elapsed() < idle {
+                        continue;
+                    }
+                    if self.book.lock().is_empty() {
+                        self.stop.cancel();
+                    } else {
+                        // Nothing comes, so nothing is gained by waiting for more.
+                        self.hurry.fetch_add(1, Ordering::Relaxed);
+                        tokio::time::sleep(idle.min(Duration::from_secs(1))).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends the run: no one but a person can help.
+    fn fail(&self, error: IngestError) {
+        tracing::error!("{error}");
+        self.fatal.lock().get_or_insert(error);
+        self.stop.cancel();
+    }
+
+    /// Sets items on their way again after a while.
+    fn later(self: &Arc<Self>, jobs: Vec<Job>, delay: Duration) {
+        let shared = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = shared.stop.cancelled() => {}
+                () = tokio::time::sleep(delay) => jobs.into_iter().for_each(|job| drop(shared.jobs.send(job))),
+            }
+        });
+    }
+
+    /// An item has landed: messages that are complete with it are deleted.
+    fn landed(&self, no: ItemNo) {
+        for key in self.book.lock().landed(no) {
+            let _ = self.complete.send(key);
+        }
+    }
+
+    fn count_fetch_error(&self, kind: FailureKind) {
+        let label = super::metrics::ByReason { reason: kind.code().to_owned() };
+        self.run.metrics.fetch_errors.get_or_create(&label).inc();
+    }
+
+    fn count_queue_error(&self, error: &QueueError) {
+        let label = super::metrics::ByReason { reason: error.failure.kind.code().to_owned() };
+        self.run.metrics.queue_errors.get_or_create(&label).inc();
+    }
+}
+
+/// The tasks of each stage, in the order of the journey.
+struct Stages {
+    receivers: Vec<JoinHandle<()>>,
+    fetchers: Vec<JoinHandle<()>>,
+    workers: Vec<JoinHandle<()>>,
+    deleter: JoinHandle<()>,
+    keeper: JoinHandle<()>,
+}
+
+impl Stages {
+    /// Lets every stage finish what it has begun, one after the other; what has not landed by then is given back.
+    async fn drain(&mut self, shared: &Arc<Shared>) -> Ended {
+        shared.run.metrics.stopping();
+        let deadline = tokio::time::Instant::now() + shared.run.pace.drain;
+        let held = shared.book.lock().len();
+        if held > 0 {
+            tracing::info!(messages = held, "stopping: nothing more is received; what was begun lands first");
+        }
+        let landing = async {
+            join(&mut self.fetchers).await;
+            tracing::debug!("stopping: fetching has ended");
+            // The last fetcher took the way to the workers with it: they flush and end.
+            join(&mut self.workers).await;
+            tracing::debug!("stopping: everything that was fetched has landed");
+            shared.all_deleted().await;
+        };
+        if tokio::time::timeout_at(deadline - RELEASE_TIME.min(shared.run.pace.drain / 4), landing).await.is_err() {
+            tracing::warn!("stopping: not everything landed in time; what did not goes back to its queue");
+        }
+        self.keeper.abort();
+        // A poll that is cut off may have been given messages, which then stay hidden: the polls get a moment.
+        let polls = Duration::from_secs(2).min(shared.run.pace.drain / 4);
+        let _ = tokio::time::timeout(polls, join(&mut self.receivers)).await;
+        let released = tokio::time::timeout_at(deadline, shared.release_all()).await.unwrap_or_default();
+        self.deleter.abort();
+        Ended { released, given_up: shared.given_up.load(Ordering::Relaxed) }
+    }
+}
+
+async fn join(tasks: &mut Vec<JoinHandle<()>>) {
+    while let Some(task) = tasks.last_mut() {
+        if let Err(error) = task.await
+            && error.is_panic()
+        {
+            std::panic::resume_unwind(error.into_panic());
+        }
+        tasks.pop();
+    }
+}

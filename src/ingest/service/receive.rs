@@ -1,0 +1,229 @@
+//! From queue to ack book: messages are received, read, and what they bring is set on its way.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::{BodyObject, IngestError, Job, MESSAGE_OVERHEAD, RejectedObject, Shared, What, patience};
+use crate::base::now_micros;
+use crate::ingest::acks::{Lease, MessageKey};
+use crate::ingest::metrics::BySource;
+use crate::ingest::notice::{self, Announced, Notice};
+use crate::ingest::object::{ContentHash, ObjectId, is_no_log};
+use crate::ingest::queue::Message;
+use crate::ingest::reject::Reason;
+
+/// As long as SQS lets a poll wait: the fewest requests, and a message is told at once all the same.
+const LONG_POLL: Duration = Duration::from_secs(20);
+/// How often a queue's settings are asked for before it is given up at the start.
+const START_ATTEMPTS: u32 = 5;
+
+impl Shared {
+    /// Reads every queue's visibility timeout: also finds out whether the queues can be reached.
+    pub(super) async fn read_visibility_timeouts(&self) -> Result<(), IngestError> {
+        for (feed, state) in self.run.feeds.iter().zip(&self.state) {
+            let mut failures = 0;
+            loop {
+                match feed.queue.visibility_timeout().await {
+                    Ok(timeout) => {
+                        if timeout < Duration::from_secs(10) {
+                            tracing::warn!(
+                                queue = feed.queue.url(),
+                                "its visibility timeout is {timeout:?}: messages come again before they can land; 60 s or more is better"
+                            );
+                        }
+                        *state.visibility.lock() = timeout;
+                        break;
+                    }
+                    Err(error) => {
+                        failures += 1;
+                        if error.needs_a_person() || failures == START_ATTEMPTS || self.stop.is_cancelled() {
+                            return Err(error.into());
+                        }
+                        tracing::warn!("{error}; trying again");
+                        tokio::time::sleep(patience(failures)).await;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A receiver's life.
+    pub(super) async fn receive_all(self: Arc<Self>, feed: usize) {
+        let Some(of) = self.run.feeds.get(feed) else { return };
+        let wait = self.run.pace.until_idle.map_or(LONG_POLL, |idle| idle.min(LONG_POLL));
+        let mut failures = 0;
+        while !self.stop.is_cancelled() {
+            self.wait_for_room().await;
+            let began = Instant::now();
+            match of.queue.receive(wait).await {
+                Ok(messages) => {
+                    failures = 0;
+                    self.state[feed].heard.store(true, Ordering::Relaxed);
+                    self.run.metrics.tell(of.queue.url(), None);
+                    if !messages.is_empty() {
+                        *self.received.lock() = Instant::now();
+                    }
+                    self.admit_all(feed, messages, began).await;
+                }
+                Err(error) => {
+                    failures += 1;
+                    self.count_queue_error(&error);
+                    if error.needs_a_person() && !self.state[feed].heard.load(Ordering::Relaxed) {
+                        return self.fail(error.into());
+                    }
+                    tracing::warn!(failures, "{error}; trying again");
+                    self.run.metrics.tell(of.queue.url(), Some(error.to_string()));
+                    tokio::select! {
+                        () = self.stop.cancelled() => {}
+                        () = tokio::time::sleep(patience(failures)) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits until another batch of messages may be held.
+    async fn wait_for_room(&self) {
+        let pace = &self.run.pace;
+        loop {
+            let lighter = self.lighter.notified();
+            {
+                let book = self.book.lock();
+                if book.len() < pace.max_messages && book.weight() < pace.message_bytes {
+                    return;
+                }
+            }
+            // Nothing is gained by waiting for a fuller batch.
+            self.hurry.fetch_add(1, Ordering::Relaxed);
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = lighter => {}
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+        }
+    }
+
+    async fn admit_all(&self, feed: usize, messages: Vec<Message>, began: Instant) {
+        let of = &self.run.feeds[feed];
+        self.run.metrics.received.get_or_create(&BySource { source: of.source.id.clone() }).inc_by(messages.len() as u64);
+        if self.stop.is_cancelled() && !messages.is_empty() {
+            let receipts: Vec<String> = messages.into_iter().map(|m| m.receipt).collect();
+            let _ = of.queue.hide(&receipts, Duration::ZERO).await;
+            return;
+        }
+        let lease = Lease::new(began, *self.state[feed].visibility.lock());
+        for message in messages {
+            self.admit(feed, message, lease);
+        }
+    }
+
+    /// Enters a message into the book, and sets what it brings on its way.
+    fn admit(&self, feed: usize, message: Message, lease: Lease) {
+        let key = MessageKey { queue: feed, id: message.id.clone() };
+        let sent = message.sent.unwrap_or_else(now_micros);
+        let weight = MESSAGE_OVERHEAD + message.body.len();
+        let mut book = self.book.lock();
+        if !book.hold(key.clone(), message.receipt.clone(), sent, weight, lease) {
+            tracing::debug!(message = key.id, "received again while it was held: its lease had ended");
+            return;
+        }
+        drop(book);
+        let items = self.items(feed, &message);
+        let mut book = self.book.lock();
+        for what in items {
+            match book.wait_for(&key, what) {
+                Some(no) => _ = self.jobs.send(Job { no, misses: 0, failures: 0, first_failure: None }),
+                None => _ = self.run.metrics.duplicates.inc(),
+            }
+        }
+        if book.seal(&key) {
+            let _ = self.complete.send(key);
+        }
+    }
+
+    /// What a message brings.
+    fn items(&self, feed: usize, message: &Message) -> Vec<What> {
+        let queue = self.run.feeds[feed].queue.url();
+        match notice::read(&message.body) {
+            Notice::Objects(announced) => announced.into_iter().filter_map(|a| self.announced(feed, a, message)).collect(),
+            Notice::Records(text) => {
+                let (hash, id) = self.identity(feed, &text);
+                vec![What::Body(feed, BodyObject { hash, id, sent: message.sent, bytes: text.into_bytes().into() })]
+            }
+            Notice::Nothing(why) => {
+                tracing::debug!(queue, message = message.id, "acknowledged: {why}");
+                self.run.metrics.ignored.inc();
+                Vec::new()
+            }
+            Notice::Subscription { topic } => {
+                tracing::warn!(
+                    queue,
+                    message = message.id,
+                    "topic {topic} asks this queue to confirm a subscription; it is not followed: if it is yours, subscribe again and confirm it with `aws sns confirm-subscription`"
+                );
+                self.run.metrics.ignored.inc();
+                Vec::new()
+            }
+            Notice::Malformed(why) => {
+                tracing::warn!(queue, message = message.id, "{why}; the message becomes a reject");
+                let (hash, id) = self.identity(feed, &message.body);
+                vec![What::Reject(
+                    feed,
+                    RejectedObject {
+                        id,
+                        reason: Reason::InvalidMessage,
+                        message: format!("{queue}: message {}: {why}", message.id),
+                        bucket: None,
+                        key: queue.to_owned(),
+                        etag: hash,
+                        sent: message.sent,
+                        payload: Some(message.body.clone().into_bytes().into()),
+                    },
+                )]
+            }
+        }
+    }
+
+    /// The hash and the object id of a message's body.
+    fn identity(&self, feed: usize, body: &str) -> (String, u128) {
+        let hash = ContentHash::of(body.as_bytes()).expect("memory can be read");
+        let id = ObjectId::of_message(&self.run.feeds[feed].source.id, &hash);
+        (hash.to_string(), id.0)
+    }
+
+    fn announced(&self, feed: usize, announced: Announced, message: &Message) -> Option<What> {
+        let source = &self.run.feeds[feed].source;
+        if source.buckets.contains(&announced.bucket) {
+            if is_no_log(&announced.key) {
+                self.run.metrics.skipped.inc();
+                return None;
+            }
+            return Some(What::Announced(feed, announced));
+        }
+        let Announced { bucket, key, etag, .. } = announced;
+        tracing::warn!(
+            source = source.id,
+            "s3://{bucket}/{key}: not fetched, because the source doesn't list this bucket; it becomes a reject"
+        );
+        let etag = etag.unwrap_or_default();
+        Some(What::Reject(
+            feed,
+            RejectedObject {
+                id: ObjectId::of_unread(Reason::ForeignBucket.code(), &bucket, &key, &etag).0,
+                reason: Reason::ForeignBucket,
+                message: format!(
+                    "s3://{bucket}/{key}: not fetched: source {} lists {}; add the bucket to it if it is yours",
+                    source.id,
+                    if source.buckets.is_empty() { "no bucket".to_owned() } else { source.buckets.join(", ") }
+                ),
+                bucket: Some(bucket),
+                key,
+                etag,
+                sent: message.sent,
+                payload: None,
+            },
+        ))
+    }
+}
