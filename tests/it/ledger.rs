@@ -20,10 +20,10 @@ use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::runtime::Handle;
 
-use crate::support::{FaultStore, LIMITS, WRITTEN, memory_lake, read_table, runs};
+use crate::support::{FaultStore, LIMITS, WRITTEN, memory_lake, read_ledger, read_table, runs};
 
 /// An object of a few records: rows of two tables, and in some a reject.
-fn object(n: u64) -> (Object, Vec<u8>) {
+pub fn object(n: u64) -> (Object, Vec<u8>) {
     let key = format!("logs/{n}.log");
     let mut bytes = format!("{{\"EdgeStartTimestamp\":{},\"ZoneID\":{n}}}\n", 1_653_974_623 + n * 3600).into_bytes();
     bytes.extend_from_slice(format!("{{\"EdgeStartTimestamp\":{},\"ZoneID\":{n}}}\n", 1_653_974_623 + n * 7200).as_bytes());
@@ -84,12 +84,11 @@ async fn life(store: Store, mut todo: Vec<u64>, seed: u64) -> Result<Vec<u64>, S
     tokio::task::spawn_blocking(work).await.expect("a writer doesn't panic")
 }
 
-/// What must be in each table, by row id, once all objects have landed.
-fn expected(objects: u64) -> BTreeMap<&'static str, BTreeSet<String>> {
+/// What must be in each table, by row id, once these have landed.
+pub fn expected(objects: impl IntoIterator<Item = (ObjectId, Vec<u8>)>) -> BTreeMap<&'static str, BTreeSet<String>> {
     let mut tables: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
-    for n in 0..objects {
-        let (object, bytes) = object(n);
-        tables.entry("ingested_objects").or_default().insert(object.id.to_string());
+    for (id, bytes) in objects {
+        tables.entry("ingested_objects").or_default().insert(id.to_string());
         let mut offset = 0;
         for line in bytes.split_inclusive(|b| *b == b'\n') {
             let table = match line[2] {
@@ -97,7 +96,7 @@ fn expected(objects: u64) -> BTreeMap<&'static str, BTreeSet<String>> {
                 b'D' => "cloudflare_firewall",
                 _ => "classification_failures",
             };
-            tables.entry(table).or_default().insert(format!("{}{offset:012x}", object.id));
+            tables.entry(table).or_default().insert(format!("{id}{offset:012x}"));
             offset += line.len();
         }
     }
@@ -107,13 +106,29 @@ fn expected(objects: u64) -> BTreeMap<&'static str, BTreeSet<String>> {
 async fn check(inner: &Arc<InMemory>, objects: u64, context: &str) {
     // Whoever comes last brings the tables up to the ledger.
     Lake::open(memory_lake(inner.clone())).await.unwrap_or_else(|e| panic!("{context}: {e}"));
-    for (table, expected) in expected(objects) {
+    let objects = (0..objects).map(object).map(|(object, bytes)| (object.id, bytes));
+    check_tables(inner, &expected(objects), context).await;
+}
+
+/// Each row of these tables is there once, no other is, and the ledger agrees object by object.
+pub async fn check_tables(inner: &Arc<InMemory>, expected: &BTreeMap<&'static str, BTreeSet<String>>, context: &str) {
+    let mut counted: BTreeMap<String, (BTreeMap<String, i64>, i64)> = BTreeMap::new();
+    for (table, expected) in expected {
         let files = read_table(inner.as_ref(), table).await;
         let ids: Vec<String> = files.into_values().flatten().collect();
         let distinct: BTreeSet<String> = ids.iter().cloned().collect();
         assert_eq!(ids.len(), distinct.len(), "{context}: {table} has rows twice");
-        assert_eq!(distinct, expected, "{context}: {table}");
+        assert_eq!(&distinct, expected, "{context}: {table}");
+        for id in ids {
+            let told = counted.entry(id[..32].to_owned()).or_default();
+            match *table {
+                "ingested_objects" => {}
+                "classification_failures" => told.1 += 1,
+                table => *told.0.entry(table.to_owned()).or_default() += 1,
+            }
+        }
     }
+    assert_eq!(read_ledger(inner.as_ref()).await, counted, "{context}: the ledger and the tables");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

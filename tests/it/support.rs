@@ -90,20 +90,48 @@ pub fn json_rows(batch: &arrow::record_batch::RecordBatch) -> Vec<Value> {
     serde_json::from_slice(&writer.into_inner()).expect("arrow writes JSON")
 }
 
-/// A store that dies after a number of operations, or loses the answer to one.
+/// What goes wrong with a [`FaultStore`]. Operations are numbered from 1; 0 is none.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Faults {
+    /// The operation that fails, once.
+    pub fails_at: u64,
+    /// The operation whose put lands but is reported as failed.
+    pub loses_answer_at: u64,
+    /// The operation from which on everything fails.
+    pub dies_at: u64,
+    /// Every operation takes up to this long, by its number.
+    pub slow_ms: u64,
+}
+
+/// A store in which things go wrong.
 #[derive(Debug)]
 pub struct FaultStore {
     inner: Arc<InMemory>,
     /// Operations until it dies; negative: never.
     left: AtomicI64,
-    /// The operation whose put lands but is reported as failed; 0: none.
-    lose_answer: u64,
+    faults: Faults,
     pub operations: AtomicU64,
 }
 
 impl FaultStore {
     pub fn new(inner: Arc<InMemory>, dies_after: i64, lose_answer: u64) -> Arc<Self> {
-        Arc::new(Self { inner, left: AtomicI64::new(dies_after), lose_answer, operations: AtomicU64::new(0) })
+        let faults = Faults { loses_answer_at: lose_answer, ..Faults::default() };
+        Arc::new(Self { inner, left: AtomicI64::new(dies_after), faults, operations: AtomicU64::new(0) })
+    }
+
+    pub fn with(inner: Arc<InMemory>, faults: Faults) -> Arc<Self> {
+        Arc::new(Self { inner, left: AtomicI64::new(faults.dies_at as i64 - 1), faults, operations: AtomicU64::new(0) })
+    }
+
+    /// Whether it has died.
+    pub fn is_dead(&self) -> bool {
+        self.left.load(Ordering::SeqCst) == 0 && self.operations.load(Ordering::SeqCst) > 0
+    }
+
+    async fn wait(&self, number: u64) {
+        if self.faults.slow_ms > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(number * 7919 % (self.faults.slow_ms + 1))).await;
+        }
     }
 
     /// Counts an operation; its number, or the error of a dead store.
@@ -112,6 +140,9 @@ impl FaultStore {
         if self.left.load(Ordering::SeqCst) >= 0 && self.left.fetch_sub(1, Ordering::SeqCst) <= 0 {
             self.left.store(0, Ordering::SeqCst);
             return Err(Error::Generic { store: "FaultStore", source: "the store is gone".into() });
+        }
+        if number == self.faults.fails_at {
+            return Err(Error::Generic { store: "FaultStore", source: "it failed this once".into() });
         }
         Ok(number)
     }
@@ -127,8 +158,9 @@ impl std::fmt::Display for FaultStore {
 impl ObjectStore for FaultStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
         let number = self.step()?;
+        self.wait(number).await;
         let put = self.inner.put_opts(location, payload, opts).await;
-        if number == self.lose_answer {
+        if number == self.faults.loses_answer_at {
             return Err(Error::Generic { store: "FaultStore", source: "the answer was lost".into() });
         }
         // Others get a turn between any two writes.
@@ -142,7 +174,8 @@ impl ObjectStore for FaultStore {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.step()?;
+        let number = self.step()?;
+        self.wait(number).await;
         self.inner.get_opts(location, options).await
     }
 
@@ -190,6 +223,32 @@ pub async fn read_table(store: &dyn ObjectStore, table: &str) -> BTreeMap<String
         }
     }
     files
+}
+
+/// What the ledger's own rows say of each object: rows of every table, and rejects.
+pub async fn read_ledger(store: &dyn ObjectStore) -> BTreeMap<String, (BTreeMap<String, i64>, i64)> {
+    use arrow::array::AsArray as _;
+    use arrow::datatypes::Int64Type;
+    let mut objects = BTreeMap::new();
+    for path in read_table(store, "ingested_objects").await.into_keys() {
+        let path = Path::from(format!("lake/ingested_objects/{path}"));
+        let bytes = store.get(&path).await.expect("a file").bytes().await.expect("bytes");
+        let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|b| b.build());
+        for batch in reader.expect("a Parquet file") {
+            let batch = batch.expect("rows");
+            let column = |name: &str| batch.column_by_name(name).expect("a column").clone();
+            let (ids, rows, rejects) = (column("object_id"), column("rows"), column("rejects"));
+            for n in 0..batch.num_rows() {
+                let entries = rows.as_map().value(n);
+                let tables = entries.column(0).as_string::<i32>().iter().map(|t| t.expect("a name").to_owned());
+                let counts = entries.column(1).as_primitive::<Int64Type>().values().iter().copied();
+                let told = (tables.zip(counts).collect(), rejects.as_primitive::<Int64Type>().value(n));
+                let id = ids.as_string::<i32>().value(n).to_owned();
+                assert!(objects.insert(id.clone(), told).is_none(), "{id} stands in the ledger twice");
+            }
+        }
+    }
+    objects
 }
 
 fn row_ids(bytes: Bytes) -> Vec<String> {

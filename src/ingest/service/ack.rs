@@ -18,7 +18,7 @@ const TOGETHER: usize = 500;
 /// A message that can't be deleted so often comes again; the ledger knows that it has landed.
 const DELETE_ATTEMPTS: u32 = 6;
 /// How often leases are looked at.
-const LOOK: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(50);
 /// How often a queue's visibility timeout is read: someone may change it.
 const READ_AGAIN: Duration = Duration::from_secs(300);
 
