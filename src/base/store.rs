@@ -181,6 +181,35 @@ impl Store {
     }
 }
 
+/// A right, by its IAM action, and whether it is there.
+pub type Permission = (&'static str, Result<(), String>);
+
+impl Store {
+    /// Tries each right that a writer needs, on a key of its own. `s3:DeleteObject` comes last: only upkeep needs it.
+    pub async fn permissions(&self) -> Vec<Permission> {
+        let key = self.root.clone().join(format!("_probe-{}", super::new_uuid()));
+        let create = || PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let told = |e: object_store::Error| e.to_string();
+        let put = self.objects.put_opts(&key, "probe".into(), create()).await.map(drop).map_err(told);
+        let mut tried = vec![("s3:PutObject", put.clone())];
+        if put.is_ok() {
+            let second = match self.objects.put_opts(&key, "probe".into(), create()).await {
+                Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
+                Ok(_) => Err(StoreError::Unguarded { url: self.url.to_string() }.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            tried.push(("put-if-absent (If-None-Match)", second));
+            tried.push(("s3:GetObject", self.objects.get(&key).await.map(drop).map_err(told)));
+        }
+        let listed = self.objects.list_with_delimiter(Some(&self.root)).await;
+        tried.push(("s3:ListBucket", listed.map(drop).map_err(told)));
+        if put.is_ok() {
+            tried.push(("s3:DeleteObject", self.objects.delete(&key).await.map_err(told)));
+        }
+        tried
+    }
+}
+
 /// Whether the text holds what looks like a percent-encoded byte.
 fn percent_escaped(text: &str) -> bool {
     text.as_bytes().windows(3).any(|w| w[0] == b'%' && w[1].is_ascii_hexdigit() && w[2].is_ascii_hexdigit())

@@ -2,6 +2,7 @@
 //! everything else to stderr.
 
 mod backfill;
+mod check;
 mod demo;
 mod generate;
 mod ingest;
@@ -45,6 +46,8 @@ enum Command {
     Ingest(ingest::IngestArguments),
     /// Land what exists already: files, folders, globs, s3:// prefixes, or - for standard input
     Backfill(backfill::BackfillArguments),
+    /// Can this configuration work? Tries each permission that it needs, and names those that are missing
+    Check,
     /// Ask the lake in SQL
     Query(query::QueryArguments),
     /// Write realistic synthetic logs
@@ -107,6 +110,7 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<End> {
         Command::Demo(own) => demo::run(own, settings).await,
         Command::Ingest(own) => ingest::run(own, settings).await,
         Command::Backfill(own) => backfill::run(own, settings).await,
+        Command::Check => check::run(settings).await,
         Command::Query(own) => query::run(own, settings).await,
         Command::Generate(own) => generate::run(own),
     }

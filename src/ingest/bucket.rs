@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use crate::base::aws::{Failure, FailureKind};
+use crate::base::store::Permission;
 
 /// How much of a large object is asked for at once.
 const RANGE_BYTES: u64 = 8 << 20;
@@ -117,6 +118,24 @@ impl Buckets for Client {
         found.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(found)
     }
+}
+
+/// Tries each right that reading a bucket needs: by IAM action.
+pub async fn permissions(client: &Client, bucket: &str) -> Vec<Permission> {
+    let told = |failure: Failure| failure.to_string();
+    let listed = client.list_objects_v2().bucket(bucket).max_keys(1).send().await.map_err(|e| Failure::from(&e));
+    let first = listed.as_ref().ok().and_then(|page| page.contents().first()?.key().map(str::to_owned));
+    // Without a key to read: one that isn't there is answered by 404 to whom may read it.
+    let key = first.clone().unwrap_or_else(|| "flarelake-check".to_owned());
+    let read = client.get_object().bucket(bucket).key(key).range("bytes=0-0").send().await.map(drop);
+    let read = match read.map_err(|e| Failure::from(&e)) {
+        Err(failure) if failure.kind == FailureKind::NotFound && !failure.message.starts_with("NoSuchBucket") => Ok(()),
+        // An empty object has no first byte.
+        Err(failure) if failure.message.starts_with("InvalidRange") => Ok(()),
+        other => other.map_err(told),
+    };
+    // It is what tells an object that is gone from one that may not be read.
+    vec![("s3:ListBucket", listed.map(drop).map_err(told)), ("s3:GetObject", read)]
 }
 
 fn cut_short(got: u64, wanted: u64) -> Failure {

@@ -14,6 +14,7 @@ use url::Url;
 
 use super::{BATCH, Entry, Message, Queue, QueueError};
 use crate::base::aws::{Access, Failure, FailureKind};
+use crate::base::store::Permission;
 
 /// Batch requests at once: many messages land together.
 const REQUESTS: usize = 8;
@@ -42,7 +43,12 @@ impl SqsQueue {
             // Not AWS, and nobody says where: where its URL is.
             builder = builder.endpoint_url(parsed.map_or_else(String::new, |u| u.origin().ascii_serialization()));
         }
-        Self { url: url.to_owned(), client: Client::from_conf(builder.build()) }
+        Self::new(url, Client::from_conf(builder.build()))
+    }
+
+    /// A queue by its URL, over a client that is there already.
+    pub fn new(url: &str, client: Client) -> Self {
+        Self { url: url.to_owned(), client }
     }
 
     fn failed<E>(&self, doing: &'static str) -> impl Fn(E) -> QueueError + '_
@@ -74,19 +80,34 @@ impl SqsQueue {
         Ok(entries(count, answer.failed))
     }
 
-    /// Whether a right is there, found out without touching a message: the receipt that is asked about is nobody's.
-    pub async fn may_delete_and_hide(&self) -> Vec<(&'static str, Result<(), QueueError>)> {
+    /// Tries each right that reading the queue needs, by IAM action. A message that it receives is given back at once.
+    pub async fn permissions(&self) -> Vec<Permission> {
+        let told = |error: QueueError| error.failure.to_string();
+        let attributes = self.visibility_timeout().await.map(drop).map_err(told);
+        let received = match self.receive(Duration::ZERO).await {
+            Ok(messages) => {
+                let receipts: Vec<String> = messages.into_iter().map(|m| m.receipt).collect();
+                // Whether that is allowed is found out below.
+                let _ = self.hide(&receipts, Duration::ZERO).await;
+                Ok(())
+            }
+            Err(error) => Err(told(error)),
+        };
+        // A receipt that is nobody's: whoever may ask is told that it is no good.
         let receipt = "AQEB-flarelake-check".to_owned();
         let deleted = self.client.delete_message().queue_url(&self.url).receipt_handle(&receipt).send().await;
-        let deleted = deleted.map(drop).map_err(|e| self.failed(DELETE)(e));
         let hidden = self.client.change_message_visibility().queue_url(&self.url).receipt_handle(&receipt).visibility_timeout(0);
-        let hidden = hidden.send().await.map(drop).map_err(|e| self.failed(HIDE)(e));
-        let told = |result: Result<(), QueueError>| match result {
-            // It looked at the receipt: so it may.
-            Err(error) if error.failure.kind == FailureKind::Wrong => Ok(()),
-            other => other,
+        let hidden = hidden.send().await;
+        let asked = |result: Result<(), Failure>| match result {
+            Err(failure) if failure.kind == FailureKind::Wrong => Ok(()),
+            other => other.map_err(|f| f.to_string()),
         };
-        vec![(DELETE, told(deleted)), (HIDE, told(hidden))]
+        vec![
+            (ATTRIBUTES, attributes),
+            (RECEIVE, received),
+            (DELETE, asked(deleted.map(drop).map_err(|e| Failure::from(&e)))),
+            (HIDE, asked(hidden.map(drop).map_err(|e| Failure::from(&e)))),
+        ]
     }
 }
 
