@@ -130,7 +130,7 @@ impl<E: ProvideErrorMetadata + Error + 'static> From<&SdkError<E, HttpResponse>>
                 404 => FailureKind::NotFound,
                 412 => FailureKind::Changed,
                 429 | 503 => FailureKind::Throttled,
-                400..=499 => FailureKind::Wrong,
+                300..=499 => FailureKind::Wrong,
                 _ => FailureKind::Unavailable,
             };
             let status = if status > 0 { format!("HTTP {status}: ") } else { String::new() };
@@ -173,7 +173,8 @@ fn kind_of(code: &str, status: u16) -> FailureKind {
         "NoSuchKey" | "NoSuchBucket" | "NoSuchVersion" | "NonExistentQueue" | "QueueDoesNotExist" | "NotFound" => FailureKind::NotFound,
         "PreconditionFailed" => FailureKind::Changed,
         _ if status == 403 => FailureKind::Denied,
-        _ if (400..500).contains(&status) => FailureKind::Wrong,
+        // A redirect says that the region or the endpoint is another.
+        _ if (300..500).contains(&status) => FailureKind::Wrong,
         _ => FailureKind::Unavailable,
     }
 }

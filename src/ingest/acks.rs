@@ -40,6 +40,8 @@ impl Lease {
 /// A message that is held.
 #[derive(Debug)]
 struct Held {
+    /// Tells this holding from an earlier one of the same message, whose items may still be on their way.
+    holding: u64,
     receipt: String,
     /// Microseconds since the epoch.
     sent: i64,
@@ -56,8 +58,11 @@ struct Held {
 struct Item<T> {
     what: T,
     object: Option<ObjectId>,
-    waiters: Vec<MessageKey>,
+    waiters: Vec<Waiter>,
 }
+
+/// A message, and which holding of it.
+type Waiter = (MessageKey, u64);
 
 /// See the module. `T` is what an item is; two that are equal are one.
 #[derive(Debug)]
@@ -85,7 +90,8 @@ impl<T: Clone + Eq + Hash> Book<T> {
             return false;
         }
         self.weight += weight;
-        self.messages.insert(key, Held { receipt, sent, weight, waiting: 1, lease, lost: false });
+        self.next += 1;
+        self.messages.insert(key, Held { holding: self.next, receipt, sent, weight, waiting: 1, lease, lost: false });
         true
     }
 
@@ -94,12 +100,12 @@ impl<T: Clone + Eq + Hash> Book<T> {
         let held = self.messages.get_mut(key)?;
         held.waiting += 1;
         if let Some(item) = self.by_what.get(&what).and_then(|no| self.items.get_mut(no)) {
-            item.waiters.push(key.clone());
+            item.waiters.push((key.clone(), held.holding));
             return None;
         }
         self.next += 1;
         self.by_what.insert(what.clone(), self.next);
-        self.items.insert(self.next, Item { what, object: None, waiters: vec![key.clone()] });
+        self.items.insert(self.next, Item { what, object: None, waiters: vec![(key.clone(), held.holding)] });
         Some(self.next)
     }
 
@@ -140,7 +146,11 @@ impl<T: Clone + Eq + Hash> Book<T> {
     /// An item has landed: the messages that are complete with it.
     pub fn landed(&mut self, no: ItemNo) -> Vec<MessageKey> {
         let waiters = self.remove(no).map(|item| item.waiters).unwrap_or_default();
-        waiters.into_iter().filter(|key| self.messages.get_mut(key).is_some_and(Held::tick)).collect()
+        let waiting = |(key, holding): Waiter| {
+            let held = self.messages.get_mut(&key).filter(|held| held.holding == holding)?;
+            held.tick().then_some(key)
+        };
+        waiters.into_iter().filter_map(waiting).collect()
     }
 
     /// An item can't land for now: the messages that wait for it, with their receipts, are no longer held.
@@ -148,7 +158,8 @@ impl<T: Clone + Eq + Hash> Book<T> {
         let mut waiters = self.remove(no).map(|item| item.waiters).unwrap_or_default();
         waiters.sort();
         waiters.dedup();
-        waiters.into_iter().filter_map(|key| Some((key.clone(), self.forget(&key)?))).collect()
+        waiters.retain(|(key, holding)| self.messages.get(key).is_some_and(|held| held.holding == *holding));
+        waiters.into_iter().filter_map(|(key, _)| Some((key.clone(), self.forget(&key)?))).collect()
     }
 
     fn remove(&mut self, no: ItemNo) -> Option<Item<T>> {
@@ -179,9 +190,9 @@ impl<T: Clone + Eq + Hash> Book<T> {
         self.messages.keys().cloned().collect()
     }
 
-    /// The messages whose lease is to be extended.
-    pub fn due(&self, now: Instant) -> Vec<(MessageKey, String)> {
-        let due = self.messages.iter().filter(|(_, held)| !held.lost && held.lease.extend_at <= now);
+    /// A queue's messages whose lease is to be extended.
+    pub fn due(&self, queue: usize, now: Instant) -> Vec<(MessageKey, String)> {
+        let due = self.messages.iter().filter(|(key, held)| key.queue == queue && !held.lost && held.lease.extend_at <= now);
         due.map(|(key, held)| (key.clone(), held.receipt.clone())).collect()
     }
 
@@ -198,10 +209,10 @@ impl<T: Clone + Eq + Hash> Book<T> {
         held.map(|held| held.lost = true).is_some()
     }
 
-    /// Takes note of every lease that has run out: how many.
-    pub fn expire(&mut self, now: Instant) -> usize {
-        let expired = self.messages.values_mut().filter(|held| !held.lost && held.lease.ends <= now);
-        expired.map(|held| held.lost = true).count()
+    /// Takes note of every lease of a queue that has run out: how many.
+    pub fn expire(&mut self, queue: usize, now: Instant) -> usize {
+        let expired = self.messages.iter_mut().filter(|(key, held)| key.queue == queue && !held.lost && held.lease.ends <= now);
+        expired.map(|(_, held)| held.lost = true).count()
     }
 
     /// Messages that are held.

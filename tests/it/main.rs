@@ -1,5 +1,6 @@
 //! Every integration test in one binary: linking DataFusion is the slow part.
 
+mod acks;
 mod cli;
 mod golden;
 mod laws;
@@ -8,9 +9,11 @@ mod ingest;
 mod ledger;
 mod moto;
 mod queues;
+mod notices;
 mod oracle;
 mod processes;
 mod schemas;
+mod service;
 mod support;
 mod torture;
 mod wire;

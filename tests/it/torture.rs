@@ -48,6 +48,11 @@ impl MemoryBuckets {
         self.objects.lock().insert((bucket.to_owned(), key.to_owned()), bytes.into());
     }
 
+    /// How often it was asked for an object.
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::SeqCst)
+    }
+
     fn find(&self, wanted: &Wanted) -> Result<Bytes, Failure> {
         let failed = |kind, message: &str| Failure { kind, message: message.to_owned() };
         let read = self.reads.fetch_add(1, Ordering::SeqCst) + 1;

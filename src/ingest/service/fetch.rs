@@ -33,6 +33,7 @@ type Got = (Wanted, Head, Option<Bytes>, OwnedSemaphorePermit);
 impl Shared {
     /// A fetcher's life. On a stop, what waits to be fetched goes back to its queue.
     pub(super) async fn fetch_all(self: Arc<Self>, jobs: Arc<Mutex<mpsc::UnboundedReceiver<Job>>>, ready: mpsc::Sender<Ready>) {
+        let _stops_all = self.stop.clone().drop_guard();
         loop {
             let job = async { jobs.lock().await.recv().await };
             let job = tokio::select! {

@@ -1,5 +1,6 @@
 //! The workers: each has a thread and a batch, and lands it when it is full, old enough, or others wait for it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(200);
 struct Holding {
     worker: Worker,
     /// What is in it, and in it alone.
-    jobs: Vec<(ObjectId, Job)>,
+    jobs: HashMap<ObjectId, Job>,
     /// When the oldest of these came in.
     since: Option<Instant>,
     /// The last hurry that was heeded.
@@ -38,8 +39,9 @@ impl Shared {
 
     /// A worker's life: until the last fetcher has gone.
     pub(super) fn work_all(self: Arc<Self>, ready: &Mutex<mpsc::Receiver<Ready>>) {
+        let _stops_all = self.stop.clone().drop_guard();
         let hurried = self.hurry.load(Ordering::Relaxed);
-        let mut holding = Holding { worker: self.new_worker(), jobs: Vec::new(), since: None, hurried, failures: 0 };
+        let mut holding = Holding { worker: self.new_worker(), jobs: HashMap::new(), since: None, hurried, failures: 0 };
         loop {
             let old = holding.since.map_or(LOOK, |since| self.run.pace.max_age.saturating_sub(since.elapsed()));
             let next = async { ready.lock().await.recv().await };
@@ -60,7 +62,7 @@ impl Shared {
     fn work(self: &Arc<Self>, holding: &mut Holding, found: Ready) {
         let Ready { job, object, content, log_type, room } = found;
         let (id, location) = (object.id, object.location());
-        holding.jobs.push((id, job));
+        holding.jobs.insert(id, job);
         holding.since.get_or_insert_with(Instant::now);
         let worked = match content {
             Content::Input(input) => holding.worker.work(object, input, Place::START, log_type),
@@ -73,8 +75,7 @@ impl Shared {
             Ok(()) => self.account(holding),
             Err(WorkError::Read { source, .. }) => {
                 self.account(holding);
-                let Some(at) = holding.jobs.iter().position(|(held, _)| *held == id) else { return };
-                let (_, job) = holding.jobs.swap_remove(at);
+                let Some(job) = holding.jobs.remove(&id) else { return };
                 let failure = Failure { kind: FailureKind::Unavailable, message: source.to_string() };
                 let Some(What::Announced(feed, _)) = self.book.lock().what(job.no) else { return };
                 self.count_fetch_error(failure.kind);
@@ -109,10 +110,7 @@ impl Shared {
             metrics.count_flush(whole, commits);
             metrics.tell("lake", None);
         }
-        let mut take = |id: ObjectId| {
-            let at = holding.jobs.iter().position(|(held, _)| *held == id)?;
-            Some(holding.jobs.swap_remove(at).1)
-        };
+        let mut take = |id: ObjectId| holding.jobs.remove(&id);
         for outcome in &flushed.landed {
             metrics.count_landed(outcome);
             if let Some(job) = take(outcome.object.id) {
@@ -142,6 +140,6 @@ impl Shared {
         }
         let delay = patience(holding.failures + 1);
         tracing::warn!(objects = holding.jobs.len(), "{error}; what the batch held is decoded again in {delay:.1?}");
-        self.later(holding.jobs.drain(..).map(|(_, job)| job).collect(), delay);
+        self.later(holding.jobs.drain().map(|(_, job)| job).collect(), delay);
     }
 }

@@ -203,7 +203,8 @@ struct Shared {
     run: Ingest,
     book: Mutex<Book<What>>,
     jobs: mpsc::UnboundedSender<Job>,
-    complete: mpsc::UnboundedSender<MessageKey>,
+    /// For each queue.
+    complete: Vec<mpsc::UnboundedSender<MessageKey>>,
     /// No message is received any more.
     stop: CancellationToken,
     /// What nobody can do anything about but a person.
@@ -248,7 +249,7 @@ impl Ingest {
     /// Works until `stop` is cancelled, or nothing comes any more; then lands what was fetched and gives back the rest.
     pub async fn run(self, stop: CancellationToken) -> Result<Ended, IngestError> {
         let (jobs, to_fetch) = mpsc::unbounded_channel();
-        let (complete, to_delete) = mpsc::unbounded_channel();
+        let (complete, to_delete): (Vec<_>, Vec<_>) = self.feeds.iter().map(|_| mpsc::unbounded_channel()).unzip();
         let (ready, to_work) = mpsc::channel(1);
         let shared = Arc::new(Shared::new(self, jobs, complete, stop));
         shared.read_visibility_timeouts().await?;
@@ -269,8 +270,10 @@ impl Ingest {
                     tokio::task::spawn_blocking(move || shared.work_all(&to_work))
                 })
                 .collect(),
-            deleter: tokio::spawn(shared.clone().delete_all(to_delete)),
-            keeper: tokio::spawn(shared.clone().keep_leases()),
+            // One for each queue: trouble with one keeps no other waiting.
+            deleters: to_delete.into_iter().enumerate().map(|(feed, keys)| tokio::spawn(shared.clone().delete_all(feed, keys))).collect(),
+            keepers: (0..shared.run.feeds.len()).map(|feed| tokio::spawn(shared.clone().keep_leases(feed))).collect(),
+            gauges: tokio::spawn(shared.clone().keep_gauges()),
         };
         drop(ready);
         shared.until_stopped().await;
@@ -281,7 +284,12 @@ impl Ingest {
 }
 
 impl Shared {
-    fn new(run: Ingest, jobs: mpsc::UnboundedSender<Job>, complete: mpsc::UnboundedSender<MessageKey>, stop: CancellationToken) -> Self {
+    fn new(
+        run: Ingest,
+        jobs: mpsc::UnboundedSender<Job>,
+        complete: Vec<mpsc::UnboundedSender<MessageKey>>,
+        stop: CancellationToken,
+    ) -> Self {
         let state = |_: &Feed| FeedState {
             visibility: Mutex::new(Duration::from_secs(30)),
             heard: false.into(),
@@ -349,8 +357,12 @@ impl Shared {
     /// An item has landed: messages that are complete with it are deleted.
     fn landed(&self, no: ItemNo) {
         for key in self.book.lock().landed(no) {
-            let _ = self.complete.send(key);
+            self.completed(key);
         }
+    }
+
+    fn completed(&self, key: MessageKey) {
+        let _ = self.complete[key.queue].send(key);
     }
 
     fn count_fetch_error(&self, kind: FailureKind) {
@@ -369,8 +381,9 @@ struct Stages {
     receivers: Vec<JoinHandle<()>>,
     fetchers: Vec<JoinHandle<()>>,
     workers: Vec<JoinHandle<()>>,
-    deleter: JoinHandle<()>,
-    keeper: JoinHandle<()>,
+    deleters: Vec<JoinHandle<()>>,
+    keepers: Vec<JoinHandle<()>>,
+    gauges: JoinHandle<()>,
 }
 
 impl Stages {
@@ -393,12 +406,13 @@ impl Stages {
         if tokio::time::timeout_at(deadline - RELEASE_TIME.min(shared.run.pace.drain / 4), landing).await.is_err() {
             tracing::warn!("stopping: not everything landed in time; what did not goes back to its queue");
         }
-        self.keeper.abort();
+        self.keepers.iter().for_each(JoinHandle::abort);
         // A poll that is cut off may have been given messages, which then stay hidden: the polls get a moment.
         let polls = Duration::from_secs(2).min(shared.run.pace.drain / 4);
         let _ = tokio::time::timeout(polls, join(&mut self.receivers)).await;
         let released = tokio::time::timeout_at(deadline, shared.release_all()).await.unwrap_or_default();
-        self.deleter.abort();
+        self.deleters.iter().for_each(JoinHandle::abort);
+        self.gauges.abort();
         Ended { released, given_up: shared.given_up.load(Ordering::Relaxed) }
     }
 }

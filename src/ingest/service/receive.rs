@@ -51,12 +51,12 @@ impl Shared {
 
     /// A receiver's life.
     pub(super) async fn receive_all(self: Arc<Self>, feed: usize) {
+        let _stops_all = self.stop.clone().drop_guard();
         let Some(of) = self.run.feeds.get(feed) else { return };
         let wait = self.run.pace.until_idle.map_or(LONG_POLL, |idle| idle.min(LONG_POLL));
         let mut failures = 0;
         while !self.stop.is_cancelled() {
             self.wait_for_room().await;
-            let began = Instant::now();
             match of.queue.receive(wait).await {
                 Ok(messages) => {
                     failures = 0;
@@ -65,7 +65,7 @@ impl Shared {
                     if !messages.is_empty() {
                         *self.received.lock() = Instant::now();
                     }
-                    self.admit_all(feed, messages, began).await;
+                    self.admit_all(feed, messages).await;
                 }
                 Err(error) => {
                     failures += 1;
@@ -87,14 +87,17 @@ impl Shared {
     /// Waits until another batch of messages may be held.
     async fn wait_for_room(&self) {
         let pace = &self.run.pace;
+        // Once it is full, half of it has to go: else every few deletions would be followed by a tiny batch.
+        let mut share = 1;
         loop {
             let lighter = self.lighter.notified();
             {
                 let book = self.book.lock();
-                if book.len() < pace.max_messages && book.weight() < pace.message_bytes {
+                if book.len() < pace.max_messages / share && book.weight() < pace.message_bytes / share {
                     return;
                 }
             }
+            share = 2;
             // Nothing is gained by waiting for a fuller batch.
             self.hurry.fetch_add(1, Ordering::Relaxed);
             tokio::select! {
@@ -105,7 +108,7 @@ impl Shared {
         }
     }
 
-    async fn admit_all(&self, feed: usize, messages: Vec<Message>, began: Instant) {
+    async fn admit_all(&self, feed: usize, messages: Vec<Message>) {
         let of = &self.run.feeds[feed];
         self.run.metrics.received.get_or_create(&BySource { source: of.source.id.clone() }).inc_by(messages.len() as u64);
         if self.stop.is_cancelled() && !messages.is_empty() {
@@ -113,7 +116,8 @@ impl Shared {
             let _ = of.queue.hide(&receipts, Duration::ZERO).await;
             return;
         }
-        let lease = Lease::new(began, *self.state[feed].visibility.lock());
+        // A poll waits long before there is a message: its lease begins when it is handed out.
+        let lease = Lease::new(Instant::now(), *self.state[feed].visibility.lock());
         for message in messages {
             self.admit(feed, message, lease);
         }
@@ -139,7 +143,7 @@ impl Shared {
             }
         }
         if book.seal(&key) {
-            let _ = self.complete.send(key);
+            self.completed(key);
         }
     }
 

@@ -1,0 +1,242 @@
+//! How an ingest treats what it is told to read: over a queue and a bucket in memory, where every request is seen.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use flarelake::base::aws::FailureKind;
+use flarelake::ingest::object::ObjectId;
+use flarelake::ingest::queue::Queue as _;
+use flarelake::ingest::queue::memory::MemoryQueue;
+use flarelake::ingest::service::{Ended, Ingest, IngestError};
+use flarelake::table::Lake;
+use object_store::memory::InMemory;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use crate::ledger::object;
+use crate::support::{FaultStore, Faults, memory_lake, read_ledger, read_table};
+use crate::torture::{MemoryBuckets, feed, ingest, s3_record};
+
+/// A queue, a bucket and a lake, with a way to work the queue off.
+struct Stage {
+    queue: Arc<MemoryQueue>,
+    buckets: Arc<MemoryBuckets>,
+    lake: Arc<InMemory>,
+}
+
+impl Stage {
+    fn new(visibility: Duration) -> Self {
+        Self { queue: Arc::new(MemoryQueue::new("logs", visibility)), buckets: Arc::default(), lake: Arc::default() }
+    }
+
+    /// Puts an object and announces it.
+    fn put(&self, key: &str, n: u64) {
+        self.buckets.put("bucket", key, object(n).1);
+        self.announce(key);
+    }
+
+    fn announce(&self, key: &str) {
+        self.queue.send(json!({"Records": [s3_record(key)]}).to_string());
+    }
+
+    async fn ingest(&self, faults: Faults) -> Ingest {
+        let store = FaultStore::with(self.lake.clone(), faults);
+        let lake = Arc::new(Lake::open(memory_lake(store)).await.expect("opens"));
+        ingest(lake, vec![feed(self.queue.clone(), self.buckets.clone())])
+    }
+
+    async fn run(&self) -> Result<Ended, IngestError> {
+        self.ingest(Faults::default()).await.run(CancellationToken::new()).await
+    }
+
+    /// How many rows each table has.
+    async fn rows(&self) -> BTreeMap<&'static str, usize> {
+        let mut rows = BTreeMap::new();
+        for table in ["cloudflare_httprequest", "cloudflare_firewall", "classification_failures", "ingested_objects"] {
+            let count = read_table(self.lake.as_ref(), table).await.values().map(Vec::len).sum();
+            if count > 0 {
+                rows.insert(table, count);
+            }
+        }
+        rows
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_fetched_from_a_bucket_that_the_source_does_not_list() {
+    let stage = Stage::new(Duration::from_secs(30));
+    let mut record = s3_record("logs/0.log");
+    record["s3"]["bucket"]["name"] = json!("elsewhere");
+    let body = json!({"Records": [record]}).to_string();
+    stage.queue.send(body.clone());
+    stage.queue.send(body);
+    stage.run().await.expect("ends");
+    assert_eq!(stage.buckets.reads(), 0);
+    assert!(stage.queue.is_empty());
+    assert_eq!(stage.rows().await, BTreeMap::from([("classification_failures", 1), ("ingested_objects", 1)]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_object_is_looked_for_three_times_and_lands_when_it_comes_back() {
+    let stage = Stage::new(Duration::from_secs(30));
+    stage.announce("logs/gone.log");
+    stage.run().await.expect("ends");
+    assert!(stage.queue.is_empty(), "within one receipt");
+    assert_eq!(stage.buckets.reads(), 6, "three times, under both names");
+    assert_eq!(stage.rows().await, BTreeMap::from([("classification_failures", 1), ("ingested_objects", 1)]));
+    // The same notice again: known.
+    stage.announce("logs/gone.log");
+    stage.run().await.expect("ends");
+    assert_eq!(stage.rows().await["classification_failures"], 1);
+    // It is restored, with the ETag that it had.
+    stage.put("logs/gone.log", 1);
+    stage.run().await.expect("ends");
+    assert_eq!(stage.rows().await["cloudflare_httprequest"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_only_looks_encoded_is_found_by_its_literal_name() {
+    let stage = Stage::new(Duration::from_secs(30));
+    stage.buckets.put("bucket", "logs%2F1+1.log", object(1).1);
+    stage.queue.send(
+        json!({"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put",
+            "s3": {"bucket": {"name": "bucket"}, "object": {"key": "logs%2F1+1.log"}}}]})
+        .to_string(),
+    );
+    stage.run().await.expect("ends");
+    let known = read_ledger(stage.lake.as_ref()).await;
+    assert!(known.contains_key(&ObjectId::of_s3("bucket", "logs%2F1+1.log", "etag").to_string()), "{known:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_high_receive_count_is_no_reason_to_reject() {
+    let stage = Stage::new(Duration::from_millis(1));
+    stage.put("logs/1.log", 1);
+    for _ in 0..60 {
+        stage.queue.receive(Duration::from_millis(50)).await.expect("received");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let stage = Stage { queue: stage.queue, ..stage };
+    let ended = tokio::time::timeout(Duration::from_secs(20), stage.run()).await;
+    ended.expect("it ends").expect("ends");
+    assert_eq!(stage.rows().await, BTreeMap::from([("cloudflare_httprequest", 2), ("ingested_objects", 1)]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_are_kept_while_a_batch_waits() {
+    let stage = Stage::new(Duration::from_secs(1));
+    for n in 0..30 {
+        stage.put(&format!("logs/{n}.log"), n);
+    }
+    let mut ingest = stage.ingest(Faults { slow_ms: 100, ..Faults::default() }).await;
+    // Three times as long as a lease.
+    ingest.pace.max_age = Duration::from_secs(3);
+    ingest.pace.until_idle = Some(Duration::from_secs(4));
+    let metrics = ingest.metrics.clone();
+    let began = Instant::now();
+    ingest.run(CancellationToken::new()).await.expect("ends");
+    assert!(began.elapsed() > Duration::from_secs(3));
+    assert_eq!((metrics.leases_lost.get(), metrics.deleted.get(), metrics.duplicates.get()), (0, 30, 0));
+    assert!(stage.queue.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_object_that_may_not_be_read_costs_itself_only() {
+    let stage = Stage::new(Duration::from_secs(3));
+    for n in 0..20 {
+        stage.put(&format!("logs/{n}.log"), n);
+    }
+    stage.put("secret/x.log", 21);
+    *stage.buckets.refuses.lock() = Some(("secret/", FailureKind::Denied));
+    let ended = stage.run().await.expect("goes on");
+    assert!(ended.given_up >= 1, "{ended:?}");
+    assert_eq!(stage.queue.len(), 1, "its message stays");
+    assert_eq!(stage.rows().await["ingested_objects"], 20);
+    assert_eq!(stage.rows().await["classification_failures"], 5, "the broken records of the others");
+    *stage.buckets.refuses.lock() = None;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    stage.run().await.expect("ends");
+    assert_eq!((stage.queue.len(), stage.rows().await["ingested_objects"]), (0, 21));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_of_which_nothing_may_be_read_stops_the_run_and_says_why() {
+    let stage = Stage::new(Duration::from_secs(30));
+    for n in 0..5 {
+        stage.put(&format!("logs/{n}.log"), n);
+    }
+    *stage.buckets.refuses.lock() = Some(("logs/", FailureKind::Denied));
+    let error = stage.run().await.expect_err("it stops").to_string();
+    assert!(error.contains("s3://bucket/logs/") && error.contains("allow s3:GetObject") && error.contains("source cf"), "{error}");
+    assert_eq!(stage.queue.len(), 5, "nothing is lost");
+    assert_eq!(stage.rows().await, BTreeMap::new(), "and nothing rejected");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_throttling_bucket_is_waited_for() {
+    let stage = Stage::new(Duration::from_secs(30));
+    for n in 0..5 {
+        stage.put(&format!("logs/{n}.log"), n);
+    }
+    *stage.buckets.refuses.lock() = Some(("logs/", FailureKind::Throttled));
+    let buckets = stage.buckets.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        *buckets.refuses.lock() = None;
+    });
+    assert_eq!(stage.run().await.expect("ends").given_up, 0);
+    assert!(stage.buckets.reads() < 60, "{} reads: it goes slower", stage.buckets.reads());
+    assert_eq!((stage.queue.len(), stage.rows().await["ingested_objects"]), (0, 5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_gives_back_at_once_what_has_not_landed() {
+    let stage = Stage::new(Duration::from_secs(600));
+    for n in 0..40 {
+        stage.put(&format!("logs/{n}.log"), n);
+    }
+    // Reads fail until it is stopped: nothing can land.
+    *stage.buckets.refuses.lock() = Some(("logs/", FailureKind::Unavailable));
+    let mut ingest = stage.ingest(Faults::default()).await;
+    ingest.pace.until_idle = None;
+    let stop = CancellationToken::new();
+    let run = tokio::spawn(ingest.run(stop.clone()));
+    let end = Instant::now() + Duration::from_secs(10);
+    while stage.queue.visible() > 0 && Instant::now() < end {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(stage.queue.visible(), 0, "all are received");
+    stop.cancel();
+    let began = Instant::now();
+    let ended = run.await.expect("no panic").expect("ends");
+    assert!(began.elapsed() < Duration::from_secs(3), "it took {:?}", began.elapsed());
+    assert_eq!((ended.released, stage.queue.visible()), (40, 40));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bombs_and_lies_about_sizes_cost_themselves_only() {
+    let stage = Stage::new(Duration::from_secs(30));
+    let gzip = |bytes: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        std::io::Write::write_all(&mut encoder, bytes).expect("memory");
+        encoder.finish().expect("memory")
+    };
+    // 64 MiB of blanks in 64 KiB: beyond limits.max_ratio.
+    stage.buckets.put("bucket", "bomb.gz", gzip(&vec![b' '; 64 << 20]));
+    stage.announce("bomb.gz");
+    stage.buckets.put("bucket", "cut.gz", gzip(&object(1).1)[..40].to_vec());
+    stage.announce("cut.gz");
+    // 3 MB, announced as 300 bytes, and larger than what is held whole: read in ranges.
+    let long = "{\"EdgeStartTimestamp\":1653974623,\"ClientIP\":\"192.0.2.1\",\"ZoneID\":7}\n".repeat(44_000);
+    stage.buckets.put("bucket", "long.log", long.into_bytes());
+    stage.announce("long.log");
+    stage.put("logs/1.log", 1);
+    stage.queue.send(format!("{}1{}", "[".repeat(20_000), "]".repeat(20_000)));
+    stage.queue.send(json!({"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": {}}]}).to_string());
+    stage.run().await.expect("ends");
+    assert!(stage.queue.is_empty());
+    let rows = stage.rows().await;
+    assert_eq!((rows["cloudflare_httprequest"], rows["ingested_objects"]), (44_002, 6));
+    assert_eq!(rows["classification_failures"], 4, "two objects, two messages");
+}
