@@ -27,6 +27,9 @@ pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Resu
     let feeds = feeds(&settings).await?;
     let stop = stop_on_signal();
     let config = &settings.config;
+    if config.maintenance.is_set() || !config.retention.is_empty() {
+        tracing::warn!("[maintenance] and [retention] are not acted on yet: nothing is compacted, vacuumed or dropped");
+    }
     let (metrics, registry) = Metrics::new();
     let metrics = Arc::new(metrics);
     match serve::serve(config.http.listen, metrics.clone(), registry).await {

@@ -208,7 +208,7 @@ impl Default for Http {
 }
 
 /// Upkeep of the tables.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Maintenance {
     /// Inside `flarelake ingest`.
@@ -231,6 +231,13 @@ impl Default for Maintenance {
             target_file_size: ByteSize::mib(256),
             vacuum_after: Duration::from_secs(7 * 86_400),
         }
+    }
+}
+
+impl Maintenance {
+    /// Whether anything differs from the defaults.
+    pub fn is_set(&self) -> bool {
+        *self != Self::default()
     }
 }
 
@@ -371,13 +378,12 @@ impl Config {
 /// An error as a person reads it: where, what, and what was probably meant.
 fn explain(error: figment::Error) -> String {
     let Kind::UnknownField(name, expected) = &error.kind else { return error.to_string() };
-    let table = error.path.iter().filter(|part| *part != name).cloned().collect::<Vec<_>>().join(".");
+    let is_table = |part: &&String| *part != name && part.parse::<usize>().is_err();
+    let table = error.path.iter().filter(is_table).cloned().collect::<Vec<_>>().join(".");
     let place = if table.is_empty() { String::new() } else { format!(" in [{table}]") };
-    let nearest = expected.iter().map(|known| (strsim::damerau_levenshtein(name, known), known)).min();
-    match nearest {
-        Some((distance, known)) if distance <= name.len().div_ceil(2) => {
-            format!("unknown key `{name}`{place}: did you mean `{known}`?")
-        }
+    let likeness = |known: &&&str| strsim::jaro_winkler(name, known);
+    match expected.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))) {
+        Some(known) if likeness(&known) > 0.75 => format!("unknown key `{name}`{place}: did you mean `{known}`?"),
         _ => format!("unknown key `{name}`{place}; known are {}", expected.join(", ")),
     }
 }

@@ -264,50 +264,59 @@ async fn what_cant_be_read_goes_to_the_dead_letter_queue_and_lands_after_a_redri
     assert_eq!(query_one(&lake, "SELECT count(*) FROM cloudflare_httprequest"), 50);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn check_names_the_missing_action() {
-    let Some(python) = python() else { return skipped("check") };
-    let dir = tempfile::tempdir().expect("a folder");
-    let moto = Moto::start(python);
-    let cloud = Cloud::new(&moto.endpoint).await;
-    let queue = cloud.queue("logs", &[]).await;
-    cloud.bucket("logs", Some(&queue)).await;
-    cloud.bucket("lake", None).await;
-    let config = configuration(dir.path(), "s3://lake/cf", &queue, "");
-    let check = |key: &str, secret: &str| {
-        let mut command = moto.flarelake(&["--config", text(&config), "check"]);
-        command.env("AWS_ACCESS_KEY_ID", key).env("AWS_SECRET_ACCESS_KEY", secret).output().expect("started")
-    };
-    let all = stdout(&check("test", "test"));
-    assert!(all.contains("put-if-absent") && all.ends_with("everything is there\n"), "{all}");
-    // A user who may do everything that README's policy allows but one.
-    let allowed: Vec<&str> =
-        ["sqs:ReceiveMessage", "sqs:ChangeMessageVisibility", "sqs:GetQueueAttributes", "s3:GetObject", "s3:PutObject", "s3:ListBucket"]
-            .into();
-    let script = format!(
-        "import boto3, json\n\
-         iam = boto3.client('iam', endpoint_url='{}', aws_access_key_id='test', aws_secret_access_key='test', region_name='us-east-1')\n\
+/// A user who may do what README's policy allows, but for one action: its key and secret. From here on moto asks who one is.
+fn user_without(python: &Path, moto: &Moto, action: &str) -> (String, String) {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md");
+    let policy = readme.split("```json\n").nth(1).and_then(|b| b.split("```").next()).expect("a policy");
+    let mut policy: Value = serde_json::from_str(&policy.replace("eu-west-1", "us-east-1")).expect("README's policy is JSON");
+    for statement in policy["Statement"].as_array_mut().expect("statements") {
+        statement["Action"].as_array_mut().expect("actions").retain(|a| a != action);
+    }
+    let script = "import boto3, json, sys, urllib.request\n\
+         endpoint, policy = sys.argv[1:]\n\
+         iam = boto3.client('iam', endpoint_url=endpoint, aws_access_key_id='test', aws_secret_access_key='test', region_name='us-east-1')\n\
          iam.create_user(UserName='reader')\n\
-         policy = {{'Version': '2012-10-17', 'Statement': [{{'Effect': 'Allow', 'Action': {}, 'Resource': '*'}}]}}\n\
-         iam.put_user_policy(UserName='reader', PolicyName='p', PolicyDocument=json.dumps(policy))\n\
+         iam.put_user_policy(UserName='reader', PolicyName='p', PolicyDocument=policy)\n\
          key = iam.create_access_key(UserName='reader')['AccessKey']\n\
          print(key['AccessKeyId'], key['SecretAccessKey'])\n\
-         import urllib.request\n\
-         urllib.request.urlopen(urllib.request.Request('{}/moto-api/reset-auth', data=b'0', headers={{'Content-Type': 'text/plain'}}, method='POST'))",
-        moto.endpoint,
-        serde_json::to_string(&allowed).expect("JSON"),
-        moto.endpoint
-    );
-    let keys = crate::moto::run(Command::new(python).args(["-c", &script]));
+         url = endpoint + '/moto-api/reset-auth'\n\
+         urllib.request.urlopen(urllib.request.Request(url, data=b'0', headers={'Content-Type': 'text/plain'}, method='POST'))";
+    let keys = crate::moto::run(Command::new(python).args(["-c", script, &moto.endpoint, &policy.to_string()]));
     let (key, secret) = keys.trim().split_once(' ').expect("a key and its secret");
-    let output = check(key, secret);
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    let missing: Vec<&str> = said.lines().filter(|l| l.starts_with("MISSING")).collect();
-    assert_eq!(missing.len(), 1, "{said}");
-    assert!(missing[0].contains("sqs:DeleteMessage on arn:aws:sqs:") && missing[0].contains("source cf"), "{said}");
-    assert!(said.contains("note     lake s3://lake/cf: s3:DeleteObject is not allowed"), "{said}");
-    assert!(!said.contains(secret));
+    (key.to_owned(), secret.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_finds_readmes_policy_enough_and_names_what_is_missing() {
+    let Some(python) = python() else { return skipped("check") };
+    let dir = tempfile::tempdir().expect("a folder");
+    for (action, place) in
+        [("", ""), ("sqs:DeleteMessage", "source cf: queue"), ("s3:PutObject", "lake s3://acme-lake/cloudflare"), ("s3:GetObject", "")]
+    {
+        let moto = Moto::start(python);
+        let cloud = Cloud::new(&moto.endpoint).await;
+        let queue = cloud.queue("cloudflare-logs", &[]).await;
+        cloud.bucket("acme-cloudflare-logs", None).await;
+        cloud.bucket("acme-lake", None).await;
+        let config = configuration(dir.path(), "s3://acme-lake/cloudflare", &queue, "");
+        let text_of = fs::read_to_string(&config).expect("read").replace("\"logs\"", "\"acme-cloudflare-logs\"");
+        fs::write(&config, text_of).expect("written");
+        let (key, secret) = user_without(python, &moto, action);
+        let mut command = moto.flarelake(&["--config", text(&config), "check"]);
+        let output = command.env("AWS_ACCESS_KEY_ID", key).env("AWS_SECRET_ACCESS_KEY", &secret).output().expect("started");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let missing: Vec<&str> = said.lines().filter(|l| l.starts_with("MISSING")).collect();
+        if action.is_empty() {
+            assert!(output.status.success() && missing.is_empty(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+            assert!(said.contains("put-if-absent") && said.ends_with("everything is there\n"), "{said}");
+            assert!(said.contains("note     lake s3://acme-lake/cloudflare: s3:DeleteObject is not allowed"), "{said}");
+        } else {
+            assert_eq!(output.status.code(), Some(1), "{said}{}", String::from_utf8_lossy(&output.stderr));
+            assert!(missing.iter().any(|l| l.contains(&format!("{place}")) && l.contains(&format!("{action} on arn:aws:"))), "{said}");
+            assert!(missing.iter().all(|l| l.contains(action)), "{said}");
+        }
+        assert!(!said.contains(&secret));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 mod acks;
 mod cli;
+mod config;
 mod golden;
 mod laws;
 mod layout;
