@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::config::ProvideCredentials as _;
 use aws_sdk_sqs::config::SharedCredentialsProvider;
@@ -123,6 +124,9 @@ pub struct Failure {
 
 impl<E: ProvideErrorMetadata + Error + 'static> From<&SdkError<E, HttpResponse>> for Failure {
     fn from(error: &SdkError<E, HttpResponse>) -> Self {
+        if let Some(credentials) = chain(error).find_map(|cause| cause.downcast_ref::<CredentialsError>()) {
+            return no_credentials(credentials);
+        }
         let status = error.raw_response().map_or(0, |r| r.status().as_u16());
         let Some(code) = error.as_service_error().and_then(|e| e.code()) else {
             let kind = match status {
@@ -179,13 +183,30 @@ fn kind_of(code: &str, status: u16) -> FailureKind {
     }
 }
 
+/// An error, and what caused it, and so on.
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    let mut next = Some(error);
+    std::iter::from_fn(move || {
+        let error = next?;
+        next = error.source();
+        Some(error)
+    })
+}
+
 /// The last cause in a chain of errors: the ones before it say that something failed, this one what.
 fn innermost(error: &(dyn Error + 'static)) -> String {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last.to_string()
+    chain(error).last().map(ToString::to_string).unwrap_or_default()
+}
+
+fn no_credentials(error: &CredentialsError) -> Failure {
+    // Nothing is configured, or who should give them did not: that may pass.
+    let kind = match error {
+        CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_) => FailureKind::Denied,
+        _ => FailureKind::Unavailable,
+    };
+    let mut told: Vec<String> = chain(error).map(ToString::to_string).collect();
+    told.dedup();
+    Failure { kind, message: format!("no AWS credentials: {}; look at AWS_PROFILE, AWS_ACCESS_KEY_ID or the role", told.join(": ")) }
 }
 
 /// Credentials without an end are asked for again after this: another program may have renewed them.
@@ -216,7 +237,7 @@ impl CredentialProvider for ChainCredentials {
             return Ok(credential.clone());
         }
         let found = self.provider.provide_credentials().await;
-        let found = found.map_err(|e| object_store::Error::Generic { store: "S3", source: innermost(&e).into() })?;
+        let found = found.map_err(|e| object_store::Error::Generic { store: "S3", source: no_credentials(&e).message.into() })?;
         let until = found.expiry().map_or(now + ASK_AGAIN, |end| end - ASK_AGAIN);
         let credential = Arc::new(AwsCredential {
             key_id: found.access_key_id().to_owned(),

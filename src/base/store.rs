@@ -12,8 +12,8 @@ use url::Url;
 use super::aws::{Access, ChainCredentials};
 use super::durable::DurableFileSystem;
 
-/// Long enough for a file of a few hundred MB on a slow line.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
+/// Long enough for a file of a few dozen MB on a slow line; a connection that hangs longer is tried again.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a store can't be used.

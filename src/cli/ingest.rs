@@ -37,7 +37,10 @@ pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Resu
         // Other workers on this machine may have the port; logs are worth more than metrics.
         Err(error) => tracing::warn!("no metrics and health are served: {error}"),
     }
-    let lake = parts::open_lake(config).await?;
+    let lake = tokio::select! {
+        opened = parts::open_lake(config) => opened?,
+        () = stop.cancelled() => return Ok(End::Done),
+    };
     let workers = if config.ingest.workers > 0 { config.ingest.workers } else { parts::affordable_workers(config) };
     tracing::info!(lake = config.lake()?, objects = lake.objects(), queues = feeds.len(), workers, "ingesting");
     let ingest = Ingest {
@@ -77,7 +80,7 @@ async fn feeds(settings: &Settings) -> anyhow::Result<Vec<Feed>> {
     Ok(feeds)
 }
 
-/// Of the memory, an eighth holds fetched bytes and a sixteenth messages; the workers share it by their own rule.
+/// Of the memory, a sixteenth holds fetched bytes and as much messages; the workers share it by their own rule.
 fn pace(config: &Config, workers: usize, until_idle: Option<Duration>) -> Pace {
     let memory = config.memory.as_u64() as usize;
     Pace {
@@ -86,7 +89,7 @@ fn pace(config: &Config, workers: usize, until_idle: Option<Duration>) -> Pace {
         fetches: config.ingest.fetches,
         max_messages: config.ingest.max_messages,
         message_bytes: memory / 16,
-        fetched_bytes: memory / 8,
+        fetched_bytes: memory / 16,
         max_age: config.flush.max_age,
         drain: config.ingest.drain,
         until_idle,

@@ -32,7 +32,8 @@ pub fn worker_settings(config: &Config, workers: usize) -> WorkerSettings {
     WorkerSettings {
         records: RecordLimits { max_record: limits.max_record.as_u64() as usize, max_depth: limits.max_depth },
         objects: ObjectLimits { max_object: limits.max_object.as_u64(), max_ratio: limits.max_ratio },
-        flush_bytes: (share / 4).min(config.flush.max_bytes.as_u64() as usize),
+        // Sorting and encoding a batch takes twice as much again.
+        flush_bytes: (share / 6).min(config.flush.max_bytes.as_u64() as usize),
         flush_rows: config.flush.max_rows,
         whole_bytes: share / 8,
     }

@@ -14,7 +14,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
 
-use crate::moto::{Cloud, Moto, python, skipped};
+use crate::moto::{Cloud, Moto, Proxy, python, skipped};
 use crate::queues::keeps_the_contract;
 use crate::support::{flarelake, query_one, runs, stdout};
 
@@ -380,4 +380,144 @@ async fn three_processes_killed_and_frozen_land_every_record_once() {
          ON r.id = o.object_id LEFT JOIN (SELECT substr(p_row_id, 1, 32) AS id, count(*) AS n FROM classification_failures GROUP BY 1) f ON f.id = o.object_id \
          WHERE coalesce(o.rows['cloudflare_httprequest'], 0) <> coalesce(r.n, 0) OR o.rejects <> coalesce(f.n, 0)";
     assert_eq!(query_one(&lake, disagree), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_cut_and_delayed_lose_and_double_nothing() {
+    let Some(python) = python() else { return skipped("cut connections") };
+    let dir = tempfile::tempdir().expect("a folder");
+    let moto = Moto::start(python);
+    let cloud = Cloud::new(&moto.endpoint).await;
+    let queue = cloud.queue("logs", &[("VisibilityTimeout", "4")]).await;
+    cloud.bucket("logs", Some(&queue)).await;
+    cloud.bucket("lake", None).await;
+    let config = configuration(dir.path(), "s3://lake/cf", &queue, "[flush]\nmax_age = \"500ms\"\n[ingest]\ndrain = \"6s\"\n");
+    let files = logs(dir.path(), "Cloudflare.Firewall", 600, 30, "0.05");
+    let seed = 20_261_125;
+    println!("seed {seed}");
+    let proxy = Proxy::start(&moto.endpoint, seed);
+    for (name, bytes) in &files {
+        cloud.put("logs", &format!("f/{name}"), bytes.clone()).await;
+    }
+    let through = |arguments: &[&str]| {
+        let mut command = moto.flarelake(&[&["--config", text(&config)], arguments].concat());
+        command.env("AWS_ENDPOINT_URL", &proxy.endpoint);
+        command
+    };
+    let mut two: Vec<Child> =
+        (0..2).map(|_| through(&["ingest"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("started")).collect();
+    std::thread::sleep(Duration::from_secs(12));
+    proxy.trouble.store(false, std::sync::atomic::Ordering::SeqCst);
+    for child in &mut two {
+        // Whoever could not even begin has ended by itself.
+        let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+        child.wait().expect("it ends");
+    }
+    let end = Instant::now() + Duration::from_secs(60);
+    while cloud.depth(&queue).await != (0, 0) {
+        assert!(Instant::now() < end, "the queue is never empty");
+        ingest(&moto, &config, "2s");
+    }
+    let ask =
+        |sql: &str| stdout(&moto.flarelake(&["--config", text(&config), "query", "--format", "ndjson", sql]).output().expect("started"));
+    assert_eq!(
+        ask("SELECT (SELECT count(*) FROM all_logs) + (SELECT count(*) FROM classification_failures) AS records, \
+             (SELECT count(DISTINCT p_row_id) FROM all_logs) + (SELECT count(DISTINCT p_row_id) FROM classification_failures) AS ids, \
+             (SELECT count(*) FROM ingested_objects) AS objects, (SELECT count(DISTINCT object_id) FROM ingested_objects) AS known"),
+        "{\"records\":600,\"ids\":600,\"objects\":30,\"known\":30}\n"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_ends_in_time_when_nothing_answers_and_at_once_when_told_twice() {
+    let Some(python) = python() else { return skipped("stopping without answers") };
+    let dir = tempfile::tempdir().expect("a folder");
+    let moto = Moto::start(python);
+    let cloud = Cloud::new(&moto.endpoint).await;
+    let queue = cloud.queue("logs", &[]).await;
+    cloud.bucket("logs", Some(&queue)).await;
+    cloud.bucket("lake", None).await;
+    let config = configuration(dir.path(), "s3://lake/cf", &queue, "[flush]\nmax_age = \"1s\"\n[ingest]\ndrain = \"4s\"\n");
+    let files = logs(dir.path(), "Cloudflare.Spectrum", 100, 10, "0");
+    for (signals, code) in [(1, 0), (2, 130)] {
+        let mut running = Running::start(&moto, &config, dir.path().join(format!("log-{signals}")));
+        running.wait("it becomes ready", |r| r.get("/readyz").is_some_and(|(status, _)| status == 200));
+        for (name, bytes) in &files {
+            cloud.put("logs", &format!("{signals}/{name}"), bytes.clone()).await;
+        }
+        running.wait("it holds something", |r| r.metric("flarelake_messages_held") > 0.0);
+        let all = Pid::from_raw(moto.child.id() as i32);
+        kill(all, Signal::SIGSTOP).expect("it is ours");
+        let began = Instant::now();
+        running.signal(Signal::SIGTERM);
+        if signals == 2 {
+            std::thread::sleep(Duration::from_millis(500));
+            running.signal(Signal::SIGINT);
+        }
+        let status = running.child.wait().expect("it ends");
+        kill(all, Signal::SIGCONT).expect("it is ours");
+        let took = began.elapsed();
+        assert_eq!(status.code(), Some(code), "after {took:?}");
+        assert!(took < Duration::from_millis(if signals == 2 { 1500 } else { 5500 }), "it took {took:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_in_another_account_are_read_with_a_role_and_the_lake_is_encrypted_with_kms() {
+    let Some(python) = python() else { return skipped("another account") };
+    let dir = tempfile::tempdir().expect("a folder");
+    let moto = Moto::start(python);
+    let cloud = Cloud::new(&moto.endpoint).await;
+    let queue = cloud.queue("cloudflare-logs", &[]).await;
+    cloud.bucket("logs", Some(&queue)).await;
+    cloud.bucket("lake", None).await;
+    for (name, bytes) in logs(dir.path(), "Cloudflare.HttpRequest", 60, 2, "0") {
+        cloud.put("logs", &name, bytes).await;
+    }
+    let script = "import boto3, json, sys, urllib.request\n\
+         endpoint = sys.argv[1]\n\
+         iam = boto3.client('iam', endpoint_url=endpoint, aws_access_key_id='test', aws_secret_access_key='test', region_name='us-east-1')\n\
+         allow = lambda actions, resource: json.dumps({'Version': '2012-10-17', 'Statement': [{'Effect': 'Allow', 'Action': actions, 'Resource': resource}]})\n\
+         trust = {'Version': '2012-10-17', 'Statement': [{'Effect': 'Allow', 'Principal': {'AWS': '*'}, 'Action': 'sts:AssumeRole'}]}\n\
+         iam.create_role(RoleName='read-logs', AssumeRolePolicyDocument=json.dumps(trust))\n\
+         iam.put_role_policy(RoleName='read-logs', PolicyName='p', PolicyDocument=allow(['sqs:*', 's3:*'], '*'))\n\
+         iam.create_user(UserName='writer')\n\
+         iam.put_user_policy(UserName='writer', PolicyName='p', PolicyDocument=allow(['sts:AssumeRole'], '*'))\n\
+         iam.put_user_policy(UserName='writer', PolicyName='q', PolicyDocument=allow(['s3:GetObject', 's3:PutObject', 's3:ListBucket', 's3:DeleteObject'], ['arn:aws:s3:::lake', 'arn:aws:s3:::lake/*']))\n\
+         key = iam.create_access_key(UserName='writer')['AccessKey']\n\
+         print(key['AccessKeyId'], key['SecretAccessKey'])\n\
+         url = endpoint + '/moto-api/reset-auth'\n\
+         urllib.request.urlopen(urllib.request.Request(url, data=b'0', headers={'Content-Type': 'text/plain'}, method='POST'))";
+    let keys = crate::moto::run(Command::new(python).args(["-c", script, &moto.endpoint]));
+    let (key, secret) = keys.trim().split_once(' ').expect("a key and its secret");
+    let config =
+        configuration(dir.path(), "s3://lake/cf", &queue, "[store]\nserver_side_encryption = \"aws:kms\"\nkms_key_id = \"lake-key\"\n");
+    let run = |arguments: &[&str]| {
+        let mut command = moto.flarelake(&[&["--config", text(&config)], arguments].concat());
+        command.env("AWS_ACCESS_KEY_ID", key).env("AWS_SECRET_ACCESS_KEY", secret).output().expect("started")
+    };
+    let own = run(&["check"]);
+    let said = String::from_utf8_lossy(&own.stdout).into_owned();
+    assert!(!own.status.success() && said.contains("MISSING  source cf: bucket logs: s3:GetObject"), "{said}");
+    // With the role, all of it can be read; the lake is still written by the user.
+    let more = fs::read_to_string(&config).expect("read")
+        + "[source.aws]\nrole_arn = \"arn:aws:iam::123456789012:role/read-logs\"\nexternal_id = \"of-ours\"\nregion = \"us-east-1\"\n";
+    fs::write(&config, more).expect("written");
+    let said = stdout(&run(&["check"]));
+    assert!(said.ends_with("everything is there\n"), "{said}");
+    let said = stdout(&run(&["ingest", "--until-idle", "2s"]));
+    assert!(said.contains("2 landed"), "{said}");
+    // Everything that was written is encrypted, logs and files.
+    crate::moto::run(Command::new(python).args(["-c", &format!(
+        "import urllib.request\nurllib.request.urlopen(urllib.request.Request('{}/moto-api/reset-auth', data=b'inf', headers={{'Content-Type': 'text/plain'}}, method='POST'))",
+        moto.endpoint
+    )]));
+    let listed = cloud.s3.list_objects_v2().bucket("lake").send().await.expect("listed");
+    assert!(listed.contents().len() >= 6, "{} objects", listed.contents().len());
+    for object in listed.contents() {
+        let key = object.key().expect("a key");
+        let head = cloud.s3.head_object().bucket("lake").key(key).send().await.expect("its head");
+        assert_eq!(head.server_side_encryption().map(|e| e.as_str()), Some("aws:kms"), "{key}");
+        assert!(head.ssekms_key_id().is_some_and(|id| id.ends_with("lake-key")), "{key}: {:?}", head.ssekms_key_id());
+    }
 }

@@ -2,12 +2,16 @@
 //! environment below target/, made here, with pinned versions.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::TcpListener;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 use crate::support::command;
 
@@ -53,7 +57,7 @@ pub fn script(name: &str) -> PathBuf {
 
 /// moto's server on a free loopback port, ended when dropped.
 pub struct Moto {
-    child: Child,
+    pub child: Child,
     pub endpoint: String,
 }
 
@@ -98,6 +102,58 @@ impl Drop for Moto {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A way to another address on which connections are cut and delayed, as long as there is trouble.
+pub struct Proxy {
+    pub endpoint: String,
+    pub trouble: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    pub fn start(to: &str, seed: u64) -> Self {
+        let to = to.trim_start_matches("http://").to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let endpoint = format!("http://{}", listener.local_addr().expect("its address"));
+        let trouble = Arc::new(AtomicBool::new(true));
+        let wanted = trouble.clone();
+        std::thread::spawn(move || {
+            let mut random = SmallRng::seed_from_u64(seed);
+            for from in listener.incoming().flatten() {
+                let Ok(target) = TcpStream::connect(&to) else { continue };
+                let there = from.try_clone().and_then(|f| Ok((f, target.try_clone()?)));
+                let Ok((from_again, target_again)) = there else { continue };
+                // Each way has its own fate: bytes until it is cut, and how long each piece waits.
+                for (reader, writer) in [(from, target), (target_again, from_again)] {
+                    let cut_after = if random.random_bool(0.3) { random.random_range(0..20_000) } else { usize::MAX };
+                    let wait = if random.random_bool(0.2) { random.random_range(0..700) } else { 0 };
+                    let trouble = wanted.clone();
+                    std::thread::spawn(move || pass_on(reader, writer, cut_after, wait, &trouble));
+                }
+            }
+        });
+        Self { endpoint, trouble }
+    }
+}
+
+fn pass_on(mut reader: TcpStream, mut writer: TcpStream, mut left: usize, wait: u64, trouble: &AtomicBool) {
+    let mut buffer = [0; 4096];
+    while let Ok(n) = reader.read(&mut buffer)
+        && n > 0
+    {
+        if trouble.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(wait));
+            if n > left {
+                let _ = writer.write_all(&buffer[..left]);
+                break;
+            }
+            left = left.saturating_sub(n);
+        }
+        if writer.write_all(&buffer[..n]).is_err() {
+            break;
+        }
+    }
+    let _ = (reader.shutdown(Shutdown::Both), writer.shutdown(Shutdown::Both));
 }
 
 /// The clients that a test sets the stage with.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flarelake::base::aws::FailureKind;
+use flarelake::config::Route;
 use flarelake::ingest::object::ObjectId;
 use flarelake::ingest::queue::Queue as _;
 use flarelake::ingest::queue::memory::MemoryQueue;
@@ -171,6 +172,24 @@ async fn a_source_of_which_nothing_may_be_read_stops_the_run_and_says_why() {
     assert!(error.contains("s3://bucket/logs/") && error.contains("allow s3:GetObject") && error.contains("source cf"), "{error}");
     assert_eq!(stage.queue.len(), 5, "nothing is lost");
     assert_eq!(stage.rows().await, BTreeMap::new(), "and nothing rejected");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_says_what_the_records_below_a_prefix_are() {
+    let stage = Stage::new(Duration::from_secs(30));
+    // Enough for one log type, and by its own fields for none.
+    let record = "{\"Timestamp\":1653974623,\"ColoCode\":\"HAM\"}\n";
+    for key in ["spectrum/1.log", "other/1.log"] {
+        stage.buckets.put("bucket", key, record);
+        stage.announce(key);
+    }
+    let mut ingest = stage.ingest(Faults::default()).await;
+    let route = |prefix: &str, log_type: &str| Route { prefix: prefix.into(), log_type: log_type.into() };
+    ingest.feeds[0].source.route = vec![route("spect", "Cloudflare.Firewall"), route("spectrum/", "Cloudflare.Spectrum")];
+    ingest.feeds[0].log_types = ingest.feeds[0].source.route.iter().map(|r| ingest.catalog.index_of(&r.log_type).expect("known")).collect();
+    ingest.run(CancellationToken::new()).await.expect("ends");
+    assert_eq!(read_table(stage.lake.as_ref(), "cloudflare_spectrum").await.values().flatten().count(), 1);
+    assert_eq!(stage.rows().await, BTreeMap::from([("classification_failures", 1), ("ingested_objects", 2)]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

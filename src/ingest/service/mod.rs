@@ -252,7 +252,10 @@ impl Ingest {
         let (complete, to_delete): (Vec<_>, Vec<_>) = self.feeds.iter().map(|_| mpsc::unbounded_channel()).unzip();
         let (ready, to_work) = mpsc::channel(1);
         let shared = Arc::new(Shared::new(self, jobs, complete, stop));
-        shared.read_visibility_timeouts().await?;
+        tokio::select! {
+            read = shared.read_visibility_timeouts() => read?,
+            () = shared.stop.cancelled() => return Ok(Ended { released: 0, given_up: 0 }),
+        }
         shared.run.metrics.started();
         let pace = &shared.run.pace;
         let to_fetch = Arc::new(tokio::sync::Mutex::new(to_fetch));
@@ -395,13 +398,19 @@ impl Stages {
         if held > 0 {
             tracing::info!(messages = held, "stopping: nothing more is received; what was begun lands first");
         }
+        let told = |what: &str| {
+            if held > 0 {
+                tracing::info!(messages = shared.book.lock().len(), "stopping: {what}");
+            }
+        };
         let landing = async {
             join(&mut self.fetchers).await;
-            tracing::debug!("stopping: fetching has ended");
+            told("fetching has ended");
             // The last fetcher took the way to the workers with it: they flush and end.
             join(&mut self.workers).await;
-            tracing::debug!("stopping: everything that was fetched has landed");
+            told("what was fetched has landed");
             shared.all_deleted().await;
+            told("what landed is deleted from the queues");
         };
         if tokio::time::timeout_at(deadline - RELEASE_TIME.min(shared.run.pace.drain / 4), landing).await.is_err() {
             tracing::warn!("stopping: not everything landed in time; what did not goes back to its queue");
