@@ -404,8 +404,12 @@ async fn connections_cut_and_delayed_lose_and_double_nothing() {
         command.env("AWS_ENDPOINT_URL", &proxy.endpoint);
         command
     };
-    let mut two: Vec<Child> =
-        (0..2).map(|_| through(&["ingest"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("started")).collect();
+    let log = dir.path().join("log");
+    let mut two: Vec<Child> = Vec::new();
+    for _ in 0..2 {
+        let stderr = fs::File::options().create(true).append(true).open(&log).expect("a file");
+        two.push(through(&["ingest"]).stdout(Stdio::null()).stderr(stderr).spawn().expect("started"));
+    }
     std::thread::sleep(Duration::from_secs(12));
     proxy.trouble.store(false, std::sync::atomic::Ordering::SeqCst);
     for child in &mut two {
@@ -413,6 +417,8 @@ async fn connections_cut_and_delayed_lose_and_double_nothing() {
         let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
         child.wait().expect("it ends");
     }
+    let said = fs::read_to_string(&log).expect("a log");
+    assert!(said.contains("trying again") || said.contains("tried again") || said.contains("error:"), "there was trouble: {said}");
     let end = Instant::now() + Duration::from_secs(60);
     while cloud.depth(&queue).await != (0, 0) {
         assert!(Instant::now() < end, "the queue is never empty");
