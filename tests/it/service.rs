@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ledger::object;
 use crate::support::{FaultStore, Faults, memory_lake, read_ledger, read_table};
-use crate::torture::{MemoryBuckets, feed, ingest, s3_record};
+use crate::torture::{MemoryBuckets, SeveredQueue, feed, ingest, s3_record};
 
 /// A queue, a bucket and a lake, with a way to work the queue off.
 struct Stage {
@@ -108,6 +108,17 @@ async fn a_key_that_only_looks_encoded_is_found_by_its_literal_name() {
     stage.run().await.expect("ends");
     let known = read_ledger(stage.lake.as_ref()).await;
     assert!(known.contains_key(&ObjectId::of_s3("bucket", "logs%2F1+1.log", "etag").to_string()), "{known:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_answer_is_not_an_empty_queue() {
+    let stage = Stage::new(Duration::from_secs(30));
+    stage.put("logs/1.log", 1);
+    let store = FaultStore::with(stage.lake.clone(), Faults::default());
+    let lake = Arc::new(Lake::open(memory_lake(store.clone())).await.expect("opens"));
+    let queue = SeveredQueue { inner: stage.queue.clone(), store, frozen: false, slow: Duration::from_secs(1) };
+    ingest(lake, vec![feed(Arc::new(queue), stage.buckets.clone())]).run(CancellationToken::new()).await.expect("ends");
+    assert_eq!(stage.rows().await["cloudflare_httprequest"], 2, "ended before the queue had answered");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -89,11 +89,13 @@ impl Buckets for MemoryBuckets {
 
 /// A queue as a process sees it that may be cut off from everything: by its store's death.
 #[derive(Debug)]
-struct SeveredQueue {
-    inner: Arc<MemoryQueue>,
-    store: Arc<FaultStore>,
+pub struct SeveredQueue {
+    pub inner: Arc<MemoryQueue>,
+    pub store: Arc<FaultStore>,
     /// Leases can't be extended.
-    frozen: bool,
+    pub frozen: bool,
+    /// How long a request to receive is on its way.
+    pub slow: Duration,
 }
 
 impl SeveredQueue {
@@ -115,6 +117,7 @@ impl Queue for SeveredQueue {
 
     async fn receive(&self, wait: Duration) -> Result<Vec<Message>, QueueError> {
         self.reach("receive")?;
+        tokio::time::sleep(self.slow).await;
         self.inner.receive(wait).await
     }
 
@@ -243,7 +246,7 @@ impl World {
                 Err(_) => {}
             }
         };
-        let queue = Arc::new(SeveredQueue { inner: self.queue.clone(), store: store.clone(), frozen });
+        let queue = Arc::new(SeveredQueue { inner: self.queue.clone(), store: store.clone(), frozen, slow: Duration::ZERO });
         let stop = CancellationToken::new();
         let (dead, stopping) = (store.clone(), stop.clone());
         let watch = tokio::spawn(async move {

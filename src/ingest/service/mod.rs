@@ -229,6 +229,8 @@ struct FeedState {
     visibility: Mutex<Duration>,
     /// Whether a message was ever received.
     heard: std::sync::atomic::AtomicBool,
+    /// When the last poll began that brought nothing.
+    quiet: Mutex<Option<Instant>>,
     /// When an object was last read.
     last_read: Mutex<Option<Instant>>,
     /// Objects that could not be read since then.
@@ -296,6 +298,7 @@ impl Shared {
         let state = |_: &Feed| FeedState {
             visibility: Mutex::new(Duration::from_secs(30)),
             heard: false.into(),
+            quiet: Mutex::default(),
             last_read: Mutex::default(),
             denied: AtomicUsize::new(0),
         };
@@ -324,7 +327,7 @@ impl Shared {
             tokio::select! {
                 () = self.stop.cancelled() => {}
                 () = tokio::time::sleep(look) => {
-                    if self.received.lock().elapsed() < idle {
+                    if !self.nothing_comes(idle) {
                         continue;
                     }
                     if self.book.lock().is_empty() {
@@ -337,6 +340,12 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Whether nothing was received for so long, and every queue has said so itself: a slow answer is not an empty one.
+    fn nothing_comes(&self, idle: Duration) -> bool {
+        let received = *self.received.lock();
+        received.elapsed() >= idle && self.state.iter().all(|feed| feed.quiet.lock().is_some_and(|began| began > received))
     }
 
     /// Ends the run: no one but a person can help.

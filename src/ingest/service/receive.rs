@@ -57,12 +57,15 @@ impl Shared {
         let mut failures = 0;
         while !self.stop.is_cancelled() {
             self.wait_for_room().await;
+            let began = Instant::now();
             match of.queue.receive(wait).await {
                 Ok(messages) => {
                     failures = 0;
                     self.state[feed].heard.store(true, Ordering::Relaxed);
                     self.run.metrics.tell(of.queue.url(), None);
-                    if !messages.is_empty() {
+                    if messages.is_empty() {
+                        *self.state[feed].quiet.lock() = Some(began);
+                    } else {
                         *self.received.lock() = Instant::now();
                     }
                     self.admit_all(feed, messages).await;
