@@ -32,7 +32,7 @@ use object_store::memory::InMemory;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const RECORDS: RecordLimits = RecordLimits { max_record: 16 << 20, max_depth: 64 };
-const OBJECTS: ObjectLimits = ObjectLimits { max_object: 1 << 33, max_ratio: 500 };
+const OBJECTS: ObjectLimits = ObjectLimits { max_object: 1 << 33, max_ratio: 500, max_window: 8 << 20 };
 
 /// 24 MB of `http_requests` in one file; the seed is 1.
 fn corpus() -> (Vec<u8>, Vec<u8>) {
@@ -113,8 +113,14 @@ fn journey(criterion: &mut Criterion) {
         b.iter(|| {
             let store = Store { objects: Arc::new(InMemory::new()), url: "memory:///lake/".parse().expect("a URL"), root: "lake".into() };
             let lake = Arc::new(runtime.block_on(Lake::open(store)).expect("opens"));
-            let settings =
-                WorkerSettings { records: RECORDS, objects: OBJECTS, flush_bytes: 1 << 30, flush_rows: u64::MAX, whole_bytes: 1 << 30 };
+            let settings = WorkerSettings {
+                records: RECORDS,
+                objects: OBJECTS,
+                flush_bytes: 1 << 30,
+                flush_rows: u64::MAX,
+                max_age: std::time::Duration::MAX,
+                whole_bytes: 1 << 30,
+            };
             let mut worker = Worker::new(&catalog, tables.clone(), Some(lake), settings, Arc::default(), runtime.handle().clone());
             let object = Object {
                 id: ObjectId::of_stdin(&hash),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -32,13 +33,15 @@ const DEFAULT_REGION: &str = "us-east-1";
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Access {
+    /// A profile of the AWS configuration files: for credentials, and addresses, of its own.
+    pub profile: Option<String>,
     /// A role to take on.
     pub role_arn: Option<String>,
     /// What that role's trust policy asks for.
     pub external_id: Option<String>,
     /// The region.
     pub region: Option<String>,
-    /// Another address than AWS's, `http://` or `https://`.
+    /// Another address than AWS's, `http://` or `https://`: of its buckets, and of a queue whose URL is not AWS's.
     pub endpoint: Option<String>,
 }
 
@@ -53,20 +56,28 @@ impl Access {
         if let Some(region) = self.region.as_deref().or(region) {
             loader = loader.region(Region::new(region.to_owned()));
         }
-        if let Some(endpoint) = &self.endpoint {
-            loader = loader.endpoint_url(endpoint);
+        if let Some(profile) = &self.profile {
+            // Said so, and not by default: before the environment's credentials.
+            let provider = ProfileFileCredentialsProvider::builder().profile_name(profile).build();
+            loader = loader.profile_name(profile).credentials_provider(provider);
         }
         let mut config = loader.load().await;
         if config.region().is_none() {
             config = config.into_builder().region(Region::from_static(DEFAULT_REGION)).build();
         }
-        let Some(role) = &self.role_arn else { return config };
-        let mut provider = AssumeRoleProvider::builder(role).session_name("flarelake").configure(&config);
-        if let Some(id) = &self.external_id {
-            provider = provider.external_id(id);
+        if let Some(role) = &self.role_arn {
+            let mut provider = AssumeRoleProvider::builder(role).session_name("flarelake").configure(&config);
+            if let Some(id) = &self.external_id {
+                provider = provider.external_id(id);
+            }
+            let credentials = SharedCredentialsProvider::new(provider.build().await);
+            config = config.into_builder().credentials_provider(credentials).build();
         }
-        let credentials = SharedCredentialsProvider::new(provider.build().await);
-        config.into_builder().credentials_provider(credentials).build()
+        // After the role, which is asked for where roles are.
+        match &self.endpoint {
+            Some(endpoint) => config.into_builder().endpoint_url(endpoint).build(),
+            None => config,
+        }
     }
 
     /// A client for the account's buckets. `elsewhere`: the environment names another address than AWS's.
@@ -94,6 +105,8 @@ pub enum FailureKind {
     Changed,
     /// The service, or the way to it, is at fault: try again later.
     Unavailable,
+    /// It is this one object that can't be had: it is archived, or named as nothing can be.
+    Unreadable,
     /// The request is wrong, and will be.
     Wrong,
 }
@@ -107,6 +120,7 @@ impl FailureKind {
             Self::NotFound => "not_found",
             Self::Changed => "changed",
             Self::Unavailable => "unavailable",
+            Self::Unreadable => "unreadable",
             Self::Wrong => "wrong",
         }
     }
@@ -176,6 +190,7 @@ fn kind_of(code: &str, status: u16) -> FailureKind {
         | "OverLimit" => FailureKind::Throttled,
         "NoSuchKey" | "NoSuchBucket" | "NoSuchVersion" | "NonExistentQueue" | "QueueDoesNotExist" | "NotFound" => FailureKind::NotFound,
         "PreconditionFailed" => FailureKind::Changed,
+        "InvalidObjectState" | "InvalidRequest" | "InvalidArgument" | "InvalidURI" | "KeyTooLongError" => FailureKind::Unreadable,
         _ if status == 403 => FailureKind::Denied,
         // A redirect says that the region or the endpoint is another.
         _ if (300..500).contains(&status) => FailureKind::Wrong,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::path::Path;
-use object_store::{ClientOptions, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions};
+use object_store::{ClientOptions, ObjectStore, ObjectStoreExt as _, PutMode};
 use url::Url;
 
 use super::aws::{Access, ChainCredentials};
@@ -161,13 +161,9 @@ impl Store {
     /// Makes sure that of two puts of one new key the second fails: what every commit relies on.
     pub async fn probe(&self) -> Result<(), StoreError> {
         let key = self.root.clone().join(format!("_probe-{}", super::new_uuid()));
-        let options = || PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let failed = |doing, source| StoreError::Request { doing, url: self.url.to_string(), source };
-        let first = self.objects.put_opts(&key, "probe".into(), options()).await;
-        if let Err(source) = first {
-            return Err(failed("can't write to", source));
-        }
-        let second = self.objects.put_opts(&key, "probe".into(), options()).await;
+        self.put_new(&key).await.map_err(|source| failed("can't write to", source))?;
+        let second = self.objects.put_opts(&key, "probe".into(), PutMode::Create.into()).await;
         let deleted = self.objects.delete(&key).await;
         match second {
             Ok(_) => Err(StoreError::Unguarded { url: self.url.to_string() }),
@@ -179,6 +175,15 @@ impl Store {
             Err(source) => Err(failed("can't probe", source)),
         }
     }
+
+    /// Puts a key that only this process knows.
+    async fn put_new(&self, key: &Path) -> object_store::Result<()> {
+        match self.objects.put_opts(key, "probe".into(), PutMode::Create.into()).await {
+            // Nobody else writes it: the answer to a first try was lost.
+            Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// A right, by its IAM action, and whether it is there.
@@ -188,12 +193,11 @@ impl Store {
     /// Tries each right that a writer needs, on a key of its own. `s3:DeleteObject` comes last: only upkeep needs it.
     pub async fn permissions(&self) -> Vec<Permission> {
         let key = self.root.clone().join(format!("_probe-{}", super::new_uuid()));
-        let create = || PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let told = |e: object_store::Error| e.to_string();
-        let put = self.objects.put_opts(&key, "probe".into(), create()).await.map(drop).map_err(told);
+        let put = self.put_new(&key).await.map_err(told);
         let mut tried = vec![("s3:PutObject", put.clone())];
         if put.is_ok() {
-            let second = match self.objects.put_opts(&key, "probe".into(), create()).await {
+            let second = match self.objects.put_opts(&key, "probe".into(), PutMode::Create.into()).await {
                 Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
                 Ok(_) => Err(StoreError::Unguarded { url: self.url.to_string() }.to_string()),
                 Err(error) => Err(error.to_string()),

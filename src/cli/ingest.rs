@@ -13,6 +13,7 @@ use crate::ingest::batch::Tables;
 use crate::ingest::metrics::Metrics;
 use crate::ingest::queue::sqs::SqsQueue;
 use crate::ingest::service::{Ended, Feed, Ingest, Pace};
+use crate::ingest::worker::WorkerSettings;
 use crate::serve;
 
 /// How long to work.
@@ -47,7 +48,7 @@ pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Resu
         catalog: settings.catalog.clone(),
         tables: Arc::new(Tables::new(&settings.catalog, config.partition)),
         lake,
-        settings: parts::worker_settings(config, workers),
+        settings: WorkerSettings { max_age: config.flush.max_age, ..parts::worker_settings(config, workers) },
         pace: pace(config, workers, arguments.until_idle),
         feeds,
         metrics: metrics.clone(),
@@ -90,7 +91,6 @@ fn pace(config: &Config, workers: usize, until_idle: Option<Duration>) -> Pace {
         max_messages: config.ingest.max_messages,
         message_bytes: memory / 16,
         fetched_bytes: memory / 16,
-        max_age: config.flush.max_age,
         drain: config.ingest.drain,
         until_idle,
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Settings;
 use crate::base::store::Store;
@@ -31,10 +32,15 @@ pub fn worker_settings(config: &Config, workers: usize) -> WorkerSettings {
     let share = config.memory.as_u64() as usize / workers.max(1);
     WorkerSettings {
         records: RecordLimits { max_record: limits.max_record.as_u64() as usize, max_depth: limits.max_depth },
-        objects: ObjectLimits { max_object: limits.max_object.as_u64(), max_ratio: limits.max_ratio },
+        objects: ObjectLimits {
+            max_object: limits.max_object.as_u64(),
+            max_ratio: limits.max_ratio,
+            max_window: (share as u64 / 8).max(8 << 20),
+        },
         // Sorting and encoding a batch takes twice as much again.
         flush_bytes: (share / 6).min(config.flush.max_bytes.as_u64() as usize),
         flush_rows: config.flush.max_rows,
+        max_age: Duration::MAX,
         whole_bytes: share / 8,
     }
 }

@@ -95,6 +95,14 @@ impl<T: Clone + Eq + Hash> Book<T> {
         true
     }
 
+    /// Adds to what holding a message costs, in bytes.
+    pub fn weigh(&mut self, key: &MessageKey, bytes: usize) {
+        if let Some(held) = self.messages.get_mut(key) {
+            held.weight += bytes;
+            self.weight += bytes;
+        }
+    }
+
     /// Lets a message wait for `what`: its number if it is to be set on its way, none if it is on it.
     pub fn wait_for(&mut self, key: &MessageKey, what: T) -> Option<ItemNo> {
         let held = self.messages.get_mut(key)?;
@@ -190,10 +198,13 @@ impl<T: Clone + Eq + Hash> Book<T> {
         self.messages.keys().cloned().collect()
     }
 
-    /// A queue's messages whose lease is to be extended.
+    /// A queue's messages whose lease is to be extended; first the one that ends first. One that has ended is worth a
+    /// try: the message may not have been given to anyone else yet, and only the queue knows.
     pub fn due(&self, queue: usize, now: Instant) -> Vec<(MessageKey, String)> {
         let due = self.messages.iter().filter(|(key, held)| key.queue == queue && !held.lost && held.lease.extend_at <= now);
-        due.map(|(key, held)| (key.clone(), held.receipt.clone())).collect()
+        let mut due: Vec<_> = due.map(|(key, held)| (held.lease.ends, key, &held.receipt)).collect();
+        due.sort();
+        due.into_iter().map(|(_, key, receipt)| (key.clone(), receipt.clone())).collect()
     }
 
     /// A lease was extended.
@@ -207,12 +218,6 @@ impl<T: Clone + Eq + Hash> Book<T> {
     pub fn lost(&mut self, key: &MessageKey, receipt: &str) -> bool {
         let held = self.messages.get_mut(key).filter(|held| held.receipt == receipt && !held.lost);
         held.map(|held| held.lost = true).is_some()
-    }
-
-    /// Takes note of every lease of a queue that has run out: how many.
-    pub fn expire(&mut self, queue: usize, now: Instant) -> usize {
-        let expired = self.messages.iter_mut().filter(|(key, held)| key.queue == queue && !held.lost && held.lease.ends <= now);
-        expired.map(|(_, held)| held.lost = true).count()
     }
 
     /// Messages that are held.

@@ -122,6 +122,8 @@ pub struct Batch {
     runtime: Handle,
     /// Started with the first file.
     made: Option<Watch>,
+    /// Started with the first whole object.
+    since: Option<Watch>,
     open: OpenObject,
     rows: Rows,
     files: BTreeMap<String, Vec<DataFile>>,
@@ -149,6 +151,7 @@ impl Batch {
             tables,
             runtime,
             made: None,
+            since: None,
             open: OpenObject::default(),
             rows: Rows::default(),
             files: BTreeMap::new(),
@@ -169,6 +172,11 @@ impl Batch {
     /// Whether it holds no object.
     pub fn is_empty(&self) -> bool {
         self.outcomes.is_empty()
+    }
+
+    /// How long its oldest object has waited to be landed.
+    pub fn age(&self) -> Duration {
+        self.since.as_ref().map_or(Duration::ZERO, Watch::elapsed)
     }
 
     /// Adds rows and rejects of the object at hand.
@@ -203,6 +211,7 @@ impl Batch {
     pub fn close(&mut self, object: Object, counts: Counts) {
         let open = std::mem::take(&mut self.open);
         self.rows.append(open.rows);
+        self.since.get_or_insert_with(Watch::start);
         for (table, files) in open.files {
             self.files.entry(table).or_default().extend(files);
         }
@@ -236,6 +245,7 @@ impl Batch {
     /// Writes and lands every whole object of the batch; the object at hand stays.
     pub fn flush(&mut self) -> Result<Flushed, BatchError> {
         let mut flushed = Flushed::default();
+        self.since = None;
         let rows = std::mem::take(&mut self.rows);
         let Some(lake) = self.lake.clone() else {
             flushed.landed = std::mem::take(&mut self.outcomes);

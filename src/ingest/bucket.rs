@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
@@ -17,6 +17,9 @@ use crate::base::store::Permission;
 
 /// How much of a large object is asked for at once.
 const RANGE_BYTES: u64 = 8 << 20;
+
+/// No further try for a range is begun after this.
+const RANGE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is to be read.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -74,11 +77,10 @@ impl Buckets for Client {
     async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(Head, Option<Bytes>), Failure> {
         let request = self.get_object().bucket(&wanted.bucket).key(&wanted.key).set_version_id(wanted.version.clone());
         let answer = request.send().await.map_err(|e| Failure::from(&e))?;
-        let head = Head {
-            etag: unquoted(answer.e_tag().unwrap_or_default()).to_owned(),
-            size: answer.content_length().unwrap_or_default() as u64,
-            last_modified: answer.last_modified().map(micros),
-        };
+        // An object is known by its ETag, and without a length an answer that was cut short can't be told from a short one.
+        let etag = answer.e_tag().map(unquoted).filter(|e| !e.is_empty()).ok_or_else(|| headless("ETag"))?;
+        let size = answer.content_length().ok_or_else(|| headless("Content-Length"))?;
+        let head = Head { etag: etag.to_owned(), size: size as u64, last_modified: answer.last_modified().map(micros) };
         if head.size > whole {
             return Ok((head, None));
         }
@@ -142,6 +144,10 @@ fn cut_short(got: u64, wanted: u64) -> Failure {
     Failure { kind: FailureKind::Unavailable, message: format!("the answer was cut short: {got} of {wanted} bytes") }
 }
 
+fn headless(header: &str) -> Failure {
+    Failure { kind: FailureKind::Unavailable, message: format!("the answer has no {header}") }
+}
+
 fn micros(time: &aws_sdk_s3::primitives::DateTime) -> i64 {
     (time.as_nanos() / 1000) as i64
 }
@@ -171,9 +177,12 @@ impl RangeReader {
 
     fn next_range(&self, range: Range<u64>) -> Result<Bytes, Failure> {
         let get = || self.runtime.block_on(self.buckets.range(&self.wanted, range.clone(), &self.head.etag));
-        // A long object is worth waiting for: a minute or so, then the whole object is tried again.
+        // A long object is worth waiting for, but not at the cost of all others: after this the whole object is tried again later.
+        let began = Instant::now();
         let patience = ExponentialBuilder::default().with_min_delay(Duration::from_millis(200)).with_max_times(7).with_jitter();
-        get.retry(patience).when(|e| matches!(e.kind, FailureKind::Unavailable | FailureKind::Throttled)).call()
+        let retryable =
+            |e: &Failure| matches!(e.kind, FailureKind::Unavailable | FailureKind::Throttled) && began.elapsed() < RANGE_PATIENCE;
+        get.retry(patience).when(retryable).call()
     }
 }
 

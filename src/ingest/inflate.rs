@@ -13,6 +13,10 @@ use super::reject::Reason;
 /// Below this size nothing is called a bomb: short logs repeat themselves a lot.
 const RATIO_FLOOR: u64 = 16 << 20;
 
+/// The window that every reader of zstd has to allow, and the largest that this one ever does.
+const ZSTD_LEAST_WINDOW: u64 = 8 << 20;
+const ZSTD_MOST_WINDOW: u64 = 128 << 20;
+
 /// How an object is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
@@ -44,6 +48,8 @@ pub struct ObjectLimits {
     pub max_object: u64,
     /// Inflated bytes for each stored byte, once the object is beyond 16 MiB.
     pub max_ratio: u64,
+    /// Bytes of what came before that zstd data may refer to, which have to be held for that.
+    pub max_window: u64,
 }
 
 /// Why an object's bytes can't be had.
@@ -69,6 +75,9 @@ pub enum InflateError {
         /// The limit.
         limit: u64,
     },
+    /// zstd data that refers further back than `ObjectLimits::max_window`.
+    #[error("its zstd window is larger than a worker has memory for; raise `memory`, or compress it without --long")]
+    Window,
     /// Reading failed: says nothing about the object.
     #[error("reading failed: {0}")]
     Read(io::Error),
@@ -79,7 +88,7 @@ impl InflateError {
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Self::Corrupt { .. } => Some(Reason::CorruptCompression),
-            Self::TooLarge { .. } => Some(Reason::ObjectTooLarge),
+            Self::TooLarge { .. } | Self::Window => Some(Reason::ObjectTooLarge),
             Self::Ratio { .. } => Some(Reason::InflateRatio),
             Self::Read(_) => None,
         }
@@ -89,6 +98,8 @@ impl InflateError {
     fn of(error: io::Error, encoding: &'static str) -> Self {
         match error.downcast::<Self>() {
             Ok(own) => own,
+            // The library has no other name for it.
+            Err(error) if encoding == "zstd" && error.to_string().contains("too much memory") => Self::Window,
             Err(error) => Self::Corrupt { encoding, what: error.to_string() },
         }
     }
@@ -170,7 +181,8 @@ impl Inflater {
                 Box::new(Limited { inner, bytes: 0, limits, read: Members::stored_bytes, encoding: "gzip" })
             }
             Encoding::Zstd => {
-                let inner = zstd::stream::read::Decoder::with_buffer(stored)?;
+                let mut inner = zstd::stream::read::Decoder::with_buffer(stored)?;
+                inner.window_log_max(limits.max_window.clamp(ZSTD_LEAST_WINDOW, ZSTD_MOST_WINDOW).ilog2())?;
                 Box::new(Limited { inner, bytes: 0, limits, read: |d| d.get_ref().get_ref().bytes, encoding: "zstd" })
             }
         })

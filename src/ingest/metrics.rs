@@ -57,6 +57,8 @@ pub struct Metrics {
     pub duplicates: Counter,
     /// Objects that hold no records by their name or size.
     pub skipped: Counter,
+    /// Objects given up for now: their messages stay in their queue.
+    pub given_up: Counter,
     /// Rejects that landed.
     pub rejects: Family<ByReason, Counter>,
     /// Rows that landed.
@@ -108,6 +110,7 @@ impl Metrics {
             landed: Counter::default(),
             duplicates: Counter::default(),
             skipped: Counter::default(),
+            given_up: Counter::default(),
             rejects: Family::default(),
             rows: Family::default(),
             bytes: Counter::default(),
@@ -136,6 +139,7 @@ impl Metrics {
         to.register("objects_landed", "Objects and message bodies that landed", self.landed.clone());
         to.register("objects_duplicate", "Objects and message bodies that came again", self.duplicates.clone());
         to.register("objects_skipped", "Objects that hold no records by their name or size", self.skipped.clone());
+        to.register("objects_given_up", "Objects given up for now: their messages stay in their queue", self.given_up.clone());
         to.register("rejects", "Rejects that landed, by reason", self.rejects.clone());
         to.register("rows", "Rows that landed, by table", self.rows.clone());
         to.register("stored", "Bytes, as stored, of the objects that landed", self.bytes.clone());

@@ -30,7 +30,12 @@ pub struct Announced {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
     /// Objects were created. Events that bring no object (removals, tags) are left out.
-    Objects(Vec<Announced>),
+    Objects {
+        /// The objects.
+        created: Vec<Announced>,
+        /// What is wrong with the entries that can't be read, if there are any.
+        malformed: Option<String>,
+    },
     /// The records themselves: the bytes to decode.
     Records(String),
     /// Nothing to land, and why.
@@ -63,43 +68,81 @@ pub fn read(body: &str) -> Notice {
 fn unwrap_sns(map: &Map<String, Value>) -> Option<Result<String, Notice>> {
     let topic = text(map, "TopicArn")?;
     match text(map, "Type")? {
-        "Notification" => Some(text(map, "Message").map(str::to_owned).ok_or_else(|| missing("SNS envelope", "Message"))),
+        "Notification" => {
+            Some(text(map, "Message").map(str::to_owned).ok_or_else(|| Notice::Malformed(missing("SNS envelope", "Message"))))
+        }
         "SubscriptionConfirmation" => Some(Err(Notice::Subscription { topic: topic.to_owned() })),
         "UnsubscribeConfirmation" => Some(Err(Notice::Nothing("an SNS topic says that a subscription has ended"))),
         _ => None,
     }
 }
 
+/// S3's events that bring no object, by how their names begin; also MinIO's and Ceph's.
+const BRINGS_NOTHING: [&str; 15] = [
+    "ObjectRemoved",
+    "ObjectRestore",
+    "ObjectTagging",
+    "ObjectAcl",
+    "ObjectAccessed",
+    "ObjectTransition",
+    "ObjectLifecycle",
+    "LifecycleExpiration",
+    "LifecycleTransition",
+    "IntelligentTiering",
+    "ReducedRedundancyLostObject",
+    "Replication",
+    "BucketCreated",
+    "BucketRemoved",
+    "Scanner",
+];
+/// EventBridge's.
+const DETAILS_BRING_NOTHING: [&str; 9] = [
+    "Object Deleted",
+    "Object Restore Initiated",
+    "Object Restore Completed",
+    "Object Restore Expired",
+    "Object Storage Class Changed",
+    "Object Access Tier Changed",
+    "Object ACL Updated",
+    "Object Tags Added",
+    "Object Tags Deleted",
+];
+
 fn s3(map: &Map<String, Value>) -> Option<Notice> {
-    if text(map, "Event") == Some("s3:TestEvent") {
-        return Some(Notice::Nothing("S3's test message"));
-    }
-    let records = map.get("Records")?.as_array()?;
+    let Some(records) = map.get("Records") else {
+        return (text(map, "Event") == Some("s3:TestEvent")).then_some(Notice::Nothing("S3's test message"));
+    };
+    let records = records.as_array()?;
     let of_s3 = |r: &Value| r["eventSource"].as_str().is_some_and(|s| s == "aws:s3" || s.ends_with(":s3")) || r["s3"].is_object();
-    if records.is_empty() || !records.iter().all(of_s3) {
+    if !records.iter().any(of_s3) {
         return None;
     }
-    let created = records.iter().filter(|r| {
-        // MinIO puts a prefix before the names.
-        let name = r["eventName"].as_str().unwrap_or_default();
-        name.strip_prefix("s3:").unwrap_or(name).starts_with("ObjectCreated")
-    });
-    Some(objects(created.map(s3_record).collect()))
+    Some(objects(records.iter().filter_map(|r| s3_record(r).transpose())))
 }
 
-fn s3_record(record: &Value) -> Result<Announced, Notice> {
+/// None for an event that brings no object.
+fn s3_record(record: &Value) -> Result<Option<Announced>, String> {
+    let event = word(&record["eventName"]).ok_or_else(|| missing("S3 notification", "eventName"))?;
+    // MinIO puts a prefix before the names.
+    let event = event.strip_prefix("s3:").unwrap_or(&event);
+    if BRINGS_NOTHING.iter().any(|known| event.starts_with(known)) {
+        return Ok(None);
+    }
+    if !event.starts_with("ObjectCreated") {
+        return Err(format!("whether the S3 event `{event}` brings an object isn't known"));
+    }
     let object = &record["s3"]["object"];
     let bucket = word(&record["s3"]["bucket"]["name"]).ok_or_else(|| missing("S3 notification", "s3.bucket.name"))?;
     let literal = word(&object["key"]).ok_or_else(|| missing("S3 notification", "s3.object.key"))?;
     let key = form_decoded(&literal).unwrap_or_else(|| literal.clone());
-    Ok(Announced {
+    Ok(Some(Announced {
         bucket,
         literal_key: (literal != key).then_some(literal),
         key,
         version: version(&object["versionId"]),
         etag: word(&object["eTag"]).map(|e| e.trim_matches('"').to_owned()),
         size: object["size"].as_u64(),
-    })
+    }))
 }
 
 fn event_bridge(map: &Map<String, Value>) -> Option<Notice> {
@@ -108,8 +151,11 @@ fn event_bridge(map: &Map<String, Value>) -> Option<Notice> {
     }
     let kind = text(map, "detail-type")?;
     let detail = map.get("detail")?;
-    if kind != "Object Created" {
+    if DETAILS_BRING_NOTHING.contains(&kind) {
         return Some(Notice::Nothing("an event that brings no object"));
+    }
+    if kind != "Object Created" {
+        return Some(Notice::Malformed(format!("of EventBridge's events, `Object Created` brings an object; this one is `{kind}`")));
     }
     let announced = || {
         Ok(Announced {
@@ -122,19 +168,29 @@ fn event_bridge(map: &Map<String, Value>) -> Option<Notice> {
             size: detail["object"]["size"].as_u64(),
         })
     };
-    Some(objects(vec![announced()]))
+    Some(objects(std::iter::once_with(announced)))
 }
 
-/// One entry that can't be read makes the message a reject: half of it must not be forgotten.
-fn objects(read: Vec<Result<Announced, Notice>>) -> Notice {
-    if read.is_empty() {
-        return Notice::Nothing("an event that brings no object");
+/// An entry that can't be read costs itself only.
+fn objects(read: impl Iterator<Item = Result<Announced, String>>) -> Notice {
+    let (mut created, mut wrong) = (Vec::new(), Vec::new());
+    for entry in read {
+        match entry {
+            Ok(announced) => created.push(announced),
+            Err(why) => wrong.push(why),
+        }
     }
-    read.into_iter().collect::<Result<Vec<_>, _>>().map_or_else(|malformed| malformed, Notice::Objects)
+    let others = wrong.len().saturating_sub(1);
+    let malformed = wrong.into_iter().next().map(|first| if others > 0 { format!("{first}, and {others} more like it") } else { first });
+    match malformed {
+        None if created.is_empty() => Notice::Nothing("an event that brings no object"),
+        Some(why) if created.is_empty() => Notice::Malformed(why),
+        malformed => Notice::Objects { created, malformed },
+    }
 }
 
-fn missing(envelope: &str, what: &str) -> Notice {
-    Notice::Malformed(format!("the {envelope} has no {what}"))
+fn missing(envelope: &str, what: &str) -> String {
+    format!("the {envelope} has no {what}")
 }
 
 fn text<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a str> {

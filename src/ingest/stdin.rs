@@ -41,7 +41,7 @@ pub struct StdinPiece {
 impl<'a> Pieces<Box<dyn Read + Send + 'a>> {
     /// Cuts `stored`; limits are on the records, and for the whole stream only on its ratio.
     pub fn new(stored: impl Read + Send + 'a, records: RecordLimits, max_ratio: u64) -> io::Result<Self> {
-        let limits = ObjectLimits { max_object: u64::MAX, max_ratio };
+        let limits = ObjectLimits { max_object: u64::MAX, max_ratio, max_window: u64::MAX };
         let reader = Inflater::stream(stored, limits)?;
         Ok(Self {
             reader,

@@ -4,6 +4,7 @@
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 
@@ -32,6 +33,8 @@ pub struct WorkerSettings {
     pub flush_bytes: usize,
     /// Or when it holds this many rows.
     pub flush_rows: u64,
+    /// Or when its oldest object has waited this long: while a large object takes its time, others land.
+    pub max_age: Duration,
     /// Objects that inflate to at most this are decoded in one piece.
     pub whole_bytes: usize,
 }
@@ -161,7 +164,8 @@ impl Worker {
     }
 
     fn is_full(&self) -> bool {
-        self.batch.bytes() >= self.settings.flush_bytes || self.batch.rows() >= self.settings.flush_rows
+        let batch = &self.batch;
+        batch.bytes() >= self.settings.flush_bytes || batch.rows() >= self.settings.flush_rows || batch.age() >= self.settings.max_age
     }
 
     fn flush_if_full(&mut self) -> Result<(), BatchError> {
@@ -170,6 +174,11 @@ impl Worker {
             self.flushed.append(flushed);
         }
         Ok(())
+    }
+
+    /// How long until the batch is old enough to be flushed; none while it is empty.
+    pub fn time_left(&self) -> Option<Duration> {
+        (!self.is_empty()).then(|| self.settings.max_age.saturating_sub(self.batch.age()))
     }
 
     /// Whether no whole object waits to be landed.

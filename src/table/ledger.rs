@@ -32,11 +32,13 @@ impl Known {
 
     /// Takes note of what a ledger version lands.
     pub fn apply(&self, version: u64, landing: Landing) {
-        self.objects.write().extend(landing.objects);
         let mut pending = self.pending.write();
         for (table, files) in landing.adds.into_iter().filter(|(_, files)| !files.is_empty()) {
             pending.entry(table).or_default().push_back((version, files));
         }
+        drop(pending);
+        // Only now: who finds an object here relies on its tables to be named above until they have it.
+        self.objects.write().extend(landing.objects);
     }
 
     /// Takes note of objects whose log entries are gone: they stand in the ledger's table only.

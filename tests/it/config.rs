@@ -1,10 +1,15 @@
 //! The configuration: what README shows can be used, and what can't be used is told so that it can be mended.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use flarelake::config::{Config, LogFormat};
+
+use crate::support::command;
 
 fn load(text: &str) -> Result<Config, String> {
     let dir = tempfile::tempdir().expect("a folder");
@@ -67,4 +72,37 @@ fn wrong_settings_are_told_so_that_they_can_be_mended() {
         let error = load(text).expect_err(text);
         assert!(error.contains(told), "{text}\n{error}");
     }
+}
+
+#[test]
+fn a_source_with_a_profile_uses_its_keys_and_no_others() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let credentials = dir.path().join("credentials");
+    std::fs::write(&credentials, "[logs]\naws_access_key_id = OFTHEPROFILE\naws_secret_access_key = secret\n").expect("written");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("its address"));
+    let (told, heard) = mpsc::channel();
+    // Refuses everything, after it has seen who asks.
+    std::thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            let mut lines = BufReader::new(&connection).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+            let line = lines.find(|line| line.to_lowercase().starts_with("authorization:")).unwrap_or_default();
+            lines.for_each(drop);
+            let _ = told.send(line);
+            let _ = (&connection).write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
+    });
+    let config = dir.path().join("flarelake.toml");
+    let lake = dir.path().join("lake");
+    let text = format!(
+        "lake = {lake:?}\n[[source]]\nid = \"a\"\nbuckets = [\"logs\"]\nqueue = \"{endpoint}/1/q\"\n[source.aws]\nprofile = \"logs\"\nregion = \"eu-west-1\"\nendpoint = \"{endpoint}\"\n"
+    );
+    std::fs::write(&config, text).expect("written");
+    let mut check = command(&["--config", config.to_str().expect("text"), "check"]);
+    check.env("AWS_SHARED_CREDENTIALS_FILE", &credentials).env("AWS_ACCESS_KEY_ID", "OFTHEENVIRONMENT").env("AWS_SECRET_ACCESS_KEY", "x");
+    let output = check.output().expect("started");
+    assert_eq!(output.status.code(), Some(1), "everything is refused: {}", String::from_utf8_lossy(&output.stderr));
+    let asked: Vec<String> = heard.try_iter().collect();
+    assert!(asked.len() >= 5, "{asked:?}");
+    assert!(asked.iter().all(|line| line.contains("Credential=OFTHEPROFILE/")), "{asked:?}");
 }

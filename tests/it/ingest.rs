@@ -312,7 +312,7 @@ async fn check_finds_readmes_policy_enough_and_names_what_is_missing() {
             assert!(said.contains("note     lake s3://acme-lake/cloudflare: s3:DeleteObject is not allowed"), "{said}");
         } else {
             assert_eq!(output.status.code(), Some(1), "{said}{}", String::from_utf8_lossy(&output.stderr));
-            assert!(missing.iter().any(|l| l.contains(&format!("{place}")) && l.contains(&format!("{action} on arn:aws:"))), "{said}");
+            assert!(missing.iter().any(|l| l.contains(place) && l.contains(&format!("{action} on arn:aws:"))), "{said}");
             assert!(missing.iter().all(|l| l.contains(action)), "{said}");
         }
         assert!(!said.contains(&secret));

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use flarelake::base::store::Store;
 use flarelake::config::Partitioning;
@@ -51,9 +52,10 @@ fn worker(lake: Arc<Lake>, flush_bytes: usize) -> Worker {
     let tables = Arc::new(Tables::new(&catalog, Partitioning::Day));
     let settings = WorkerSettings {
         records: LIMITS,
-        objects: ObjectLimits { max_object: 1 << 30, max_ratio: 500 },
+        objects: ObjectLimits { max_object: 1 << 30, max_ratio: 500, max_window: 8 << 20 },
         flush_bytes,
         flush_rows: u64::MAX,
+        max_age: Duration::MAX,
         whole_bytes: 1 << 20,
     };
     Worker::new(&catalog, tables, Some(lake), settings, Arc::default(), Handle::current())

@@ -26,6 +26,11 @@ fn s3_object() -> Announced {
     }
 }
 
+/// Objects, and nothing wrong.
+fn objects(created: Vec<Announced>) -> Notice {
+    Notice::Objects { created, malformed: None }
+}
+
 fn in_sns(message: &str) -> String {
     json!({"Type": "Notification", "MessageId": "95df01b4-ee98-5cb9-9903-4c221d41eb5e", "TopicArn": "arn:aws:sns:us-west-2:123456789012:logs",
         "Subject": "Amazon S3 Notification", "Message": message, "Timestamp": "2026-11-23T17:43:27.123Z", "SignatureVersion": "1",
@@ -35,9 +40,9 @@ fn in_sns(message: &str) -> String {
 
 #[test]
 fn s3_alone_and_in_sns() {
-    assert_eq!(read(S3), Notice::Objects(vec![s3_object()]));
-    assert_eq!(read(&in_sns(S3)), Notice::Objects(vec![s3_object()]));
-    assert_eq!(read(&in_sns(&in_sns(S3))), Notice::Objects(vec![s3_object()]), "a topic that feeds a topic");
+    assert_eq!(read(S3), objects(vec![s3_object()]));
+    assert_eq!(read(&in_sns(S3)), objects(vec![s3_object()]));
+    assert_eq!(read(&in_sns(&in_sns(S3))), objects(vec![s3_object()]), "a topic that feeds a topic");
 }
 
 #[test]
@@ -45,7 +50,7 @@ fn every_record_of_a_notification_counts_and_removals_do_not() {
     let record = |name: &str, key: &str| json!({"eventSource": "aws:s3", "eventName": name, "s3": {"bucket": {"name": "b"}, "object": {"key": key, "versionId": null, "eTag": ""}}});
     let body = json!({"Records": [record("ObjectCreated:Put", "a"), record("ObjectRemoved:Delete", "b"),
         record("ObjectCreated:CompleteMultipartUpload", "c"), record("LifecycleExpiration:Delete", "d"), record("s3:ObjectCreated:Copy", "e")]});
-    assert_eq!(read(&body.to_string()), Notice::Objects(vec![announced("b", "a"), announced("b", "c"), announced("b", "e")]));
+    assert_eq!(read(&body.to_string()), objects(vec![announced("b", "a"), announced("b", "c"), announced("b", "e")]));
     let removal = json!({"Records": [record("ObjectRemoved:DeleteMarkerCreated", "b")]});
     assert!(matches!(read(&removal.to_string()), Notice::Nothing(_)));
 }
@@ -55,7 +60,7 @@ fn minio_encodes_slashes_and_prefixes_names() {
     let body = json!({"EventName": "s3:ObjectCreated:Put", "Key": "logs/a/b.gz", "Records": [{"eventVersion": "2.0", "eventSource": "minio:s3",
         "eventName": "s3:ObjectCreated:Put", "s3": {"bucket": {"name": "logs"}, "object": {"key": "a%2Fb.gz", "size": 5}}}]});
     let expected = Announced { literal_key: Some("a%2Fb.gz".into()), size: Some(5), ..announced("logs", "a/b.gz") };
-    assert_eq!(read(&body.to_string()), Notice::Objects(vec![expected]));
+    assert_eq!(read(&body.to_string()), objects(vec![expected]));
 }
 
 #[test]
@@ -74,8 +79,11 @@ fn event_bridge_does_not_encode_keys() {
         size: Some(5),
         ..announced("amzn-s3-demo-bucket1", "a+b%3D.log")
     };
-    assert_eq!(read(&event("Object Created")), Notice::Objects(vec![expected]));
+    assert_eq!(read(&event("Object Created")), objects(vec![expected]));
     assert!(matches!(read(&event("Object Deleted")), Notice::Nothing(_)));
+    // Another rule of EventBridge, which sends S3's calls instead: it may be about a new object.
+    let notice = read(&event("AWS API Call via CloudTrail"));
+    assert!(matches!(&notice, Notice::Malformed(why) if why.contains("`AWS API Call via CloudTrail`")), "{notice:?}");
 }
 
 #[test]
@@ -89,12 +97,24 @@ fn what_brings_nothing_says_so() {
 }
 
 #[test]
-fn half_a_notification_is_malformed_as_a_whole() {
+fn an_entry_that_cannot_be_read_costs_itself_only() {
     let good = json!({"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": "b"}, "object": {"key": "k"}}});
     let mut bad = good.clone();
     bad["s3"]["object"] = json!({});
-    let notice = read(&json!({"Records": [good, bad]}).to_string());
+    let notice = read(&json!({"Records": [good, bad, {"Datetime": 1}, good]}).to_string());
+    let Notice::Objects { created, malformed: Some(why) } = &notice else { panic!("{notice:?}") };
+    assert_eq!(created, &[announced("b", "k"), announced("b", "k")]);
+    assert!(why.contains("s3.object.key") && why.contains("1 more"), "{why}");
+    let notice = read(&json!({"Records": [bad]}).to_string());
     assert!(matches!(&notice, Notice::Malformed(why) if why.contains("s3.object.key")), "{notice:?}");
+    // What nobody knows is not taken for nothing.
+    for (event, known) in [(json!("ObjectCloned:Put"), "ObjectCloned:Put"), (json!(null), "eventName"), (json!(7), "eventName")] {
+        bad["eventName"] = event;
+        let notice = read(&json!({"Records": [bad]}).to_string());
+        assert!(matches!(&notice, Notice::Malformed(why) if why.contains(known)), "{notice:?}");
+    }
+    let notice = read(&json!({"Event": "s3:TestEvent", "Records": [good]}).to_string());
+    assert_eq!(notice, objects(vec![announced("b", "k")]), "an object is no test");
     let mut body = S3.to_owned();
     for _ in 0..9 {
         body = in_sns(&body);
@@ -127,7 +147,7 @@ fn everything_else_is_records() {
 #[test]
 fn a_key_that_decodes_to_no_text_is_taken_as_it_is() {
     let body = S3.replace("logs/red+flower%3D1.log.gz", "a%FFb");
-    let Notice::Objects(objects) = read(&body) else { panic!("objects") };
+    let Notice::Objects { created: objects, .. } = read(&body) else { panic!("objects") };
     assert_eq!((objects[0].key.as_str(), &objects[0].literal_key), ("a%FFb", &None));
 }
 
@@ -138,7 +158,7 @@ proptest! {
         let encoded: String = url::form_urlencoded::byte_serialize(key.as_bytes()).collect();
         let body = json!({"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put",
             "s3": {"bucket": {"name": "b"}, "object": {"key": encoded}}}]});
-        let Notice::Objects(objects) = read(&body.to_string()) else { panic!("objects") };
+        let Notice::Objects { created: objects, .. } = read(&body.to_string()) else { panic!("objects") };
         prop_assert_eq!(&objects[0].key, &key);
     }
 

@@ -116,7 +116,7 @@ async fn a_slow_answer_is_not_an_empty_queue() {
     stage.put("logs/1.log", 1);
     let store = FaultStore::with(stage.lake.clone(), Faults::default());
     let lake = Arc::new(Lake::open(memory_lake(store.clone())).await.expect("opens"));
-    let queue = SeveredQueue { inner: stage.queue.clone(), store, frozen: false, slow: Duration::from_secs(1) };
+    let queue = SeveredQueue { slow: Duration::from_secs(1), ..SeveredQueue::over(stage.queue.clone(), store) };
     ingest(lake, vec![feed(Arc::new(queue), stage.buckets.clone())]).run(CancellationToken::new()).await.expect("ends");
     assert_eq!(stage.rows().await["cloudflare_httprequest"], 2, "ended before the queue had answered");
 }
@@ -143,7 +143,7 @@ async fn leases_are_kept_while_a_batch_waits() {
     }
     let mut ingest = stage.ingest(Faults { slow_ms: 100, ..Faults::default() }).await;
     // Three times as long as a lease.
-    ingest.pace.max_age = Duration::from_secs(3);
+    ingest.settings.max_age = Duration::from_secs(3);
     ingest.pace.until_idle = Some(Duration::from_secs(4));
     let metrics = ingest.metrics.clone();
     let began = Instant::now();
@@ -151,6 +151,83 @@ async fn leases_are_kept_while_a_batch_waits() {
     assert!(began.elapsed() > Duration::from_secs(3));
     assert_eq!((metrics.leases_lost.get(), metrics.deleted.get(), metrics.duplicates.get()), (0, 30, 0));
     assert!(stage.queue.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_for_longer_leases_that_fail_or_hang_cost_no_lease() {
+    let stage = Stage::new(Duration::from_secs(2));
+    for n in 0..90 {
+        stage.put(&format!("logs/{n}.log"), n);
+    }
+    let store = FaultStore::with(stage.lake.clone(), Faults::default());
+    let lake = Arc::new(Lake::open(memory_lake(store.clone())).await.expect("opens"));
+    let queue = SeveredQueue { hides_fail: 3, ..SeveredQueue::over(stage.queue.clone(), store) };
+    let mut ingest = ingest(lake, vec![feed(Arc::new(queue), stage.buckets.clone())]);
+    ingest.settings.max_age = Duration::from_secs(7);
+    ingest.pace.until_idle = Some(Duration::from_secs(8));
+    let metrics = ingest.metrics.clone();
+    ingest.run(CancellationToken::new()).await.expect("ends");
+    assert_eq!((metrics.leases_lost.get(), metrics.deleted.get(), metrics.duplicates.get()), (0, 90, 0));
+    assert!(stage.queue.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn others_land_in_time_while_a_large_object_is_read_slowly() {
+    let stage = Stage::new(Duration::from_secs(30));
+    stage.put("logs/1.log", 1);
+    let line = "{\"EdgeStartTimestamp\":1653974623,\"ClientIP\":\"192.0.2.1\",\"ZoneID\":7}\n";
+    let buckets = MemoryBuckets { slow_ranges: Duration::from_secs(2), ..MemoryBuckets::default() };
+    buckets.put("bucket", "logs/1.log", object(1).1);
+    buckets.put("bucket", "logs/long.log", line.repeat((18 << 20) / line.len()).into_bytes());
+    let store = FaultStore::with(stage.lake.clone(), Faults::default());
+    let lake = Arc::new(Lake::open(memory_lake(store)).await.expect("opens"));
+    let mut ingest = ingest(lake, vec![feed(stage.queue.clone(), Arc::new(buckets))]);
+    (ingest.pace.workers, ingest.pace.fetches) = (1, 1);
+    ingest.settings.max_age = Duration::from_millis(500);
+    let run = tokio::spawn(ingest.run(CancellationToken::new()));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    stage.announce("logs/long.log");
+    // Three ranges of two seconds.
+    tokio::time::sleep(Duration::from_millis(4300)).await;
+    assert_eq!(stage.rows().await.get("ingested_objects"), Some(&1), "the short one has landed, the long one is on its way");
+    run.await.expect("no panic").expect("ends");
+    assert_eq!(stage.rows().await["ingested_objects"], 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_cannot_be_read_costs_no_neighbour() {
+    let stage = Stage::new(Duration::from_secs(30));
+    for n in [1, 2] {
+        stage.buckets.put("bucket", &format!("logs/{n}.log"), object(n).1);
+    }
+    let mut bad = s3_record("x");
+    bad["s3"]["object"] = json!({});
+    stage.queue.send(json!({"Records": [s3_record("logs/1.log"), bad, s3_record("logs/2.log")]}).to_string());
+    stage.run().await.expect("ends");
+    assert!(stage.queue.is_empty());
+    let expected = [("cloudflare_httprequest", 4), ("classification_failures", 1), ("ingested_objects", 3)];
+    assert_eq!(stage.rows().await, BTreeMap::from(expected));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn archived_objects_stop_nothing() {
+    let stage = Stage::new(Duration::from_secs(30));
+    for n in 0..5 {
+        stage.put(&format!("archive/{n}.log"), n);
+    }
+    *stage.buckets.refuses.lock() = Some(("archive/", FailureKind::Unreadable));
+    let ended = stage.run().await.expect("others may still be read");
+    assert_eq!((ended.given_up, stage.queue.len()), (5, 5), "their messages stay");
+    assert_eq!(stage.rows().await, BTreeMap::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lake_whose_store_repeats_a_put_by_itself_can_be_opened() {
+    let store = memory_lake(FaultStore::with(Arc::new(InMemory::new()), Faults { repeats_at: 1, ..Faults::default() }));
+    store.probe().await.expect("nobody else wrote that key");
+    let store = memory_lake(FaultStore::with(Arc::new(InMemory::new()), Faults { repeats_at: 1, ..Faults::default() }));
+    let found = store.permissions().await;
+    assert!(found.iter().all(|(_, result)| result.is_ok()), "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -261,12 +338,18 @@ async fn bombs_and_lies_about_sizes_cost_themselves_only() {
     let long = "{\"EdgeStartTimestamp\":1653974623,\"ClientIP\":\"192.0.2.1\",\"ZoneID\":7}\n".repeat(44_000);
     stage.buckets.put("bucket", "long.log", long.into_bytes());
     stage.announce("long.log");
+    // A few bytes that ask for a window of 128 MiB.
+    let mut wide = zstd::Encoder::new(Vec::new(), 1).expect("an encoder");
+    wide.window_log(27).expect("allowed");
+    std::io::Write::write_all(&mut wide, &object(2).1).expect("memory");
+    stage.buckets.put("bucket", "wide.zst", wide.finish().expect("memory"));
+    stage.announce("wide.zst");
     stage.put("logs/1.log", 1);
     stage.queue.send(format!("{}1{}", "[".repeat(20_000), "]".repeat(20_000)));
     stage.queue.send(json!({"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": {}}]}).to_string());
     stage.run().await.expect("ends");
     assert!(stage.queue.is_empty());
     let rows = stage.rows().await;
-    assert_eq!((rows["cloudflare_httprequest"], rows["ingested_objects"]), (44_002, 6));
-    assert_eq!(rows["classification_failures"], 4, "two objects, two messages");
+    assert_eq!((rows["cloudflare_httprequest"], rows["ingested_objects"]), (44_002, 7));
+    assert_eq!(rows["classification_failures"], 5, "three objects, two messages");
 }

@@ -97,6 +97,8 @@ pub struct Faults {
     pub fails_at: u64,
     /// The operation whose put lands but is reported as failed.
     pub loses_answer_at: u64,
+    /// The operation whose put lands, whose answer is lost, and that a client repeats by itself.
+    pub repeats_at: u64,
     /// The operation from which on everything fails.
     pub dies_at: u64,
     /// Every operation takes up to this long, by its number.
@@ -159,7 +161,11 @@ impl ObjectStore for FaultStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
         let number = self.step()?;
         self.wait(number).await;
+        let again = (payload.clone(), opts.clone());
         let put = self.inner.put_opts(location, payload, opts).await;
+        if number == self.faults.repeats_at {
+            return self.inner.put_opts(location, again.0, again.1).await;
+        }
         if number == self.faults.loses_answer_at {
             return Err(Error::Generic { store: "FaultStore", source: "the answer was lost".into() });
         }

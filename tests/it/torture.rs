@@ -36,11 +36,13 @@ use crate::support::{FaultStore, Faults, LIMITS, WRITTEN, memory_lake, runs};
 /// Buckets in memory. Every n-th read fails, if so wished.
 #[derive(Debug, Default)]
 pub struct MemoryBuckets {
-    objects: Mutex<BTreeMap<(String, String), Bytes>>,
-    reads: AtomicU64,
+    pub objects: Mutex<BTreeMap<(String, String), Bytes>>,
+    pub reads: AtomicU64,
     /// The answer to reads of keys that hold a text.
     pub refuses: Mutex<Option<(&'static str, FailureKind)>>,
     pub fails_every: u64,
+    /// How long a range is on its way.
+    pub slow_ranges: Duration,
 }
 
 impl MemoryBuckets {
@@ -79,6 +81,7 @@ impl Buckets for MemoryBuckets {
     }
 
     async fn range(&self, wanted: &Wanted, range: Range<u64>, _etag: &str) -> Result<Bytes, Failure> {
+        tokio::time::sleep(self.slow_ranges).await;
         Ok(self.find(wanted)?.slice(range.start as usize..range.end as usize))
     }
 
@@ -96,12 +99,24 @@ pub struct SeveredQueue {
     pub frozen: bool,
     /// How long a request to receive is on its way.
     pub slow: Duration,
+    /// Every n-th request about leases fails, if so wished, and every other n-th hangs.
+    pub hides_fail: u64,
+    pub hides: AtomicU64,
 }
 
 impl SeveredQueue {
     fn reach(&self, doing: &'static str) -> Result<(), QueueError> {
+        if self.store.is_dead() { self.cut(doing) } else { Ok(()) }
+    }
+
+    fn cut<T>(&self, doing: &'static str) -> Result<T, QueueError> {
         let failure = Failure { kind: FailureKind::Unavailable, message: "cut off".into() };
-        if self.store.is_dead() { Err(QueueError { queue: self.inner.url().to_owned(), doing, failure }) } else { Ok(()) }
+        Err(QueueError { queue: self.inner.url().to_owned(), doing, failure })
+    }
+
+    /// A queue that is never cut off.
+    pub fn over(inner: Arc<MemoryQueue>, store: Arc<FaultStore>) -> Self {
+        Self { inner, store, frozen: false, slow: Duration::ZERO, hides_fail: 0, hides: AtomicU64::new(0) }
     }
 }
 
@@ -128,6 +143,13 @@ impl Queue for SeveredQueue {
 
     async fn hide(&self, receipts: &[String], timeout: Duration) -> Result<Vec<Entry>, QueueError> {
         self.reach("hide")?;
+        if self.hides_fail > 0 {
+            match self.hides.fetch_add(1, Ordering::SeqCst) % (2 * self.hides_fail) {
+                0 => return self.cut("hide"),
+                n if n == self.hides_fail => std::future::pending().await,
+                _ => {}
+            }
+        }
         if self.frozen && !timeout.is_zero() {
             return Ok(receipts.iter().map(|_| Entry::Failed("frozen".into())).collect());
         }
@@ -158,9 +180,10 @@ pub fn ingest(lake: Arc<Lake>, feeds: Vec<Feed>) -> Ingest {
         lake,
         settings: WorkerSettings {
             records: LIMITS,
-            objects: ObjectLimits { max_object: 1 << 30, max_ratio: 500 },
+            objects: ObjectLimits { max_object: 1 << 30, max_ratio: 500, max_window: 8 << 20 },
             flush_bytes: 1 << 20,
             flush_rows: 1000,
+            max_age: Duration::from_millis(20),
             whole_bytes: 1 << 20,
         },
         pace: Pace {
@@ -170,7 +193,6 @@ pub fn ingest(lake: Arc<Lake>, feeds: Vec<Feed>) -> Ingest {
             max_messages: 100,
             message_bytes: 1 << 20,
             fetched_bytes: 1 << 20,
-            max_age: Duration::from_millis(20),
             drain: Duration::from_millis(1500),
             until_idle: Some(Duration::from_millis(400)),
         },
@@ -246,7 +268,7 @@ impl World {
                 Err(_) => {}
             }
         };
-        let queue = Arc::new(SeveredQueue { inner: self.queue.clone(), store: store.clone(), frozen, slow: Duration::ZERO });
+        let queue = Arc::new(SeveredQueue { frozen, ..SeveredQueue::over(self.queue.clone(), store.clone()) });
         let stop = CancellationToken::new();
         let (dead, stopping) = (store.clone(), stop.clone());
         let watch = tokio::spawn(async move {
@@ -338,6 +360,7 @@ async fn three_workers_in_trouble_land_every_record_once() {
                     fails_at: sometimes(0.5, 80),
                     loses_answer_at: sometimes(0.5, 80),
                     slow_ms: sometimes(0.4, 40),
+                    ..Faults::default()
                 };
                 let (frozen, fails_every) = (random.random_bool(0.3), if random.random_bool(0.3) { 3 } else { 0 });
                 let world = world.clone();

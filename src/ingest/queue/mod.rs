@@ -81,9 +81,9 @@ pub trait Queue: Send + Sync + Debug {
     /// Up to [`BATCH`] messages, as soon as there is one; none after `wait`. The queue says for how long they are hidden.
     async fn receive(&self, wait: Duration) -> Result<Vec<Message>, QueueError>;
 
-    /// Deletes messages: what became of each, in the order of `receipts`.
+    /// Deletes up to [`BATCH`] messages: what became of each, in the order of `receipts`.
     async fn delete(&self, receipts: &[String]) -> Result<Vec<Entry>, QueueError>;
 
-    /// Hides messages for `timeout` from now; zero gives them back at once. What became of each, in the order of `receipts`.
+    /// Hides up to [`BATCH`] messages for `timeout` from now; zero gives them back at once. What became of each, in the order of `receipts`.
     async fn hide(&self, receipts: &[String], timeout: Duration) -> Result<Vec<Entry>, QueueError>;
 }

@@ -9,15 +9,12 @@ use aws_sdk_sqs::types::{
     BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, MessageSystemAttributeName,
     QueueAttributeName,
 };
-use futures::{StreamExt as _, TryStreamExt as _};
 use url::Url;
 
 use super::{BATCH, Entry, Message, Queue, QueueError};
 use crate::base::aws::{Access, Failure, FailureKind};
 use crate::base::store::Permission;
 
-/// Batch requests at once: many messages land together.
-const REQUESTS: usize = 8;
 /// The longest that SQS hides a message.
 const MOST_SECONDS: u64 = 43_200;
 const RECEIVE: &str = "sqs:ReceiveMessage";
@@ -37,9 +34,12 @@ impl SqsQueue {
     pub async fn open(url: &str, access: &Access, elsewhere: bool) -> Self {
         let parsed = Url::parse(url).ok();
         let host = parsed.as_ref().and_then(Url::host_str).unwrap_or_default();
+        let at_aws = host.contains(".amazonaws.com");
+        // The address of other buckets is none of a queue of AWS.
+        let access = Access { endpoint: access.endpoint.clone().filter(|_| !at_aws), ..access.clone() };
         let config = access.resolve(region_of(host)).await;
         let mut builder = aws_sdk_sqs::config::Builder::from(&config);
-        if !host.contains(".amazonaws.com") && !elsewhere && access.endpoint.is_none() {
+        if !at_aws && !elsewhere && access.endpoint.is_none() {
             // Not AWS, and nobody says where: where its URL is.
             builder = builder.endpoint_url(parsed.map_or_else(String::new, |u| u.origin().ascii_serialization()));
         }
@@ -58,33 +58,32 @@ impl SqsQueue {
         move |error| QueueError { queue: self.url.clone(), doing, failure: Failure::from(&error) }
     }
 
-    async fn delete_batch(&self, batch: Vec<String>) -> Result<Vec<Entry>, QueueError> {
-        let count = batch.len();
-        let mut request = self.client.delete_message_batch().queue_url(&self.url);
-        for (n, receipt) in batch.into_iter().enumerate() {
-            let entry = DeleteMessageBatchRequestEntry::builder().id(n.to_string()).receipt_handle(receipt).build();
-            request = request.entries(entry.expect("id and receipt are set"));
-        }
-        let answer = request.send().await.map_err(self.failed(DELETE))?;
-        Ok(entries(count, answer.failed))
-    }
-
-    async fn hide_batch(&self, batch: Vec<String>, seconds: i32) -> Result<Vec<Entry>, QueueError> {
-        let count = batch.len();
-        let mut request = self.client.change_message_visibility_batch().queue_url(&self.url);
-        for (n, receipt) in batch.into_iter().enumerate() {
-            let entry = ChangeMessageVisibilityBatchRequestEntry::builder().id(n.to_string()).receipt_handle(receipt);
-            request = request.entries(entry.visibility_timeout(seconds).build().expect("id and receipt are set"));
-        }
-        let answer = request.send().await.map_err(self.failed(HIDE))?;
-        Ok(entries(count, answer.failed))
+    async fn receive_up_to(&self, most: usize, wait: Duration) -> Result<Vec<Message>, QueueError> {
+        let request = self.client.receive_message().queue_url(&self.url).max_number_of_messages(most as i32);
+        let request = request
+            // Whole seconds, and none is another kind of poll: it asks few of the queue's servers.
+            .wait_time_seconds(wait.as_millis().div_ceil(1000).min(20) as i32)
+            .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
+            .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
+        let answer = request.send().await.map_err(self.failed(RECEIVE))?;
+        let message = |m: aws_sdk_sqs::types::Message| {
+            let number = |name| m.attributes.as_ref().and_then(|a| a.get(&name)?.parse::<i64>().ok());
+            Message {
+                sent: number(MessageSystemAttributeName::SentTimestamp).map(|ms| ms * 1000),
+                receives: number(MessageSystemAttributeName::ApproximateReceiveCount).unwrap_or(1) as u32,
+                id: m.message_id.unwrap_or_default(),
+                receipt: m.receipt_handle.unwrap_or_default(),
+                body: m.body.unwrap_or_default(),
+            }
+        };
+        Ok(answer.messages.unwrap_or_default().into_iter().map(message).collect())
     }
 
     /// Tries each right that reading the queue needs, by IAM action. A message that it receives is given back at once.
     pub async fn permissions(&self) -> Vec<Permission> {
         let told = |error: QueueError| error.failure.to_string();
         let attributes = self.visibility_timeout().await.map(drop).map_err(told);
-        let received = match self.receive(Duration::ZERO).await {
+        let received = match self.receive_up_to(1, Duration::ZERO).await {
             Ok(messages) => {
                 let receipts: Vec<String> = messages.into_iter().map(|m| m.receipt).collect();
                 // Whether that is allowed is found out below.
@@ -148,37 +147,27 @@ impl Queue for SqsQueue {
     }
 
     async fn receive(&self, wait: Duration) -> Result<Vec<Message>, QueueError> {
-        let request = self.client.receive_message().queue_url(&self.url).max_number_of_messages(BATCH as i32);
-        let request = request
-            .wait_time_seconds(wait.as_secs().min(20) as i32)
-            .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
-            .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount);
-        let answer = request.send().await.map_err(self.failed(RECEIVE))?;
-        let message = |m: aws_sdk_sqs::types::Message| {
-            let number = |name| m.attributes.as_ref().and_then(|a| a.get(&name)?.parse::<i64>().ok());
-            Message {
-                sent: number(MessageSystemAttributeName::SentTimestamp).map(|ms| ms * 1000),
-                receives: number(MessageSystemAttributeName::ApproximateReceiveCount).unwrap_or(1) as u32,
-                id: m.message_id.unwrap_or_default(),
-                receipt: m.receipt_handle.unwrap_or_default(),
-                body: m.body.unwrap_or_default(),
-            }
-        };
-        Ok(answer.messages.unwrap_or_default().into_iter().map(message).collect())
+        self.receive_up_to(BATCH, wait).await
     }
 
     async fn delete(&self, receipts: &[String]) -> Result<Vec<Entry>, QueueError> {
-        let answers = futures::stream::iter(batches(receipts)).map(|batch| self.delete_batch(batch));
-        Ok(answers.buffered(REQUESTS).try_collect::<Vec<_>>().await?.concat())
+        let mut request = self.client.delete_message_batch().queue_url(&self.url);
+        for (n, receipt) in receipts.iter().enumerate() {
+            let entry = DeleteMessageBatchRequestEntry::builder().id(n.to_string()).receipt_handle(receipt).build();
+            request = request.entries(entry.expect("id and receipt are set"));
+        }
+        let answer = request.send().await.map_err(self.failed(DELETE))?;
+        Ok(entries(receipts.len(), answer.failed))
     }
 
     async fn hide(&self, receipts: &[String], timeout: Duration) -> Result<Vec<Entry>, QueueError> {
         let seconds = timeout.as_secs().min(MOST_SECONDS) as i32;
-        let answers = futures::stream::iter(batches(receipts)).map(|batch| self.hide_batch(batch, seconds));
-        Ok(answers.buffered(REQUESTS).try_collect::<Vec<_>>().await?.concat())
+        let mut request = self.client.change_message_visibility_batch().queue_url(&self.url);
+        for (n, receipt) in receipts.iter().enumerate() {
+            let entry = ChangeMessageVisibilityBatchRequestEntry::builder().id(n.to_string()).receipt_handle(receipt);
+            request = request.entries(entry.visibility_timeout(seconds).build().expect("id and receipt are set"));
+        }
+        let answer = request.send().await.map_err(self.failed(HIDE))?;
+        Ok(entries(receipts.len(), answer.failed))
     }
-}
-
-fn batches(receipts: &[String]) -> Vec<Vec<String>> {
-    receipts.chunks(BATCH).map(<[String]>::to_vec).collect()
 }

@@ -3,17 +3,22 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::{StreamExt as _, stream};
 use tokio::sync::mpsc;
 
 use super::{Shared, patience};
 use crate::base::now_micros;
 use crate::ingest::acks::{Lease, MessageKey};
-use crate::ingest::queue::Entry;
+use crate::ingest::queue::{BATCH, Entry};
 
 /// Messages that are complete are deleted together with those that follow within this.
 const LINGER: Duration = Duration::from_millis(20);
 /// Messages deleted together, at most.
 const TOGETHER: usize = 500;
+/// Batch requests at once: thousands of messages may land, or be due, together.
+const REQUESTS: usize = 32;
+/// A request for longer leases is given up after this at most.
+const HIDE_PATIENCE: Duration = Duration::from_secs(10);
 /// A message that can't be deleted so often comes again; the ledger knows that it has landed.
 const DELETE_ATTEMPTS: u32 = 6;
 /// How often leases are looked at.
@@ -41,7 +46,8 @@ impl Shared {
 
     async fn delete(&self, feed: usize, mut keys: Vec<MessageKey>) {
         for attempt in 1..=DELETE_ATTEMPTS {
-            keys = self.delete_once(feed, keys).await;
+            let requests: Vec<_> = keys.chunks(BATCH).map(|batch| self.delete_batch(feed, batch.to_vec())).collect();
+            keys = stream::iter(requests).buffer_unordered(REQUESTS).concat().await;
             if keys.is_empty() {
                 return;
             }
@@ -55,9 +61,12 @@ impl Shared {
     }
 
     /// Those that are to be tried again.
-    async fn delete_once(&self, feed: usize, keys: Vec<MessageKey>) -> Vec<MessageKey> {
+    async fn delete_batch(&self, feed: usize, keys: Vec<MessageKey>) -> Vec<MessageKey> {
         let queue = &self.run.feeds[feed].queue;
         let (keys, receipts) = self.receipts(keys);
+        if keys.is_empty() {
+            return keys;
+        }
         let answers = match queue.delete(&receipts).await {
             Ok(answers) => answers,
             Err(error) => {
@@ -122,55 +131,56 @@ impl Shared {
                     Err(error) => tracing::debug!("{error}; the visibility timeout known so far holds"),
                 }
             }
-            let (due, expired) = {
-                let mut book = self.book.lock();
-                let now = Instant::now();
-                let expired = book.expire(feed, now);
-                (book.due(feed, now), expired)
-            };
-            if expired > 0 {
-                self.run.metrics.leases_lost.inc_by(expired as u64);
-                tracing::warn!(
-                    messages = expired,
-                    "leases have ended before they could be extended; whatever others do with these messages, each object lands once"
-                );
-            }
+            let due = self.book.lock().due(feed, Instant::now());
             self.extend(feed, due).await;
         }
     }
 
+    /// Batch by batch, many at once: one that fails or hangs costs its own leases a try, and no others.
     async fn extend(&self, feed: usize, due: Vec<(MessageKey, String)>) {
-        if due.is_empty() {
-            return;
-        }
-        let queue = &self.run.feeds[feed].queue;
         let timeout = *self.state[feed].visibility.lock();
+        let requests: Vec<_> = due.chunks(BATCH).map(|batch| self.extend_batch(feed, batch.to_vec(), timeout)).collect();
+        let answers: Vec<_> = stream::iter(requests).buffer_unordered(REQUESTS).collect().await;
+        if let Some(why) = answers.into_iter().flatten().next() {
+            tracing::warn!("{why}; leases could not be extended, trying again");
+            // Not as patient as others: leases are worth more tries.
+            tokio::time::sleep((timeout / 20).min(Duration::from_secs(1))).await;
+        }
+    }
+
+    /// What kept a batch of leases from being extended.
+    async fn extend_batch(&self, feed: usize, due: Vec<(MessageKey, String)>, timeout: Duration) -> Option<String> {
+        let queue = &self.run.feeds[feed].queue;
         let began = Instant::now();
-        let receipts: Vec<String> = due.iter().map(|(_, receipt)| receipt.clone()).collect();
-        // A request that hangs must not cost the leases: there is time for another.
-        let asked = tokio::time::timeout((timeout / 4).max(LOOK), queue.hide(&receipts, timeout)).await;
-        let answers = match asked {
+        let (keys, receipts): (Vec<_>, Vec<_>) = due.into_iter().unzip();
+        // There has to be time for another try.
+        let patience = (timeout / 4).clamp(LOOK, HIDE_PATIENCE);
+        let answers = match tokio::time::timeout(patience, queue.hide(&receipts, timeout)).await {
             Ok(Ok(answers)) => answers,
             Ok(Err(error)) => {
                 self.count_queue_error(&error);
-                tracing::warn!("{error}; trying again");
-                // Not as patient as others: leases are worth more tries.
-                return tokio::time::sleep((timeout / 20).min(Duration::from_secs(1))).await;
+                return Some(error.to_string());
             }
-            Err(_) => return tracing::warn!(queue = queue.url(), messages = due.len(), "extending leases takes too long; trying again"),
+            Err(_) => return Some(format!("queue {}: no answer within {patience:.1?}", queue.url())),
         };
+        let (mut lost, mut failed) = (0, None);
         let mut book = self.book.lock();
-        for ((key, receipt), answer) in due.into_iter().zip(answers) {
+        for ((key, receipt), answer) in keys.into_iter().zip(receipts).zip(answers) {
             match answer {
                 Entry::Done => book.extended(&key, &receipt, Lease::new(began, timeout)),
-                Entry::Lost => {
-                    if book.lost(&key, &receipt) {
-                        self.run.metrics.leases_lost.inc();
-                    }
-                }
-                Entry::Failed(message) => tracing::debug!(message = key.id, "its lease was not extended: {message}; trying again"),
+                Entry::Lost => lost += u64::from(book.lost(&key, &receipt)),
+                Entry::Failed(message) => failed = Some(format!("queue {}: message {}: {message}", queue.url(), key.id)),
             }
         }
+        drop(book);
+        if lost > 0 {
+            self.run.metrics.leases_lost.inc_by(lost);
+            tracing::warn!(
+                messages = lost,
+                "leases had ended before they could be extended; whatever others do with these messages, each object lands once"
+            );
+        }
+        failed
     }
 
     /// Waits until every message that is complete is deleted.
@@ -189,8 +199,10 @@ impl Shared {
             if keys.is_empty() {
                 continue;
             }
-            if let Err(error) = of.queue.hide(&receipts, Duration::ZERO).await {
-                tracing::warn!("{error}; the messages come again when their leases end");
+            let requests: Vec<_> = receipts.chunks(BATCH).map(|batch| of.queue.hide(batch, Duration::ZERO)).collect();
+            let answers: Vec<_> = stream::iter(requests).buffer_unordered(REQUESTS).collect().await;
+            if let Some(error) = answers.iter().find_map(|answer| answer.as_ref().err()) {
+                tracing::warn!("{error}; messages come again when their leases end");
             }
             released += keys.len();
             let mut book = self.book.lock();

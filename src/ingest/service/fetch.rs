@@ -193,6 +193,9 @@ impl Shared {
         failure: Failure,
     ) -> Option<Ready> {
         self.count_fetch_error(failure.kind);
+        if names_nothing(&failure, announced) {
+            return self.unread(job, feed, announced, Reason::InvalidMessage, &format!("no object can have this name: {failure}")).await;
+        }
         if failure.kind == FailureKind::NotFound && !failure.message.starts_with("NoSuchBucket") {
             job.misses += 1;
             if job.misses < MISSES {
@@ -200,20 +203,22 @@ impl Shared {
                 self.later(vec![job], delay);
                 return None;
             }
-            return self.missing(job, feed, announced, &failure).await;
+            let why = format!("announced, and not there at {MISSES} tries: {failure}");
+            return self.unread(job, feed, announced, Reason::Missing, &why).await;
         }
         self.read_failed(job, feed, &wanted.location(), &failure).await;
         None
     }
 
-    async fn missing(self: &Arc<Self>, job: Job, feed: usize, announced: &Announced, failure: &Failure) -> Option<Ready> {
-        let Announced { bucket, key, etag, size, .. } = announced.clone();
-        let etag = etag.unwrap_or_default();
-        let id = ObjectId::of_unread(Reason::Missing.code(), &bucket, &key, &etag);
-        let message = format!("s3://{bucket}/{key}: announced, and not there at {MISSES} tries: {failure}");
+    /// An object that there is nothing to read of becomes a reject.
+    async fn unread(self: &Arc<Self>, job: Job, feed: usize, announced: &Announced, reason: Reason, why: &str) -> Option<Ready> {
+        let Announced { bucket, key, etag, size, version, .. } = announced.clone();
+        let etag = etag.or(version).unwrap_or_default();
+        let id = ObjectId::of_unread(reason.code(), &bucket, &key, &etag);
+        let message = format!("s3://{bucket}/{key}: {why}");
         tracing::warn!("{message}; it becomes a reject");
         let object = self.object(feed, id, Some(bucket), key, etag, size.unwrap_or(0), None);
-        self.admit_object(job, object, Content::Reject { reason: Reason::Missing, message, payload: None }, None, None).await
+        self.admit_object(job, object, Content::Reject { reason, message, payload: None }, None, None).await
     }
 
     /// An object can't be read: soon again, later again, given up for now, or reason to stop.
@@ -222,10 +227,16 @@ impl Shared {
         let state = &self.state[feed];
         job.failures += 1;
         let first = *job.first_failure.get_or_insert_with(Instant::now);
+        // The same answer for every object of the source, or for this one alone.
         let refused = matches!(failure.kind, FailureKind::Denied | FailureKind::NotFound | FailureKind::Wrong);
+        let is_final = refused || failure.kind == FailureKind::Unreadable;
+        job.refusals += u32::from(is_final);
         let advice = match failure.kind {
             FailureKind::Denied => "allow s3:GetObject (and kms:Decrypt, for keys of KMS) on it to the role that reads this source",
             FailureKind::NotFound => "check the bucket's name, its region and its endpoint",
+            FailureKind::Unreadable => {
+                "restore it if it is archived; what is encrypted with a key that the reader has to bring can't be read"
+            }
             FailureKind::Wrong => "check the source's region and endpoint",
             _ => "it is tried again",
         };
@@ -234,7 +245,7 @@ impl Shared {
             self.run.metrics.tell(&of.source.id, Some(format!("{location}: {failure}; {advice}")));
         }
         let others_are_read = state.last_read.lock().is_some_and(|at| at > first);
-        let give_up = if refused { job.failures >= REFUSALS } else { job.failures >= FAILURES && others_are_read };
+        let give_up = if is_final { job.refusals >= REFUSALS } else { job.failures >= FAILURES && others_are_read };
         if !give_up {
             let delay = patience(job.failures);
             return self.later(vec![job], delay);
@@ -255,7 +266,13 @@ impl Shared {
         self.given_up.fetch_add(1, Ordering::Relaxed);
         let messages = self.book.lock().give_up(job.no);
         tracing::error!(messages = messages.len(), "{location}: given up for now; its messages stay in their queue and come again");
-        self.run.metrics.released.inc_by(messages.len() as u64);
+        self.run.metrics.given_up.inc();
         self.lighter.notify_waiters();
     }
+}
+
+/// Whether no object can be what the notice names: it is S3 that says so.
+fn names_nothing(failure: &Failure, announced: &Announced) -> bool {
+    let version = announced.version.is_some() && failure.message.to_lowercase().contains("version id");
+    failure.message.starts_with("KeyTooLongError") || (failure.message.starts_with("InvalidArgument") && version)
 }

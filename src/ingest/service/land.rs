@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, mpsc};
@@ -23,8 +23,6 @@ struct Holding {
     worker: Worker,
     /// What is in it, and in it alone.
     jobs: HashMap<ObjectId, Job>,
-    /// When the oldest of these came in.
-    since: Option<Instant>,
     /// The last hurry that was heeded.
     hurried: u64,
     /// Flushes in a row that failed.
@@ -41,17 +39,17 @@ impl Shared {
     pub(super) fn work_all(self: Arc<Self>, ready: &Mutex<mpsc::Receiver<Ready>>) {
         let _stops_all = self.stop.clone().drop_guard();
         let hurried = self.hurry.load(Ordering::Relaxed);
-        let mut holding = Holding { worker: self.new_worker(), jobs: HashMap::new(), since: None, hurried, failures: 0 };
+        let mut holding = Holding { worker: self.new_worker(), jobs: HashMap::new(), hurried, failures: 0 };
         loop {
-            let old = holding.since.map_or(LOOK, |since| self.run.pace.max_age.saturating_sub(since.elapsed()));
+            let wait = holding.worker.time_left().unwrap_or(LOOK).min(LOOK);
             let next = async { ready.lock().await.recv().await };
-            match Handle::current().block_on(async { tokio::time::timeout(old.min(LOOK), next).await }) {
+            match Handle::current().block_on(async { tokio::time::timeout(wait, next).await }) {
                 Ok(Some(found)) => self.work(&mut holding, found),
                 Ok(None) => break,
                 Err(_) => {}
             }
             let hurry = self.hurry.load(Ordering::Relaxed);
-            let is_old = holding.since.is_some_and(|since| since.elapsed() >= self.run.pace.max_age);
+            let is_old = holding.worker.time_left().is_some_and(|left| left.is_zero());
             if is_old || hurry != std::mem::replace(&mut holding.hurried, hurry) {
                 self.flush(&mut holding);
             }
@@ -63,7 +61,6 @@ impl Shared {
         let Ready { job, object, content, log_type, room } = found;
         let (id, location) = (object.id, object.location());
         holding.jobs.insert(id, job);
-        holding.since.get_or_insert_with(Instant::now);
         let worked = match content {
             Content::Input(input) => holding.worker.work(object, input, Place::START, log_type),
             Content::Reject { reason, message, payload } => {
@@ -122,16 +119,12 @@ impl Shared {
         }
         let stale: Vec<Job> = flushed.stale.into_iter().filter_map(&mut take).collect();
         self.later(stale, Duration::ZERO);
-        if holding.jobs.is_empty() {
-            holding.since = None;
-        }
     }
 
     /// The lake could not be written. What the batch held is decoded again: whether it landed all the same, the ledger tells.
     fn landing_failed(self: &Arc<Self>, holding: &mut Holding, error: BatchError) {
         self.account(holding);
         holding.worker = self.new_worker();
-        holding.since = None;
         holding.failures += 1;
         self.run.metrics.flush_errors.inc();
         self.run.metrics.tell("lake", Some(error.to_string()));

@@ -39,6 +39,8 @@ use crate::table::Lake;
 
 /// What a message costs in memory besides its body.
 const MESSAGE_OVERHEAD: usize = 2 << 10;
+/// And each thing that it brings.
+const ITEM_OVERHEAD: usize = 1 << 10;
 /// Kept from a stop's deadline for giving back what has not landed.
 const RELEASE_TIME: Duration = Duration::from_secs(3);
 
@@ -78,8 +80,6 @@ pub struct Pace {
     pub message_bytes: usize,
     /// Bytes of fetched objects that wait to be decoded.
     pub fetched_bytes: usize,
-    /// A batch is landed when its oldest object has waited this long.
-    pub max_age: Duration,
     /// How long a stop may take.
     pub drain: Duration,
     /// Ends the run when nothing was received and nothing held for this long.
@@ -147,6 +147,8 @@ struct Job {
     misses: u32,
     /// How often reading it failed otherwise.
     failures: u32,
+    /// How often of these it was refused.
+    refusals: u32,
     first_failure: Option<Instant>,
 }
 
@@ -159,6 +161,18 @@ enum What {
     Body(usize, BodyObject),
     /// What became a reject, unread.
     Reject(usize, RejectedObject),
+}
+
+impl What {
+    /// What it costs in memory while it is held, besides its message: its names, in the book twice.
+    fn weight(&self) -> usize {
+        let text = match self {
+            Self::Announced(_, a) => a.bucket.len() + a.key.len() + a.literal_key.as_ref().map_or(0, String::len),
+            Self::Body(..) => 0,
+            Self::Reject(_, r) => r.key.len() + r.message.len() + r.payload.as_ref().map_or(0, Bytes::len),
+        };
+        ITEM_OVERHEAD + 2 * text
+    }
 }
 
 /// A message's body as an object.

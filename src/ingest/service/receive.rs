@@ -140,8 +140,9 @@ impl Shared {
         let items = self.items(feed, &message);
         let mut book = self.book.lock();
         for what in items {
+            book.weigh(&key, what.weight());
             match book.wait_for(&key, what) {
-                Some(no) => _ = self.jobs.send(Job { no, misses: 0, failures: 0, first_failure: None }),
+                Some(no) => _ = self.jobs.send(Job { no, misses: 0, failures: 0, refusals: 0, first_failure: None }),
                 None => _ = self.run.metrics.duplicates.inc(),
             }
         }
@@ -154,7 +155,11 @@ impl Shared {
     fn items(&self, feed: usize, message: &Message) -> Vec<What> {
         let queue = self.run.feeds[feed].queue.url();
         match notice::read(&message.body) {
-            Notice::Objects(announced) => announced.into_iter().filter_map(|a| self.announced(feed, a, message)).collect(),
+            Notice::Objects { created, malformed } => {
+                let mut items = self.announced_all(feed, created, message);
+                items.extend(malformed.map(|why| self.malformed(feed, message, &why)));
+                items
+            }
             Notice::Records(text) => {
                 let (hash, id) = self.identity(feed, &text);
                 vec![What::Body(feed, BodyObject { hash, id, sent: message.sent, bytes: text.into_bytes().into() })]
@@ -173,24 +178,26 @@ impl Shared {
                 self.run.metrics.ignored.inc();
                 Vec::new()
             }
-            Notice::Malformed(why) => {
-                tracing::warn!(queue, message = message.id, "{why}; the message becomes a reject");
-                let (hash, id) = self.identity(feed, &message.body);
-                vec![What::Reject(
-                    feed,
-                    RejectedObject {
-                        id,
-                        reason: Reason::InvalidMessage,
-                        message: format!("{queue}: message {}: {why}", message.id),
-                        bucket: None,
-                        key: queue.to_owned(),
-                        etag: hash,
-                        sent: message.sent,
-                        payload: Some(message.body.clone().into_bytes().into()),
-                    },
-                )]
-            }
+            Notice::Malformed(why) => vec![self.malformed(feed, message, &why)],
         }
+    }
+
+    /// A message, or some of its entries, that can't be read: one reject, with the whole body.
+    fn malformed(&self, feed: usize, message: &Message, why: &str) -> What {
+        let queue = self.run.feeds[feed].queue.url();
+        tracing::warn!(queue, message = message.id, "{why}; that becomes a reject, with the message's body");
+        let (etag, id) = self.identity(feed, &message.body);
+        let rejected = RejectedObject {
+            id,
+            reason: Reason::InvalidMessage,
+            message: format!("{queue}: message {}: {why}", message.id),
+            bucket: None,
+            key: queue.to_owned(),
+            etag,
+            sent: message.sent,
+            payload: Some(message.body.clone().into_bytes().into()),
+        };
+        What::Reject(feed, rejected)
     }
 
     /// The hash and the object id of a message's body.
@@ -200,37 +207,38 @@ impl Shared {
         (hash.to_string(), id.0)
     }
 
-    fn announced(&self, feed: usize, announced: Announced, message: &Message) -> Option<What> {
+    fn announced_all(&self, feed: usize, announced: Vec<Announced>, message: &Message) -> Vec<What> {
         let source = &self.run.feeds[feed].source;
-        if source.buckets.contains(&announced.bucket) {
-            if is_no_log(&announced.key) {
-                self.run.metrics.skipped.inc();
-                return None;
-            }
-            return Some(What::Announced(feed, announced));
+        let (listed, foreign): (Vec<_>, Vec<_>) = announced.into_iter().partition(|a| source.buckets.contains(&a.bucket));
+        if let Some(Announced { bucket, key, .. }) = foreign.first() {
+            tracing::warn!(
+                source = source.id,
+                message = message.id,
+                objects = foreign.len(),
+                "s3://{bucket}/{key}: not fetched, because the source doesn't list this bucket; each object becomes a reject"
+            );
         }
+        let (logs, others): (Vec<_>, Vec<_>) = listed.into_iter().partition(|a| !is_no_log(&a.key));
+        self.run.metrics.skipped.inc_by(others.len() as u64);
+        let logs = logs.into_iter().map(|a| What::Announced(feed, a));
+        logs.chain(foreign.into_iter().map(|a| self.foreign(feed, a, message))).collect()
+    }
+
+    fn foreign(&self, feed: usize, announced: Announced, message: &Message) -> What {
+        let source = &self.run.feeds[feed].source;
         let Announced { bucket, key, etag, .. } = announced;
-        tracing::warn!(
-            source = source.id,
-            "s3://{bucket}/{key}: not fetched, because the source doesn't list this bucket; it becomes a reject"
-        );
         let etag = etag.unwrap_or_default();
-        Some(What::Reject(
-            feed,
-            RejectedObject {
-                id: ObjectId::of_unread(Reason::ForeignBucket.code(), &bucket, &key, &etag).0,
-                reason: Reason::ForeignBucket,
-                message: format!(
-                    "s3://{bucket}/{key}: not fetched: source {} lists {}; add the bucket to it if it is yours",
-                    source.id,
-                    if source.buckets.is_empty() { "no bucket".to_owned() } else { source.buckets.join(", ") }
-                ),
-                bucket: Some(bucket),
-                key,
-                etag,
-                sent: message.sent,
-                payload: None,
-            },
-        ))
+        let lists = if source.buckets.is_empty() { "no bucket".to_owned() } else { source.buckets.join(", ") };
+        let rejected = RejectedObject {
+            id: ObjectId::of_unread(Reason::ForeignBucket.code(), &bucket, &key, &etag).0,
+            reason: Reason::ForeignBucket,
+            message: format!("s3://{bucket}/{key}: not fetched: source {} lists {lists}; add the bucket to it if it is yours", source.id),
+            bucket: Some(bucket),
+            key,
+            etag,
+            sent: message.sent,
+            payload: None,
+        };
+        What::Reject(feed, rejected)
     }
 }

@@ -28,7 +28,7 @@ fn decode(decoder: &mut Decoder, bytes: &[u8], step: usize) -> (Counts, Vec<Reje
 
 fuzz_target!(|bytes: &[u8]| {
     let Some((&step, stored)) = bytes.split_first() else { return };
-    let mut inflater = Inflater::new(ObjectLimits { max_object: 1 << 20, max_ratio: 1000 }, 1 << 20);
+    let mut inflater = Inflater::new(ObjectLimits { max_object: 1 << 20, max_ratio: 1000, max_window: 8 << 20 }, 1 << 20);
     let Ok(Some(inflated)) = inflater.whole(stored) else { return };
     let mut decoder = Decoder::new(&Catalog::embedded(), LIMITS);
     let whole = decode(&mut decoder, inflated, inflated.len());
