@@ -442,6 +442,8 @@ impl Stages {
         // A poll that is cut off may have been given messages, which then stay hidden: the polls get a moment.
         let polls = Duration::from_secs(2).min(shared.run.pace.drain / 4);
         let _ = tokio::time::timeout(polls, join(&mut self.receivers)).await;
+        // Else one would receive what is given back now.
+        self.receivers.iter().for_each(JoinHandle::abort);
         let released = tokio::time::timeout_at(deadline, shared.release_all()).await.unwrap_or_default();
         self.deleters.iter().for_each(JoinHandle::abort);
         self.gauges.abort();
