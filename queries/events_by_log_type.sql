@@ -1,4 +1,5 @@
 -- title: Events by log type and day
+-- param: since time = 30d: only what happened after this; a time, or how long ago
 -- How many rows each log type has on each day, and whether every row id stands once.
 SELECT
   p_log_type AS log_type,
@@ -6,5 +7,6 @@ SELECT
   count(*) AS events,
   count(*) = count(DISTINCT p_row_id) AS each_once
 FROM all_logs
+WHERE p_event_time >= $since
 GROUP BY p_log_type, date_trunc('day', p_event_time)
 ORDER BY log_type, day

@@ -1,11 +1,14 @@
 -- title: Top talkers
+-- param: since time = 30d: only what happened after this; a time, or how long ago
+-- param: limit integer = 20: how many addresses
 -- The client addresses with the most requests, and how many of these were refused.
 SELECT
   ClientIP AS client,
   max(ClientCountry) AS country,
   count(*) AS requests,
-  sum(CASE WHEN EdgeResponseStatus = 403 THEN 1 ELSE 0 END) AS refused
+  count(*) FILTER (WHERE EdgeResponseStatus = 403) AS refused
 FROM cloudflare_httprequest
+WHERE p_event_time >= $since
 GROUP BY ClientIP
 ORDER BY requests DESC, client
-LIMIT 5
+LIMIT $limit

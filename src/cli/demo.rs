@@ -15,16 +15,10 @@ use crate::base::new_uuid;
 use crate::config;
 use crate::generate::{Dataset, Spec, Timestamps};
 use crate::ingest::backfill::{Sources, Summary};
-use crate::query::Format;
+use crate::query::{Expanded, Format};
 
-/// The questions that the demo asks.
-const QUESTIONS: [(&str, &str); 5] = [
-    ("queries/events_by_log_type.sql", include_str!("../../queries/events_by_log_type.sql")),
-    ("queries/cache_ratio_by_host.sql", include_str!("../../queries/cache_ratio_by_host.sql")),
-    ("queries/top_talkers.sql", include_str!("../../queries/top_talkers.sql")),
-    ("queries/blocked_by_rule.sql", include_str!("../../queries/blocked_by_rule.sql")),
-    ("queries/rejects_by_reason.sql", include_str!("../../queries/rejects_by_reason.sql")),
-];
+/// The saved queries that the demo asks.
+const QUESTIONS: [&str; 5] = ["events_by_log_type", "cache_ratio_by_host", "top_talkers", "blocked_by_rule", "rejects_by_reason"];
 
 /// Shares of the three datasets, in tenths.
 const SHARES: [(Dataset, u64); 3] = [(Dataset::HttpRequest, 7), (Dataset::Firewall, 2), (Dataset::Spectrum, 1)];
@@ -61,11 +55,14 @@ pub async fn run(arguments: DemoArguments, mut settings: Settings) -> anyhow::Re
     let second = land_folder(&settings, &logs).await?;
     say("4. Five questions out of queries/\n")?;
     let session = query::open(&settings).await?;
-    for (name, sql) in QUESTIONS {
-        let title = sql.lines().next().and_then(|l| l.strip_prefix("-- title: ")).unwrap_or(name);
+    for name in QUESTIONS {
+        let saved = query::saved(name)?;
         let began = Instant::now();
-        say(&format!("{title} ({name})"))?;
-        query::print(&session, sql, Format::Table).await?;
+        say(&format!("{} (flarelake query -f {name} -p since=2026-01-01 …)", saved.title))?;
+        let limited = saved.parameters.iter().any(|p| p.name == "limit");
+        let given = [("since", "2026-01-01"), ("limit", "5")].into_iter().take(if limited { 2 } else { 1 });
+        let given: Vec<_> = given.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        query::print(&session, &saved.sql, &saved.arguments(&given)?, Format::Table(Expanded::Off), output::stdout()).await?;
         say(&format!("{} ms\n", began.elapsed().as_millis()))?;
     }
     let whole = first.total_rows() + first.total_rejects() == arguments.rows && first.total_rejects() == broken && second.landed == 0;

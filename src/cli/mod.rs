@@ -10,6 +10,7 @@ mod output;
 mod parts;
 mod progress;
 mod query;
+mod shell;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,7 +1,7 @@
 //! The only writer to stdout.
 
 use std::fmt::Display;
-use std::io::{self, BufWriter, StdoutLock, Write};
+use std::io::{self, BufWriter, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Set when nobody reads our stdout any more. Kept apart from the error, which on its way up may be wrapped
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 static READER_GONE: AtomicBool = AtomicBool::new(false);
 
 /// Stdout, which notices that its reader has gone.
-pub struct Stdout(StdoutLock<'static>);
+pub struct Stdout(io::Stdout);
 
 impl Write for Stdout {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -29,7 +29,7 @@ fn note(error: &io::Error) {
 
 /// Stdout, buffered.
 pub fn stdout() -> BufWriter<Stdout> {
-    BufWriter::with_capacity(1 << 16, Stdout(io::stdout().lock()))
+    BufWriter::with_capacity(1 << 16, Stdout(io::stdout()))
 }
 
 /// Whether whoever read our output has seen enough: no failure of ours.

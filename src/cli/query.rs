@@ -1,34 +1,43 @@
 //! `flarelake query`: SQL over the lake.
 
-use std::path::PathBuf;
+use std::io::{self, IsTerminal as _, Read as _, Write};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use clap::Args;
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use futures::StreamExt as _;
 
-use super::{End, Settings, Usage, output};
+use super::{End, Settings, Usage, output, shell};
 use crate::base::store::Store;
-use crate::query::{Format, QueryError, Renderer, Session};
+use crate::query::{Expanded, Format, QueryError, Renderer, SavedError, SavedQuery, Session, Value, built_in, split};
 
 /// What to ask.
 #[derive(Debug, Args)]
 pub struct QueryArguments {
-    /// The statement; it can only read
+    /// The statement; it can only read. Without one: a shell, or the statements of standard input
     #[arg(value_name = "SQL", conflicts_with = "file")]
     sql: Option<String>,
-    /// Read the statement from a file
+    /// Read the statement from a file, or take a saved query by its name
     #[arg(short, long, value_name = "FILE")]
-    file: Option<PathBuf>,
+    file: Option<String>,
+    /// What $NAME stands for in the statement; may be repeated
+    #[arg(short, long = "param", value_name = "NAME=VALUE", value_parser = name_and_value)]
+    parameters: Vec<(String, String)>,
+    /// List the saved queries, with what they answer and what can be given to them
+    #[arg(long, conflicts_with_all = ["sql", "file", "parameters"])]
+    list: bool,
     /// The form of the result
     #[arg(long, value_enum, default_value_t = FormatName::Table)]
     format: FormatName,
+    /// Write the result to a file, which is there when it is whole
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
 }
 
 /// [`Format`] as the command line names it.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum FormatName {
-    /// Columns in a frame
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FormatName {
+    /// Columns in a frame; records where these are wider than the terminal
     Table,
     /// One JSON array
     Json,
@@ -36,28 +45,100 @@ enum FormatName {
     Ndjson,
     /// Comma-separated, with a header
     Csv,
+    /// A Parquet file
+    Parquet,
 }
 
-impl From<FormatName> for Format {
-    fn from(name: FormatName) -> Self {
-        match name {
-            FormatName::Table => Self::Table,
-            FormatName::Json => Self::Json,
-            FormatName::Ndjson => Self::Ndjson,
-            FormatName::Csv => Self::Csv,
+impl FormatName {
+    /// The format; `expanded` is for tables.
+    pub fn format(self, expanded: Expanded) -> Format {
+        match self {
+            Self::Table => Format::Table(expanded),
+            Self::Json => Format::Json,
+            Self::Ndjson => Format::Ndjson,
+            Self::Csv => Format::Csv,
+            Self::Parquet => Format::Parquet,
         }
     }
 }
 
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write it NAME=VALUE")?;
+    Ok((name.trim_start_matches('$').to_owned(), value.to_owned()))
+}
+
 pub async fn run(arguments: QueryArguments, settings: Settings) -> anyhow::Result<End> {
-    let sql = match (arguments.sql, arguments.file) {
-        (Some(sql), _) => sql,
-        (None, Some(path)) => std::fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?,
-        (None, None) => return Err(Usage("give a statement, or a file with -f".to_owned()).into()),
+    if arguments.list {
+        output::say(listing(&built_in()))?;
+        return Ok(End::Done);
+    }
+    let to_terminal = arguments.output.is_none() && io::stdout().is_terminal();
+    if arguments.format == FormatName::Parquet && to_terminal {
+        return Err(Usage("--format parquet writes bytes: name a file with -o".to_owned()).into());
+    }
+    let statements = match (&arguments.sql, &arguments.file) {
+        (Some(sql), _) => vec![bound(sql, &arguments.parameters)?],
+        (None, Some(file)) => {
+            let saved = saved(file)?;
+            let values = saved.arguments(&arguments.parameters).map_err(wrong)?;
+            vec![(saved.sql, values)]
+        }
+        (None, None) if io::stdin().is_terminal() => return shell::run(settings).await,
+        (None, None) => {
+            let mut text = String::new();
+            io::stdin().read_to_string(&mut text).context("can't read standard input")?;
+            split(&text).iter().map(|sql| bound(sql, &arguments.parameters)).collect::<anyhow::Result<_>>()?
+        }
     };
+    if statements.is_empty() {
+        return Err(Usage("give a statement, a file with -f, or statements on standard input".to_owned()).into());
+    }
+    if statements.len() > 1 && arguments.output.is_some() {
+        return Err(Usage("-o takes the result of one statement".to_owned()).into());
+    }
     let session = open(&settings).await?;
-    print(&session, &sql, arguments.format.into()).await?;
+    let expanded = if to_terminal { shell::by_width() } else { Expanded::Off };
+    for (sql, values) in &statements {
+        match &arguments.output {
+            Some(path) => write_file(&session, sql, values, arguments.format.format(expanded), path).await?,
+            None => print(&session, sql, values, arguments.format.format(expanded), output::stdout()).await?,
+        }
+    }
     Ok(End::Done)
+}
+
+/// A statement of no saved query, with what its parameters stand for.
+fn bound(sql: &str, given: &[(String, String)]) -> anyhow::Result<(String, Vec<(String, Value)>)> {
+    // Its own comments are no header.
+    let plain = SavedQuery { parameters: Vec::new(), ..SavedQuery::parse("the statement", "")? };
+    Ok((sql.to_owned(), plain.arguments(given).map_err(wrong)?))
+}
+
+fn wrong(error: SavedError) -> anyhow::Error {
+    Usage(error.to_string()).into()
+}
+
+/// A saved query by its name, or any file.
+pub fn saved(name: &str) -> anyhow::Result<SavedQuery> {
+    if let Some(own) = built_in().into_iter().find(|q| q.name == name) {
+        return Ok(own);
+    }
+    let text =
+        std::fs::read_to_string(name).with_context(|| format!("can't read {name}, and no saved query has that name (see --list)"))?;
+    SavedQuery::parse(name, &text).map_err(wrong)
+}
+
+/// What there is to ask without writing SQL.
+pub fn listing(queries: &[SavedQuery]) -> String {
+    let mut text = String::new();
+    for query in queries {
+        text += &format!("{}: {}\n    {}\n", query.name, query.title, query.answers);
+        for parameter in &query.parameters {
+            let default = parameter.default.as_ref().map_or_else(|| " (has to be given)".to_owned(), |d| format!(" = {d}"));
+            text += &format!("    -p {} ({}){default}: {}\n", parameter.name, parameter.kind.name(), parameter.help);
+        }
+    }
+    text
 }
 
 /// A session over the configured lake.
@@ -67,13 +148,24 @@ pub async fn open(settings: &Settings) -> anyhow::Result<Session> {
     Ok(Session::open(&store, &settings.catalog, config.partition, config.memory.as_u64() as usize).await?)
 }
 
-/// Prints a statement's result to stdout.
-pub async fn print(session: &Session, sql: &str, format: Format) -> anyhow::Result<()> {
-    let mut batches = session.query(sql).await?;
-    let mut renderer = Renderer::new(format, batches.schema(), output::stdout())?;
+/// Writes a statement's result, row by row as it comes.
+pub async fn print(session: &Session, sql: &str, values: &[(String, Value)], format: Format, to: impl Write + Send) -> anyhow::Result<()> {
+    let mut batches = session.query(sql, values).await?;
+    let mut renderer = Renderer::new(format, batches.schema(), to)?;
     while let Some(batch) = batches.next().await {
         renderer.write(batch.map_err(QueryError::from)?)?;
     }
     renderer.finish()?;
+    Ok(())
+}
+
+/// Writes a file that is there whole, or not at all.
+async fn write_file(session: &Session, sql: &str, values: &[(String, Value)], format: Format, path: &Path) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let cant = || format!("can't write {}", path.display());
+    let file = tempfile::NamedTempFile::new_in(folder).with_context(cant)?;
+    print(session, sql, values, format, io::BufWriter::new(file.reopen().with_context(cant)?)).await?;
+    file.as_file().sync_all().with_context(cant)?;
+    file.persist(path).with_context(cant)?;
     Ok(())
 }

@@ -415,3 +415,15 @@ pub fn cores() -> usize {
 pub fn temporary_folder() -> PathBuf {
     std::env::temp_dir()
 }
+
+/// What long results are read in, if the environment says so.
+pub fn pager() -> Option<String> {
+    std::env::var("PAGER").ok()
+}
+
+/// Where what is remembered between runs goes; none without a home.
+pub fn state_folder() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let state = folder("XDG_STATE_HOME").or_else(|| Some(folder("HOME")?.join(".local/state")))?;
+    Some(state.join("flarelake"))
+}

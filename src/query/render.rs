@@ -1,5 +1,6 @@
-//! Results as a table to read, or as JSON or CSV to pass on. Row formats stream.
+//! Results as a table to read, or in a format to pass on. All of them stream.
 
+use std::collections::HashSet;
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -8,32 +9,40 @@ use arrow::csv;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::json::writer::{EncoderOptions, JsonArray, LineDelimited, Writer, WriterBuilder, make_encoder};
-use arrow::record_batch::RecordBatch;
-use arrow::util::display::FormatOptions;
-use arrow::util::pretty::pretty_format_batches_with_options;
+use arrow::record_batch::{RecordBatch, RecordBatchOptions};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::errors::ParquetError;
+use parquet::file::properties::WriterProperties;
+
+use super::table::{Expanded, TableWriter};
 
 /// The form of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// Columns in a frame.
-    Table,
+    /// Columns in a frame, or records where these are too wide.
+    Table(Expanded),
     /// One JSON array.
     Json,
     /// A JSON object a line.
     Ndjson,
     /// Comma-separated, with a header; lists and maps as JSON text.
     Csv,
+    /// A Parquet file.
+    Parquet,
 }
 
-enum Sink<W: Write> {
-    Table(W, Vec<RecordBatch>),
+enum Sink<W: Write + Send> {
+    Table(Box<TableWriter<W>>),
     Json(Writer<W, JsonArray>),
     Ndjson(Writer<W, LineDelimited>),
     Csv(Box<csv::Writer<W>>),
+    Parquet(Box<ArrowWriter<W>>),
 }
 
 /// Writes batches of one result.
-pub struct Renderer<W: Write> {
+pub struct Renderer<W: Write + Send> {
+    schema: SchemaRef,
     sink: Sink<W>,
 }
 
@@ -44,12 +53,23 @@ fn failed(error: ArrowError) -> io::Error {
     }
 }
 
-impl<W: Write> Renderer<W> {
+fn not_written(error: ParquetError) -> io::Error {
+    match error {
+        ParquetError::External(cause) => match cause.downcast::<io::Error>() {
+            Ok(error) => *error,
+            Err(other) => io::Error::other(other),
+        },
+        other => io::Error::other(other),
+    }
+}
+
+impl<W: Write + Send> Renderer<W> {
     /// A renderer of a result with these columns.
     pub fn new(format: Format, schema: SchemaRef, to: W) -> Result<Self, io::Error> {
+        let schema = with_names_of_their_own(&schema);
         let json = WriterBuilder::new().with_explicit_nulls(true);
         let sink = match format {
-            Format::Table => Sink::Table(to, vec![RecordBatch::new_empty(schema)]),
+            Format::Table(expanded) => Sink::Table(Box::new(TableWriter::new(&schema, expanded, to))),
             Format::Json => Sink::Json(json.build(to)),
             Format::Ndjson => Sink::Ndjson(json.build(to)),
             Format::Csv => {
@@ -58,17 +78,23 @@ impl<W: Write> Renderer<W> {
                 writer.write(&flatten(&RecordBatch::new_empty(schema.clone())).map_err(failed)?).map_err(failed)?;
                 Sink::Csv(Box::new(writer))
             }
+            Format::Parquet => {
+                let zstd = Compression::ZSTD(ZstdLevel::default());
+                let properties = WriterProperties::builder().set_compression(zstd).build();
+                Sink::Parquet(Box::new(ArrowWriter::try_new(to, schema.clone(), Some(properties)).map_err(not_written)?))
+            }
         };
-        Ok(Self { sink })
+        Ok(Self { schema, sink })
     }
 
     /// Writes a batch.
     pub fn write(&mut self, batch: RecordBatch) -> Result<(), io::Error> {
+        let rows = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+        let columns = batch.columns().to_vec();
+        let batch = RecordBatch::try_new_with_options(self.schema.clone(), columns, &rows).map_err(failed)?;
         match &mut self.sink {
-            Sink::Table(_, batches) => {
-                batches.push(batch);
-                Ok(())
-            }
+            Sink::Table(writer) => writer.write(&batch).map_err(failed),
+            Sink::Parquet(writer) => writer.write(&batch).map_err(not_written),
             Sink::Json(writer) => writer.write(&batch).map_err(failed),
             Sink::Ndjson(writer) => writer.write(&batch).map_err(failed),
             Sink::Csv(writer) => flatten(&batch).and_then(|flat| writer.write(&flat)).map_err(failed),
@@ -78,11 +104,8 @@ impl<W: Write> Renderer<W> {
     /// Writes what is held back, and the end.
     pub fn finish(self) -> Result<(), io::Error> {
         match self.sink {
-            Sink::Table(mut to, batches) => {
-                let options = FormatOptions::default().with_null("NULL");
-                let table = pretty_format_batches_with_options(&batches, &options).map_err(failed)?;
-                writeln!(to, "{table}")
-            }
+            Sink::Table(writer) => writer.finish(),
+            Sink::Parquet(writer) => writer.into_inner().map_err(not_written)?.flush(),
             Sink::Json(mut writer) => {
                 writer.finish().map_err(failed)?;
                 writeln!(writer.into_inner())
@@ -91,6 +114,18 @@ impl<W: Write> Renderer<W> {
             Sink::Csv(_) => Ok(()),
         }
     }
+}
+
+/// Two columns of one name would be one in JSON, and none in Parquet: the later ones are numbered.
+fn with_names_of_their_own(schema: &SchemaRef) -> SchemaRef {
+    let mut seen = HashSet::new();
+    let fields = schema.fields().iter().map(|field| {
+        let own = |n: usize| if n == 1 { field.name().clone() } else { format!("{}_{n}", field.name()) };
+        let name = (1..).map(own).find(|name| !seen.contains(name)).expect("numbers don't end");
+        seen.insert(name.clone());
+        Arc::new(field.as_ref().clone().with_name(name))
+    });
+    Arc::new(Schema::new(fields.collect::<Vec<_>>()))
 }
 
 /// CSV knows no lists and maps: they become JSON text.

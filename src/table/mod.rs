@@ -8,12 +8,14 @@
 //! ```
 
 mod commit;
+mod files;
 mod lake;
 mod ledger;
 mod log;
 mod spec;
 
 pub use commit::{DataFile, Landing};
+pub use files::live_files;
 pub use lake::{Lake, LandOutcome, MAX_FILE_AGE};
 pub use log::TableError;
 pub use spec::{FAILURES_TABLE, LEDGER_TABLE, TableSpec, failures_spec, ledger_spec, log_type_spec};

@@ -13,6 +13,7 @@ mod queues;
 mod notices;
 mod oracle;
 mod processes;
+mod queries;
 mod schemas;
 mod service;
 mod support;

@@ -1,0 +1,217 @@
+//! Functions of the engines that Panther's queries are written for (Snowflake, Athena), in DataFusion's words; and
+//! Panther's own time macros. Each is replaced by text before the statement is parsed.
+
+use datafusion::sql::sqlparser::dialect::Dialect;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, Word};
+
+/// Macros in macros, at most.
+const MAX_DEPTH: usize = 32;
+
+/// What a call becomes, by its arguments; none if it is none of this macro's.
+type Macro = fn(&[String]) -> Option<String>;
+
+/// Every macro, by its name in lower case, with what stands for it: README's table.
+pub const MACROS: [(&str, Macro); 30] = [
+    ("p_occurs_since", |a| Some(format!("({} >= now() - INTERVAL {})", time_column(a.get(1), a.get(2)), offset(a.first()?)))),
+    ("p_occurs_between", |a| {
+        let column = time_column(a.get(2), a.get(3));
+        Some(format!("({column} BETWEEN {} AND {})", moment(a.first()?), moment(a.get(1)?)))
+    }),
+    ("p_occurs_around", |a| {
+        let (at, by, column) = (moment(a.first()?), offset(a.get(1)?), time_column(a.get(2), a.get(3)));
+        Some(format!("({column} BETWEEN {at} - INTERVAL {by} AND {at} + INTERVAL {by})"))
+    }),
+    ("p_occurs_after", |a| Some(format!("({} >= {})", time_column(a.get(1), a.get(2)), moment(a.first()?)))),
+    ("p_occurs_before", |a| Some(format!("({} < {})", time_column(a.get(1), a.get(2)), moment(a.first()?)))),
+    ("iff", |a| three(a, |condition, yes, no| format!("CASE WHEN {condition} THEN {yes} ELSE {no} END"))),
+    ("count_if", |a| one(a, |condition| format!("count(*) FILTER (WHERE {condition})"))),
+    ("dateadd", date_add),
+    ("date_add", date_add),
+    ("timestampadd", date_add),
+    ("datediff", date_diff),
+    ("date_diff", date_diff),
+    ("timestampdiff", date_diff),
+    ("array_contains", |a| {
+        // Snowflake names the value first, DataFusion the array.
+        let [value, array] = a else { return None };
+        value.starts_with('\'').then(|| format!("array_has({array}, {value})"))
+    }),
+    ("contains", |a| {
+        // Athena's, for arrays; DataFusion's own is for text.
+        let [array, value] = a else { return None };
+        array.to_lowercase().contains("p_any_").then(|| format!("array_has({array}, {value})"))
+    }),
+    ("element_at", |a| {
+        let [array, at] = a else { return None };
+        at.bytes().all(|b| b.is_ascii_digit()).then(|| format!("array_element({array}, {at})"))
+    }),
+    ("max_by", |a| {
+        let [value, by] = a else { return None };
+        Some(format!("first_value({value} ORDER BY {by} DESC NULLS LAST)"))
+    }),
+    ("min_by", |a| {
+        let [value, by] = a else { return None };
+        Some(format!("first_value({value} ORDER BY {by} NULLS LAST)"))
+    }),
+    ("listagg", |a| {
+        let [value, between] = a else { return None };
+        Some(format!("string_agg({value}, {between})"))
+    }),
+    ("array_size", |a| one(a, |array| format!("cardinality({array})"))),
+    ("any_value", |a| one(a, |value| format!("first_value({value})"))),
+    ("arbitrary", |a| one(a, |value| format!("first_value({value})"))),
+    ("approx_count_distinct", |a| one(a, |value| format!("approx_distinct({value})"))),
+    ("from_iso8601_timestamp", |a| one(a, |text| format!("to_timestamp({text})"))),
+    ("to_timestamp_ntz", |a| one(a, |text| format!("to_timestamp({text})"))),
+    ("regexp_extract", |a| {
+        let [text, pattern] = a else { return None };
+        Some(format!("(regexp_match({text}, {pattern}))[1]"))
+    }),
+    ("zeroifnull", |a| one(a, |value| format!("coalesce({value}, 0)"))),
+    ("sysdate", |a| a.is_empty().then(|| "now()".to_owned())),
+    ("getdate", |a| a.is_empty().then(|| "now()".to_owned())),
+    ("current_timestamp", |a| a.is_empty().then(|| "now()".to_owned())),
+];
+
+fn one(arguments: &[String], told: impl Fn(&str) -> String) -> Option<String> {
+    let [only] = arguments else { return None };
+    Some(told(only))
+}
+
+fn three(arguments: &[String], told: impl Fn(&str, &str, &str) -> String) -> Option<String> {
+    let [a, b, c] = arguments else { return None };
+    Some(told(a, b, c))
+}
+
+/// `p_event_time`, of a table's alias if there is one, or another column.
+fn time_column(alias: Option<&String>, column: Option<&String>) -> String {
+    let column = column.map_or("p_event_time", |c| c.trim_matches('\''));
+    match alias.map(|a| a.trim_matches('\'')).filter(|a| !a.is_empty()) {
+        Some(alias) => format!("{alias}.{column}"),
+        None => column.to_owned(),
+    }
+}
+
+/// `'1 day'`, also from `'1d'` and such; seconds where there is no unit.
+fn offset(text: &str) -> String {
+    let inner = text.trim_matches('\'').trim();
+    let digits = inner.len() - inner.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').len();
+    let (number, unit) = inner.split_at(digits);
+    let unit = match unit.trim() {
+        "" | "s" => "seconds",
+        "m" => "minutes",
+        "h" => "hours",
+        "d" => "days",
+        "w" => "weeks",
+        other => other,
+    };
+    format!("'{number} {unit}'")
+}
+
+/// A time as it is, or a text that is one.
+fn moment(text: &str) -> String {
+    if text.starts_with('\'') { format!("CAST({text} AS TIMESTAMP WITH TIME ZONE)") } else { text.to_owned() }
+}
+
+/// `day`, `'day'` and `DAYS` are `day`.
+fn part(text: &str) -> Option<String> {
+    let part = text.trim_matches('\'').to_lowercase();
+    let part = part.strip_suffix('s').unwrap_or(&part);
+    ["microsecond", "millisecond", "second", "minute", "hour", "day", "week", "month", "quarter", "year"]
+        .contains(&part)
+        .then(|| part.to_owned())
+}
+
+fn date_add(arguments: &[String]) -> Option<String> {
+    let [unit, number, time] = arguments else { return None };
+    let (unit, number, time) = (part(unit)?, number.replace(' ', ""), moment(time));
+    let (sign, digits) = number.strip_prefix('-').map_or(('+', number.as_str()), |digits| ('-', digits));
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let (digits, unit) =
+        if unit == "quarter" { ((digits.parse::<u64>().ok()? * 3).to_string(), "month".to_owned()) } else { (digits.to_owned(), unit) };
+    Some(format!("({time} {sign} INTERVAL '{digits} {unit}')"))
+}
+
+/// How many boundaries of a unit lie between two times, as Snowflake counts.
+fn date_diff(arguments: &[String]) -> Option<String> {
+    let [unit, from, to] = arguments else { return None };
+    let (unit, from, to) = (part(unit)?, moment(from), moment(to));
+    let seconds = match unit.as_str() {
+        "second" => 1,
+        "minute" => 60,
+        "hour" => 3600,
+        "day" => 86_400,
+        "week" => 604_800,
+        _ => return None,
+    };
+    let of = |time: &str| format!("to_unixtime(date_trunc('{unit}', {time}))");
+    Some(format!("(({} - {}) / {seconds})", of(&to), of(&from)))
+}
+
+/// The statement with every macro replaced. One that can't be cut into words comes back as it is.
+pub fn translate(sql: &str, dialect: &dyn Dialect) -> String {
+    match Tokenizer::new(dialect, sql).with_unescape(false).tokenize() {
+        Ok(tokens) => replaced(&tokens, 0),
+        Err(_) => sql.to_owned(),
+    }
+}
+
+fn replaced(tokens: &[Token], depth: usize) -> String {
+    let mut text = String::new();
+    let mut at = 0;
+    while at < tokens.len() {
+        if let Token::Word(word) = &tokens[at]
+            && depth < MAX_DEPTH
+            && !after_a_period(tokens, at)
+            && let Some((call, end)) = call(tokens, at, word, depth)
+        {
+            text += &call;
+            at = end;
+            continue;
+        }
+        // `'x'::variant` is a value of any type: it has one already.
+        if tokens[at] == Token::DoubleColon
+            && let Some(Token::Word(word)) = tokens.get(at + 1)
+            && word.value.eq_ignore_ascii_case("variant")
+        {
+            at += 2;
+            continue;
+        }
+        text += &tokens[at].to_string();
+        at += 1;
+    }
+    text
+}
+
+fn after_a_period(tokens: &[Token], at: usize) -> bool {
+    at > 0 && tokens[at - 1] == Token::Period
+}
+
+/// What stands for the call that begins here, and where it ends.
+fn call(tokens: &[Token], at: usize, word: &Word, depth: usize) -> Option<(String, usize)> {
+    if word.quote_style.is_some() || tokens.get(at + 1) != Some(&Token::LParen) {
+        return None;
+    }
+    let (_, make) = MACROS.iter().find(|(name, _)| word.value.eq_ignore_ascii_case(name))?;
+    let (mut open, mut from, mut arguments) = (0, at + 2, Vec::new());
+    for (place, token) in tokens.iter().enumerate().skip(at + 1) {
+        match token {
+            Token::LParen | Token::LBracket => open += 1,
+            Token::RParen | Token::RBracket => open -= 1,
+            Token::Comma if open == 1 => {
+                arguments.push(&tokens[from..place]);
+                from = place + 1;
+            }
+            _ => {}
+        }
+        if open == 0 {
+            arguments.push(&tokens[from..place]);
+            let arguments: Vec<String> = arguments.iter().map(|a| replaced(a, depth + 1).trim().to_owned()).collect();
+            let arguments = if arguments == [""] { Vec::new() } else { arguments };
+            return Some((make(&arguments)?, place + 1));
+        }
+    }
+    None
+}
