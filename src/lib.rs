@@ -11,6 +11,7 @@
 //! | [`table`] | Delta tables: the ledger and its projections |
 //! | [`ingest`] | the record's journey, bytes to landed rows |
 //! | [`query`] | SQL over the lake |
+//! | [`search`] | one value in every table |
 //! | [`serve`] | metrics and health over HTTP |
 //! | [`generate`] | realistic synthetic logs |
 //! | [`cli`] | the command line |
@@ -29,6 +30,7 @@ pub mod schema;
 pub mod table;
 pub mod ingest;
 pub mod query;
+pub mod search;
 pub mod serve;
 pub mod generate;
 pub mod cli;

@@ -10,6 +10,7 @@ mod output;
 mod parts;
 mod progress;
 mod query;
+mod search;
 mod shell;
 
 use std::path::PathBuf;
@@ -51,6 +52,8 @@ enum Command {
     Check,
     /// Ask the lake in SQL
     Query(query::QueryArguments),
+    /// Look for an address, a network, a domain or a trace id in every table
+    Search(search::SearchArguments),
     /// Write realistic synthetic logs
     Generate(generate::GenerateArguments),
 }
@@ -113,6 +116,7 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<End> {
         Command::Backfill(own) => backfill::run(own, settings).await,
         Command::Check => check::run(settings).await,
         Command::Query(own) => query::run(own, settings).await,
+        Command::Search(own) => search::run(own, settings).await,
         Command::Generate(own) => generate::run(own),
     }
 }

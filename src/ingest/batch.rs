@@ -301,7 +301,7 @@ impl Batch {
             let spec = self.tables.spec(&table);
             let mut kept_files = Vec::new();
             for file in files {
-                let path = lake.file_path(&table, &file);
+                let path = file.location(lake.store(), &table);
                 let get = async { lake.store().objects.get(&path).await?.bytes().await };
                 let bytes = self.runtime.block_on(get).map_err(|source| BatchError::Store {
                     doing: "reading back",
@@ -343,7 +343,7 @@ impl Batch {
         let store = lake.store();
         let mut uploaded = Vec::with_capacity(files.len());
         for EncodedFile { file, bytes } in files {
-            let path = lake.file_path(table, &file);
+            let path = file.location(lake.store(), table);
             let put = store.objects.put(&path, PutPayload::from(bytes));
             self.runtime.block_on(put).map_err(|source| BatchError::Store { doing: "uploading", location: path.to_string(), source })?;
             uploaded.push(file);

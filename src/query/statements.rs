@@ -68,7 +68,12 @@ pub fn is_complete(text: &str) -> bool {
 pub fn label(statement: &mut Statement) {
     let Statement::Statement(statement) = statement else { return };
     let ast::Statement::Query(query) = statement.as_mut() else { return };
-    let SetExpr::Select(select) = query.body.as_mut() else { return };
+    let mut body = query.body.as_mut();
+    // The first of several that are united names them all.
+    while let SetExpr::SetOperation { left, .. } = body {
+        body = left.as_mut();
+    }
+    let SetExpr::Select(select) = body else { return };
     if select.distinct.is_some() {
         // What it is sorted by has to be found among its columns, by the planner's names.
         return;

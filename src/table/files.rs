@@ -2,10 +2,12 @@
 
 use deltalake::DeltaTable;
 use deltalake::kernel::LogicalFileView;
+use object_store::path::Path;
 use serde_json::Value;
 
 use super::commit::DataFile;
 use super::log::TableError;
+use crate::base::store::Store;
 
 /// Every file of a table that was opened.
 pub fn live_files(table: &DeltaTable) -> Result<Vec<DataFile>, TableError> {
@@ -27,6 +29,12 @@ fn parsed(stats: &str) -> Value {
 }
 
 impl DataFile {
+    /// Where it is in the store, as a file of `table`.
+    pub fn location(&self, store: &Store, table: &str) -> Path {
+        let table = store.root.clone().join(table);
+        table.parts().chain(Path::from(self.path.as_str()).parts()).collect()
+    }
+
     /// The least and the greatest value of a column of times, as the log tells them: RFC 3339.
     pub fn time_range(&self, column: &str) -> Option<(String, String)> {
         let stats = parsed(&self.stats);

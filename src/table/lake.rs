@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deltalake::DeltaTable;
-use object_store::path::Path;
 use parking_lot::Mutex as SyncMutex;
 use tokio::sync::Mutex;
 
@@ -86,12 +85,6 @@ impl Lake {
     /// The store that holds it.
     pub fn store(&self) -> &Store {
         &self.store
-    }
-
-    /// Where a table's file is, in the store.
-    pub fn file_path(&self, table: &str, file: &DataFile) -> Path {
-        let table = self.store.root.clone().join(table);
-        table.parts().chain(Path::from(file.path.as_str()).parts()).collect()
     }
 
     /// Whether the object had landed when the ledger was last read.

@@ -22,11 +22,12 @@ fn wrong_usage_and_configuration_exit_with_2() {
     let dir = tempfile::tempdir().expect("a folder");
     let config = dir.path().join("flarelake.toml");
     fs::write(&config, "lake = \"x\"\nmemroy = \"1GiB\"\n").expect("written");
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 7] = [
         (&["frobnicate"], "unrecognized subcommand"),
         (&["backfill"], "PATH"),
         (&["backfill", "x"], "no lake: give --lake"),
         (&["--lake", "x", "query"], "give a statement"),
+        (&["--lake", "x", "ingest"], "no source has a queue"),
         (&["--config", text(&config), "query", "select 1"], "memroy"),
         (&["--lake", text(dir.path()), "backfill", "--log-type", "Cloudflare.Nope", text(&config)], "Cloudflare.HttpRequest"),
     ];

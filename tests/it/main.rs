@@ -15,6 +15,7 @@ mod oracle;
 mod processes;
 mod queries;
 mod schemas;
+mod search;
 mod service;
 mod support;
 mod torture;

@@ -97,6 +97,7 @@ async fn names_may_be_written_in_any_case_in_every_clause() {
             "select TABLE_NAME from INFORMATION_SCHEMA.TABLES where Table_Name = 'lake_files' and TABLE_CATALOG = 'flarelake' and table_schema = 'public'",
             json!({"table_name": "lake_files"}),
         ),
+        ("select max(BOTSCORE) from cloudflare_httprequest union select 95", json!({"max(BotScore)": 95})),
         ("select count(*) as n from cloudflare_httprequest -- CLIENTIP\n where /* ; */ clientip = 'CLIENTIP'", json!({"n": 0})),
     ] {
         assert_eq!(one(&session, sql).await, expected, "{sql}");

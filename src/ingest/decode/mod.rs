@@ -6,7 +6,7 @@
 //! has touched no column.
 
 mod column;
-mod indicator;
+pub mod indicator;
 mod number;
 mod rows;
 mod time;

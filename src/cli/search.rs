@@ -1,0 +1,137 @@
+//! `flarelake search`: one value in every table.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use chrono::{DateTime, Days, NaiveDate, SecondsFormat};
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use super::output::grouped;
+use super::{End, Settings, Usage, output};
+use crate::base::now_micros;
+use crate::base::store::Store;
+use crate::search::{Found, Needle, TableHits, search};
+
+/// What tells most of a row in one line, as far as its table has it.
+const TELLING: [&str; 13] = [
+    "Action",
+    "Event",
+    "reason",
+    "ClientIP",
+    "ClientCountry",
+    "ClientRequestMethod",
+    "ClientRequestHost",
+    "ClientRequestPath",
+    "EdgeResponseStatus",
+    "RuleID",
+    "Application",
+    "RayID",
+    "object_key",
+];
+/// Days in a chart, at most: the newest.
+const WIDEST: usize = 90;
+
+/// What to search for.
+#[derive(Debug, Args)]
+pub struct SearchArguments {
+    /// An IP address in any spelling, a network (192.0.2.0/24), a host name, all below a domain (*.example.com), or a trace id
+    #[arg(value_name = "VALUE", required = true)]
+    values: Vec<String>,
+    /// How far back
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "30d")]
+    since: Duration,
+    /// How many of the newest rows to show
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    rows: usize,
+    /// The form of the result
+    #[arg(long, value_enum, default_value_t = Form::Table)]
+    format: Form,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Form {
+    /// To read
+    Table,
+    /// One JSON array with an object for each value
+    Json,
+    /// An object a line for each value
+    Ndjson,
+}
+
+pub async fn run(arguments: SearchArguments, settings: Settings) -> anyhow::Result<End> {
+    let needles = arguments.values.iter().map(|text| Needle::parse(text)).collect::<Result<Vec<_>, _>>();
+    let needles = needles.map_err(|e| Usage(e.to_string()))?;
+    let store = Store::open(settings.config.lake()?, &settings.config.reach()).await?;
+    let since = now_micros().saturating_sub(i64::try_from(arguments.since.as_micros()).unwrap_or(i64::MAX));
+    let mut answers = Vec::new();
+    for needle in &needles {
+        let found = search(&store, &settings.catalog, needle, since, arguments.rows).await?;
+        match arguments.format {
+            Form::Table => output::say(shown(needle, &found, &arguments.since)?)?,
+            Form::Json => answers.push(told(needle, &found)),
+            Form::Ndjson => writeln!(output::stdout(), "{}", told(needle, &found))?,
+        }
+    }
+    if matches!(arguments.format, Form::Json) {
+        writeln!(output::stdout(), "{}", Value::Array(answers))?;
+    }
+    Ok(End::Done)
+}
+
+fn time(micros: i64) -> String {
+    DateTime::from_timestamp_micros(micros).map_or_else(String::new, |t| t.to_rfc3339_opts(SecondsFormat::AutoSi, true))
+}
+
+/// For machines.
+fn told(needle: &Needle, found: &Found) -> Value {
+    let table = |t: &TableHits| {
+        let days: Vec<Value> = t.days.iter().map(|(day, rows)| json!({"day": day.to_string(), "rows": rows})).collect();
+        json!({"table": t.table, "rows": t.rows, "first_seen": time(t.times.0), "last_seen": time(t.times.1), "days": days})
+    };
+    let newest: Vec<Value> = found.newest.iter().map(|row| json!({"table": row.table, "row": row.row})).collect();
+    json!({"value": needle.text, "tables": found.tables.iter().map(table).collect::<Vec<_>>(), "newest": newest,
+        "files": found.files, "bytes_read": found.bytes_read, "bytes_total": found.bytes_total})
+}
+
+/// For people.
+fn shown(needle: &Needle, found: &Found, since: &Duration) -> Result<String, std::fmt::Error> {
+    let mut text = String::new();
+    if found.tables.is_empty() {
+        writeln!(text, "{}: not seen within {}", needle.text, humantime::format_duration(*since))?;
+    } else {
+        writeln!(text, "{}", needle.text)?;
+    }
+    let longest = found.tables.iter().map(|t| t.table.len()).max().unwrap_or_default();
+    let last_day = found.tables.iter().filter_map(|t| t.days.keys().next_back()).max().copied().unwrap_or_default();
+    let first_day = found.tables.iter().filter_map(|t| t.days.keys().next()).min().copied().unwrap_or_default();
+    for t in &found.tables {
+        let name = format!("{:longest$}", t.table);
+        writeln!(text, "  {name}  {:>9} rows  {} to {}", grouped(t.rows), time(t.times.0), time(t.times.1))?;
+        if std::io::stdout().is_terminal() {
+            writeln!(text, "  {:longest$}  {}  by day, {first_day} to {last_day}", "", chart(t, first_day, last_day))?;
+        }
+    }
+    for row in &found.newest {
+        let value = |name: &&str| {
+            let value = row.row.get(*name)?;
+            Some(format!("{name}={}", value.as_str().map_or_else(|| value.to_string(), |s| s.escape_debug().to_string())))
+        };
+        let at = row.row.get("p_event_time").and_then(Value::as_str).unwrap_or_default();
+        writeln!(text, "  {at}  {}  {}", row.table, TELLING.iter().filter_map(value).collect::<Vec<_>>().join(" "))?;
+    }
+    let share = 100.0 * found.bytes_read as f64 / found.bytes_total.max(1) as f64;
+    writeln!(text, "  read {} of {} bytes ({share:.2} %) in {} files", grouped(found.bytes_read), grouped(found.bytes_total), found.files)?;
+    Ok(text)
+}
+
+/// A bar a day.
+fn chart(table: &TableHits, first: NaiveDate, last: NaiveDate) -> String {
+    const BARS: [char; 9] = ['·', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let most = table.days.values().max().copied().unwrap_or(1).max(1);
+    let days = (last - first).num_days().unsigned_abs() as usize + 1;
+    let first = first.checked_add_days(Days::new(days.saturating_sub(WIDEST) as u64)).unwrap_or(first);
+    let bar = |day: NaiveDate| BARS[(table.days.get(&day).copied().unwrap_or(0) * 8).div_ceil(most) as usize];
+    first.iter_days().take_while(|day| *day <= last).map(bar).collect()
+}

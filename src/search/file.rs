@@ -1,0 +1,180 @@
+//! One file searched: its footer, 32 bytes of each bloom filter, and only where these say "perhaps" the list itself.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arrow::array::{Array as _, AsArray as _};
+use arrow::datatypes::TimestampMicrosecondType;
+use arrow::record_batch::RecordBatch;
+use bytes::Bytes;
+use futures::TryStreamExt as _;
+use futures::future::{BoxFuture, FutureExt as _, try_join_all};
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt as _};
+use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection};
+use parquet::arrow::async_reader::AsyncFileReader;
+use parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask};
+use parquet::errors::{ParquetError, Result};
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
+
+use super::bloom;
+use super::needle::Needle;
+use crate::schema::Standard;
+
+/// What is read at a file's end in the hope that the footer is in it.
+const FOOTER_GUESS: usize = 48 << 10;
+const DAY: i64 = 86_400_000_000;
+
+/// A file, and how much of it was read.
+#[derive(Debug, Clone)]
+pub struct Metered {
+    /// Where it is.
+    pub store: Arc<dyn ObjectStore>,
+    /// Its path there.
+    pub path: Path,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes read so far, of all files.
+    pub read: Arc<AtomicU64>,
+}
+
+impl AsyncFileReader for Metered {
+    fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
+        async move {
+            self.read.fetch_add(range.end - range.start, Ordering::Relaxed);
+            self.store.get_range(&self.path, range).await.map_err(|e| ParquetError::External(Box::new(e)))
+        }
+        .boxed()
+    }
+
+    fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>>> {
+        let own = self.clone();
+        // Each as it is: what lies between would be read for nothing.
+        async move { try_join_all(ranges.into_iter().map(|range| own.clone().range(range))).await }.boxed()
+    }
+
+    fn get_metadata<'a>(&'a mut self, _: Option<&'a ArrowReaderOptions>) -> BoxFuture<'a, Result<Arc<ParquetMetaData>>> {
+        async move {
+            let size = self.size;
+            let reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Skip);
+            let reader = reader.with_prefetch_hint(Some(FOOTER_GUESS.min(size as usize)));
+            Ok(Arc::new(reader.load_and_finish(self, size).await?))
+        }
+        .boxed()
+    }
+}
+
+impl Metered {
+    async fn range(mut self, range: Range<u64>) -> Result<Bytes> {
+        self.get_bytes(range).await
+    }
+}
+
+/// A row that was found: its time, its row group, and its place in that.
+pub type Row = (i64, usize, usize);
+
+/// What was found in a file.
+#[derive(Debug, Clone, Default)]
+pub struct FileHits {
+    /// Rows by day, in days since the epoch.
+    pub days: BTreeMap<i64, u64>,
+    /// The first and the last time.
+    pub times: Option<(i64, i64)>,
+    /// The newest rows, newest first.
+    pub newest: Vec<Row>,
+}
+
+impl FileHits {
+    fn add(&mut self, row: Row) {
+        *self.days.entry(row.0.div_euclid(DAY)).or_default() += 1;
+        self.times = Some(self.times.map_or((row.0, row.0), |(first, last)| (first.min(row.0), last.max(row.0))));
+        self.newest.push(row);
+    }
+
+    fn keep_newest(&mut self, most: usize) {
+        self.newest.sort_unstable_by(|a, b| b.cmp(a));
+        self.newest.truncate(most);
+    }
+}
+
+/// Searches a file for rows from `since` on; at most `newest` of them are kept one by one.
+pub async fn search(mut file: Metered, needle: &Needle, since: i64, newest: usize) -> Result<FileHits> {
+    let metadata = ArrowReaderMetadata::try_new(file.get_metadata(None).await?, ArrowReaderOptions::new())?;
+    let leaf = |name: &str| metadata.parquet_schema().columns().iter().position(|c| c.path().parts().first().is_some_and(|p| p == name));
+    let lists: Vec<(Standard, usize)> = needle.columns().iter().filter_map(|c| Some((*c, leaf(c.name())?))).collect();
+    let Some(time) = leaf(Standard::EventTime.name()) else { return Ok(FileHits::default()) };
+    let mut hits = FileHits::default();
+    for group in 0..metadata.metadata().num_row_groups() {
+        let mut leaves = vec![time];
+        for (_, leaf) in &lists {
+            if may_hold(&mut file, metadata.metadata(), group, *leaf, needle).await? {
+                leaves.push(*leaf);
+            }
+        }
+        if leaves.len() == 1 {
+            continue;
+        }
+        let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(file.clone(), metadata.clone());
+        let mask = ProjectionMask::leaves(metadata.parquet_schema(), leaves);
+        let mut batches = builder.with_row_groups(vec![group]).with_projection(mask).build()?;
+        let mut first = 0;
+        while let Some(batch) = batches.try_next().await? {
+            for (row, time) in matches(&batch, needle) {
+                if time >= since {
+                    hits.add((time, group, first + row));
+                }
+            }
+            first += batch.num_rows();
+            hits.keep_newest(newest);
+        }
+    }
+    Ok(hits)
+}
+
+/// Whether a row group's list may hold the value, by its bloom filter; it may, where there is none to ask.
+async fn may_hold(file: &mut Metered, metadata: &ParquetMetaData, group: usize, leaf: usize, needle: &Needle) -> Result<bool> {
+    let column = metadata.row_group(group).column(leaf);
+    let Some(values) = needle.exact() else { return Ok(true) };
+    for value in values {
+        let hash = bloom::hash(value);
+        let Some(block) = bloom::block_of(column, hash) else { return Ok(true) };
+        if bloom::may_hold(&file.get_bytes(block).await?, hash) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The rows of a batch whose lists hold the value, with their times.
+fn matches(batch: &RecordBatch, needle: &Needle) -> Vec<(usize, i64)> {
+    let Some(times) = batch.column_by_name(Standard::EventTime.name()) else { return Vec::new() };
+    let times = times.as_primitive::<TimestampMicrosecondType>().values();
+    let mut found = vec![false; batch.num_rows()];
+    for name in needle.columns().iter().map(|c| c.name()) {
+        let Some(list) = batch.column_by_name(name).and_then(|c| c.as_list_opt::<i32>()) else { continue };
+        let Some(values) = list.values().as_string_opt::<i32>() else { continue };
+        for (row, ends) in list.value_offsets().windows(2).enumerate() {
+            found[row] |= list.is_valid(row) && (ends[0]..ends[1]).any(|at| needle.is(values.value(at as usize)));
+        }
+    }
+    found.iter().enumerate().filter(|(_, found)| **found).map(|(row, _)| (row, times[row])).collect()
+}
+
+/// Reads rows of a file in full, in the order in which they stand in it.
+pub async fn rows(mut file: Metered, wanted: &[Row]) -> Result<Vec<RecordBatch>> {
+    let metadata = ArrowReaderMetadata::try_new(file.get_metadata(None).await?, ArrowReaderOptions::new())?;
+    let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    wanted.iter().for_each(|(_, group, row)| groups.entry(*group).or_default().push(*row));
+    let mut read = Vec::new();
+    for (group, mut rows) in groups {
+        rows.sort_unstable();
+        let total = metadata.metadata().row_group(group).num_rows() as usize;
+        let selection = RowSelection::from_consecutive_ranges(rows.into_iter().map(|row| row..row + 1), total);
+        let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(file.clone(), metadata.clone());
+        let batches = builder.with_row_groups(vec![group]).with_row_selection(selection).build()?;
+        read.extend(batches.try_collect::<Vec<_>>().await?);
+    }
+    Ok(read)
+}

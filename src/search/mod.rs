@@ -1,0 +1,190 @@
+//! One value in every table at once: how often, since when, on which days, and the newest rows.
+//!
+//! Little is read: the log tells which files are of the time that is asked for, a file's footer where its bloom filters
+//! are, 32 bytes of a filter whether the value may be there; only then are the list and the times of that row group read.
+//! Networks and all below a domain can't be asked of a filter: of those the list itself is read.
+
+mod bloom;
+mod file;
+mod needle;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arrow::json::LineDelimitedWriter;
+use arrow::record_batch::RecordBatch;
+use chrono::{DateTime, NaiveDate};
+use futures::{StreamExt as _, stream};
+use parquet::errors::ParquetError;
+use serde_json::{Map, Value};
+
+use crate::base::store::Store;
+use crate::schema::{Catalog, Standard};
+use crate::table::{DataFile, FAILURES_TABLE, TableError, live_files, open_snapshot};
+
+use file::{FileHits, Metered, Row};
+pub use needle::{Needle, NeedleError};
+
+/// Files searched at once.
+const AT_ONCE: usize = 16;
+
+/// Why a search has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SearchError {
+    /// A table can't be read.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// A file can't be read.
+    #[error("{path}: can't be read: {source}")]
+    File {
+        /// The file.
+        path: String,
+        /// What the store or the reader said.
+        source: ParquetError,
+    },
+}
+
+/// What was found in a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableHits {
+    /// The table.
+    pub table: String,
+    /// Rows.
+    pub rows: u64,
+    /// The first and the last time, in microseconds since the epoch.
+    pub times: (i64, i64),
+    /// Rows by day.
+    pub days: BTreeMap<NaiveDate, u64>,
+}
+
+/// A row that holds the value.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FoundRow {
+    /// Its table.
+    pub table: String,
+    /// Its columns that are not null.
+    pub row: Map<String, Value>,
+}
+
+/// What a search found, and what it took.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// By table, most rows first; those without a hit are not in it.
+    pub tables: Vec<TableHits>,
+    /// The newest rows, newest first.
+    pub newest: Vec<FoundRow>,
+    /// Bytes that were read.
+    pub bytes_read: u64,
+    /// Bytes of the files of the time that was asked for.
+    pub bytes_total: u64,
+    /// How many files these are.
+    pub files: usize,
+}
+
+/// A file of a table.
+#[derive(Clone)]
+struct Place {
+    table: String,
+    reader: Metered,
+}
+
+/// Searches every table for rows from `since` (microseconds since the epoch) on; `newest` of them are read in full.
+pub async fn search(store: &Store, catalog: &Catalog, needle: &Needle, since: i64, newest: usize) -> Result<Found, SearchError> {
+    let read = Arc::new(AtomicU64::new(0));
+    let mut places = Vec::new();
+    let tables = catalog.types().iter().map(|t| t.table_name()).chain([FAILURES_TABLE.to_owned()]);
+    for table in tables {
+        let Some(snapshot) = open_snapshot(store, &table).await? else { continue };
+        for file in live_files(&snapshot)?.into_iter().filter(|file| is_recent(file, since)) {
+            let reader = Metered { store: store.objects.clone(), path: file.location(store, &table), size: file.size, read: read.clone() };
+            places.push(Place { table: table.clone(), reader });
+        }
+    }
+    let bytes_total = places.iter().map(|place| place.reader.size).sum();
+    let hits = search_all(&places, needle, since, newest).await?;
+    let newest = newest_rows(&hits, newest).await?;
+    let (files, tables) = (places.len(), by_table(&hits));
+    Ok(Found { tables, newest, bytes_read: read.load(Ordering::Relaxed), bytes_total, files })
+}
+
+/// Whether a file may hold rows from `since` on, by what the log says of it.
+fn is_recent(file: &DataFile, since: i64) -> bool {
+    let latest = file.time_range(Standard::EventTime.name()).and_then(|(_, max)| DateTime::parse_from_rfc3339(&max).ok());
+    latest.is_none_or(|max| max.timestamp_micros() >= since)
+}
+
+async fn search_all(places: &[Place], needle: &Needle, since: i64, newest: usize) -> Result<Vec<(Place, FileHits)>, SearchError> {
+    let searches = places.iter().cloned().map(|place| {
+        let needle = needle.clone();
+        let work = async move {
+            let found = file::search(place.reader.clone(), &needle, since, newest).await;
+            (place, found)
+        };
+        // A task each: decoding takes a core.
+        async move { tokio::spawn(work).await.expect("a search doesn't panic") }
+    });
+    let searches: Vec<_> = searches.collect();
+    let mut found = stream::iter(searches).buffer_unordered(AT_ONCE);
+    let mut hits = Vec::new();
+    while let Some((place, result)) = found.next().await {
+        let result = result.map_err(|source| SearchError::File { path: place.reader.path.to_string(), source })?;
+        if result.times.is_some() {
+            hits.push((place, result));
+        }
+    }
+    Ok(hits)
+}
+
+fn by_table(hits: &[(Place, FileHits)]) -> Vec<TableHits> {
+    let mut tables: BTreeMap<&str, TableHits> = BTreeMap::new();
+    for (place, found) in hits {
+        let Some((first, last)) = found.times else { continue };
+        let table = tables.entry(&place.table).or_insert_with(|| TableHits {
+            table: place.table.clone(),
+            rows: 0,
+            times: (first, last),
+            days: BTreeMap::new(),
+        });
+        table.times = (table.times.0.min(first), table.times.1.max(last));
+        for (day, rows) in &found.days {
+            let day = NaiveDate::from_epoch_days(*day as i32).unwrap_or_default();
+            *table.days.entry(day).or_default() += rows;
+            table.rows += rows;
+        }
+    }
+    let mut tables: Vec<TableHits> = tables.into_values().collect();
+    tables.sort_by_key(|table| std::cmp::Reverse(table.rows));
+    tables
+}
+
+async fn newest_rows(hits: &[(Place, FileHits)], most: usize) -> Result<Vec<FoundRow>, SearchError> {
+    let mut all: Vec<(Row, usize)> =
+        hits.iter().enumerate().flat_map(|(n, (_, found))| found.newest.iter().map(move |row| (*row, n))).collect();
+    all.sort_unstable_by(|a, b| b.cmp(a));
+    all.truncate(most);
+    let mut by_file: BTreeMap<usize, Vec<Row>> = BTreeMap::new();
+    all.into_iter().for_each(|(row, file)| by_file.entry(file).or_default().push(row));
+    let mut found = Vec::new();
+    for (file, rows) in by_file {
+        let place = &hits[file].0;
+        let failed = |source| SearchError::File { path: place.reader.path.to_string(), source };
+        for batch in file::rows(place.reader.clone(), &rows).await.map_err(failed)? {
+            let rows = json(&batch).map_err(|e| failed(ParquetError::ArrowError(e)))?;
+            found.extend(rows.into_iter().map(|row| FoundRow { table: place.table.clone(), row }));
+        }
+    }
+    let time = |found: &FoundRow| found.row.get(Standard::EventTime.name()).and_then(Value::as_str).map(str::to_owned);
+    found.sort_by_key(|row| std::cmp::Reverse(time(row).and_then(|t| DateTime::parse_from_rfc3339(&t).ok())));
+    Ok(found)
+}
+
+/// Rows as JSON objects without their nulls.
+fn json(batch: &RecordBatch) -> Result<Vec<Map<String, Value>>, String> {
+    let mut bytes = Vec::new();
+    let mut writer = LineDelimitedWriter::new(&mut bytes);
+    writer.write(batch).and_then(|()| writer.finish()).map_err(|e| e.to_string())?;
+    drop(writer);
+    let rows = bytes.split(|b| *b == b'\n').filter(|line| !line.is_empty());
+    rows.map(|line| serde_json::from_slice(line).map_err(|e| e.to_string())).collect()
+}

@@ -1,0 +1,99 @@
+//! What is searched for: an address, a network, a host name or all below one, or a trace id. In the spelling that the lake
+//! keeps, so that equal things compare equal.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::ingest::decode::indicator;
+use crate::schema::Standard;
+
+/// A value that can't be searched for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` can't be searched for: {why}")]
+pub struct NeedleError {
+    /// What was given.
+    text: String,
+    /// What is wrong with it.
+    why: &'static str,
+}
+
+/// See the module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Needle {
+    /// As it was given.
+    pub text: String,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Kind {
+    /// One address, in each of its spellings.
+    Address(Vec<String>),
+    Network(IpNet),
+    /// A host name or a trace id: the lake tells which.
+    Word(Vec<String>),
+    /// A domain and all below it; with the period that stands before it in those.
+    Below(String),
+}
+
+impl Needle {
+    /// Tells what a text is.
+    pub fn parse(text: &str) -> Result<Self, NeedleError> {
+        let wrong = |why| NeedleError { text: text.to_owned(), why };
+        let trimmed = text.trim();
+        let kind = if let Ok(address) = trimmed.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+            let mut spellings = vec![address.to_string(), address.to_canonical().to_string()];
+            if let IpAddr::V4(v4) = address {
+                spellings.push(v4.to_ipv6_mapped().to_string());
+            }
+            spellings.sort();
+            spellings.dedup();
+            Kind::Address(spellings)
+        } else if let Ok(network) = trimmed.parse::<IpNet>() {
+            Kind::Network(network.trunc())
+        } else if let Some(domain) = trimmed.strip_prefix("*.") {
+            let domain = indicator::host(domain).filter(|host| !host.contains('*')).ok_or_else(|| wrong("write *.example.com"))?;
+            Kind::Below(format!(".{}", domain.to_lowercase()))
+        } else if trimmed.is_empty() {
+            return Err(wrong("it is empty"));
+        } else if trimmed.split_once('/').is_some_and(|(address, _)| address.parse::<IpAddr>().is_ok()) {
+            return Err(wrong("it is no network, such as 192.0.2.0/24 or 2001:db8::/32"));
+        } else if trimmed.contains('*') {
+            return Err(wrong("a star stands for what is below a domain, as in *.example.com"));
+        } else {
+            let mut words = vec![trimmed.to_owned()];
+            words.extend(indicator::host(trimmed).map(str::to_lowercase));
+            words.sort();
+            words.dedup();
+            Kind::Word(words)
+        };
+        Ok(Self { text: text.to_owned(), kind })
+    }
+
+    /// The lists in which it may stand.
+    pub fn columns(&self) -> &'static [Standard] {
+        match self.kind {
+            Kind::Address(_) | Kind::Network(_) => &[Standard::AnyIpAddresses],
+            Kind::Below(_) => &[Standard::AnyDomainNames],
+            Kind::Word(_) => &[Standard::AnyDomainNames, Standard::AnyTraceIds],
+        }
+    }
+
+    /// The values that it is, if these can be counted: what a bloom filter can be asked for.
+    pub fn exact(&self) -> Option<&[String]> {
+        match &self.kind {
+            Kind::Address(values) | Kind::Word(values) => Some(values),
+            Kind::Network(_) | Kind::Below(_) => None,
+        }
+    }
+
+    /// Whether a list's value is it.
+    pub fn is(&self, value: &str) -> bool {
+        match &self.kind {
+            Kind::Address(values) | Kind::Word(values) => values.iter().any(|v| v == value),
+            Kind::Network(network) => value.parse::<IpAddr>().is_ok_and(|address| network.contains(&address)),
+            Kind::Below(domain) => value == &domain[1..] || value.ends_with(domain.as_str()),
+        }
+    }
+}
