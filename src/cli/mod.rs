@@ -10,6 +10,7 @@ mod output;
 mod parts;
 mod progress;
 mod query;
+mod schema;
 mod search;
 mod shell;
 
@@ -54,6 +55,8 @@ enum Command {
     Query(query::QueryArguments),
     /// Look for an address, a network, a domain or a trace id in every table
     Search(search::SearchArguments),
+    /// The log types, their columns, and what makes their tables visible in other engines
+    Schema(schema::SchemaArguments),
     /// Write realistic synthetic logs
     Generate(generate::GenerateArguments),
 }
@@ -117,6 +120,7 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<End> {
         Command::Check => check::run(settings).await,
         Command::Query(own) => query::run(own, settings).await,
         Command::Search(own) => search::run(own, settings).await,
+        Command::Schema(own) => schema::run(own, settings).await,
         Command::Generate(own) => generate::run(own),
     }
 }

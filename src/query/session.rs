@@ -15,6 +15,7 @@ use datafusion::execution::context::{SQLOptions, SessionContext};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
+use futures::future::join_all;
 
 use super::dialect::translate;
 use super::files::{self, FILES_TABLE};
@@ -78,15 +79,22 @@ impl Session {
         let runtime = RuntimeEnvBuilder::new().with_memory_limit(memory, 1.0).build_arc()?;
         let context = SessionContext::new_with_config_rt(config, runtime);
         let mut names = Names::new(&context)?;
-        if open_snapshot(store, LEDGER_TABLE).await?.is_none() {
-            return Err(QueryError::NoLake { url: store.url.to_string() });
-        }
         let mut files = Vec::new();
         let log_types = catalog.types().iter().map(|t| (log_type_spec(t, partitioning), LOGS));
-        for (spec, schema) in log_types.chain([(failures_spec(partitioning), MONITOR), (ledger_spec(), MONITOR)]) {
-            let table = open_snapshot(store, &spec.name).await?;
+        let specs: Vec<_> = log_types.chain([(failures_spec(partitioning), MONITOR), (ledger_spec(), MONITOR)]).collect();
+        // Each in a task of its own: to read a log takes time and a core.
+        let opened = specs.iter().map(|(spec, _)| {
+            let (store, name) = (store.clone(), spec.name.clone());
+            tokio::spawn(async move { open_snapshot(&store, &name).await })
+        });
+        let opened = join_all(opened.collect::<Vec<_>>()).await;
+        for ((spec, schema), table) in specs.into_iter().zip(opened) {
+            let table = table.expect("opening a table doesn't panic")?;
             if let Some(table) = &table {
                 files.push(files::rows(&spec.name, &live_files(table)?).map_err(|e| QueryError::Sql(e.to_string()))?);
+            }
+            if table.is_none() && spec.name == LEDGER_TABLE {
+                return Err(QueryError::NoLake { url: store.url.to_string() });
             }
             names.register(&spec.name, provider(&context, table, &spec).await?, schema)?;
         }

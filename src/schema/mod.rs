@@ -4,9 +4,11 @@
 //! those of `--schemas DIR`. Nothing here does I/O but the catalog's reading of that folder.
 
 mod catalog;
+mod ddl;
 mod parse;
 
 pub use catalog::{Catalog, CatalogError};
+pub use ddl::{DdlError, Engine};
 pub use parse::SchemaError;
 
 use std::sync::Arc;

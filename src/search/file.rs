@@ -23,8 +23,9 @@ use super::bloom;
 use super::needle::Needle;
 use crate::schema::Standard;
 
-/// What is read at a file's end in the hope that the footer is in it.
-const FOOTER_GUESS: usize = 48 << 10;
+/// What is read at a file's end in the hope that the footer is in it: for each row group of so many rows.
+const FOOTER_GUESS: u64 = 16 << 10;
+const ROW_GROUP_ROWS: u64 = 256 << 10;
 const DAY: i64 = 86_400_000_000;
 
 /// A file, and how much of it was read.
@@ -36,6 +37,8 @@ pub struct Metered {
     pub path: Path,
     /// Bytes.
     pub size: u64,
+    /// Rows.
+    pub rows: u64,
     /// Bytes read so far, of all files.
     pub read: Arc<AtomicU64>,
 }
@@ -59,7 +62,8 @@ impl AsyncFileReader for Metered {
         async move {
             let size = self.size;
             let reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Skip);
-            let reader = reader.with_prefetch_hint(Some(FOOTER_GUESS.min(size as usize)));
+            let guess = FOOTER_GUESS * self.rows.div_ceil(ROW_GROUP_ROWS).max(1);
+            let reader = reader.with_prefetch_hint(Some(guess.min(size) as usize));
             Ok(Arc::new(reader.load_and_finish(self, size).await?))
         }
         .boxed()

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arrow::json::LineDelimitedWriter;
 use arrow::record_batch::RecordBatch;
 use chrono::{DateTime, NaiveDate};
+use futures::future::try_join_all;
 use futures::{StreamExt as _, stream};
 use parquet::errors::ParquetError;
 use serde_json::{Map, Value};
@@ -94,10 +95,18 @@ pub async fn search(store: &Store, catalog: &Catalog, needle: &Needle, since: i6
     let read = Arc::new(AtomicU64::new(0));
     let mut places = Vec::new();
     let tables = catalog.types().iter().map(|t| t.table_name()).chain([FAILURES_TABLE.to_owned()]);
-    for table in tables {
-        let Some(snapshot) = open_snapshot(store, &table).await? else { continue };
+    let tables: Vec<String> = tables.collect();
+    let snapshots = try_join_all(tables.iter().map(|table| open_snapshot(store, table))).await?;
+    for (table, snapshot) in tables.into_iter().zip(snapshots) {
+        let Some(snapshot) = snapshot else { continue };
         for file in live_files(&snapshot)?.into_iter().filter(|file| is_recent(file, since)) {
-            let reader = Metered { store: store.objects.clone(), path: file.location(store, &table), size: file.size, read: read.clone() };
+            let reader = Metered {
+                store: store.objects.clone(),
+                path: file.location(store, &table),
+                size: file.size,
+                rows: file.rows,
+                read: read.clone(),
+            };
             places.push(Place { table: table.clone(), reader });
         }
     }

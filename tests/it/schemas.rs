@@ -90,3 +90,54 @@ fn a_folder_of_schemas_adds_and_overrides() {
     let twice = Catalog::with_dir(dir.path()).expect_err("a log type twice").to_string();
     assert!(twice.contains("dns2.yml") && twice.contains("Cloudflare.Dns"), "{twice}");
 }
+
+#[test]
+fn other_engines_are_told_by_the_statements_that_they_document() {
+    use flarelake::schema::Engine;
+    let tables = ["cloudflare_spectrum".to_owned()];
+    let on_s3 = "s3://acme-lake/cf/";
+    for (engine, expected) in [
+        (
+            Engine::Athena,
+            "CREATE EXTERNAL TABLE cloudflare_spectrum\nLOCATION 's3://acme-lake/cf/cloudflare_spectrum/'\nTBLPROPERTIES ('table_type' = 'DELTA');",
+        ),
+        (
+            Engine::Glue,
+            "{\"DeltaTables\": [\"s3://acme-lake/cf/cloudflare_spectrum/\"], \"WriteManifest\": false, \"CreateNativeDeltaTable\": true}",
+        ),
+        (Engine::Spark, "CREATE TABLE IF NOT EXISTS cloudflare_spectrum USING DELTA LOCATION 's3a://acme-lake/cf/cloudflare_spectrum';"),
+        (
+            Engine::Trino,
+            "CALL delta.system.register_table(schema_name => 'default', table_name => 'cloudflare_spectrum', table_location => 's3://acme-lake/cf/cloudflare_spectrum');",
+        ),
+        (Engine::Snowflake, "BASE_LOCATION = 'cf/cloudflare_spectrum/'"),
+        (Engine::BigQuery, "OPTIONS (format = 'DELTA_LAKE', uris = ['s3://acme-lake/cf/cloudflare_spectrum']);"),
+        (Engine::ClickHouse, "ENGINE = DeltaLake('https://acme-lake.s3.amazonaws.com/cf/cloudflare_spectrum/');"),
+        (
+            Engine::DuckDb,
+            "CREATE OR REPLACE VIEW cloudflare_spectrum AS SELECT * FROM delta_scan('s3://acme-lake/cf/cloudflare_spectrum');",
+        ),
+    ] {
+        let said = engine.ddl(on_s3, &tables).expect("on S3");
+        assert!(said.contains(expected), "{said}");
+    }
+    let on_disk = "file:///var/lake/";
+    assert!(Engine::DuckDb.ddl(on_disk, &tables).expect("a folder").contains("delta_scan('/var/lake/cloudflare_spectrum')"));
+    assert!(Engine::ClickHouse.ddl(on_disk, &tables).expect("a folder").contains("DeltaLakeLocal('/var/lake/cloudflare_spectrum/')"));
+    let error = Engine::Athena.ddl(on_disk, &tables).expect_err("Athena reads S3").to_string();
+    assert_eq!(error, "Athena reads tables on S3; this lake is file:///var/lake/");
+}
+
+#[test]
+fn the_schema_command_lists_and_shows() {
+    use crate::support::{flarelake, stdout};
+    let listed = stdout(&flarelake(&["schema", "list"]));
+    assert_eq!(listed.lines().count(), 3, "{listed}");
+    assert!(listed.contains("Cloudflare.Spectrum  cloudflare_spectrum  "), "{listed}");
+    for name in ["cloudflare.httprequest", "cloudflare_httprequest"] {
+        let shown = stdout(&flarelake(&["schema", "show", name]));
+        assert!(shown.lines().any(|l| l.trim_start().starts_with("EdgeStartTimestamp") && l.contains("timestamp, required")), "{shown}");
+    }
+    let output = flarelake(&["schema", "show", "Cloudflare.Nothing"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("known: Cloudflare.Firewall"), "{output:?}");
+}

@@ -84,4 +84,9 @@ fn other_engines_read_the_same_types_and_values() {
     stdout(&flarelake(&["--lake", lake.to_str().expect("a path"), "backfill", log.to_str().expect("a path")]));
     let said = run(Command::new(python).arg(script("readers.py")).arg(&lake));
     assert!(said.contains("all readers agree"), "{said}");
+    // What README shows runs as it stands there, next to a folder of that name.
+    let readme = include_str!("../../README.md");
+    let snippet = readme.split("```python\n").nth(1).and_then(|rest| rest.split("```").next()).expect("README has a snippet");
+    assert!(["DeltaTable(", "scan_delta(", "duckdb.sql("].iter().all(|reader| snippet.contains(reader)), "{snippet}");
+    run(Command::new(python).args(["-c", snippet]).current_dir(dir.path()));
 }
