@@ -61,6 +61,9 @@ enum Command {
     Generate(generate::GenerateArguments),
 }
 
+/// Of addresses, not of memory.
+const STACK_BYTES: usize = 512 << 20;
+
 /// How a run ended, if not with an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -87,7 +90,16 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return report(&error.into()),
     };
-    let result = runtime.block_on(run(arguments.command, settings));
+    // A statement of thousands of terms is planned by functions that call themselves.
+    let whole = std::thread::scope(|scope| {
+        let work = || runtime.block_on(run(arguments.command, settings));
+        std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work).map(|thread| thread.join())
+    });
+    let result = match whole {
+        Ok(Ok(result)) => result,
+        Ok(Err(panic)) => std::panic::resume_unwind(panic),
+        Err(error) => return report(&error.into()),
+    };
     // A read of standard input can't be called back: nobody waits for it.
     runtime.shutdown_background();
     match result {

@@ -110,7 +110,7 @@ pub async fn run(arguments: QueryArguments, settings: Settings) -> anyhow::Resul
 /// A statement of no saved query, with what its parameters stand for.
 fn bound(sql: &str, given: &[(String, String)]) -> anyhow::Result<(String, Vec<(String, Value)>)> {
     // Its own comments are no header.
-    let plain = SavedQuery { parameters: Vec::new(), ..SavedQuery::parse("the statement", "")? };
+    let plain = SavedQuery { sql: sql.to_owned(), ..SavedQuery::parse("the statement", "")? };
     Ok((sql.to_owned(), plain.arguments(given).map_err(wrong)?))
 }
 
@@ -161,9 +161,17 @@ pub async fn print(session: &Session, sql: &str, values: &[(String, Value)], for
 
 /// Writes a file that is there whole, or not at all.
 async fn write_file(session: &Session, sql: &str, values: &[(String, Value)], format: Format, path: &Path) -> anyhow::Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let cant = || format!("can't write {}", path.display());
-    let file = tempfile::NamedTempFile::new_in(folder).with_context(cant)?;
+    // A link means what it points to; and what is no file (a pipe, a device) is written to, not replaced.
+    let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if path.exists() && !path.is_file() {
+        let file = std::fs::OpenOptions::new().write(true).open(path).with_context(cant)?;
+        return print(session, sql, values, format, io::BufWriter::new(file)).await;
+    }
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // By the umask, as any file.
+    let everyone = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    let file = tempfile::Builder::new().permissions(everyone).tempfile_in(folder).with_context(cant)?;
     print(session, sql, values, format, io::BufWriter::new(file.reopen().with_context(cant)?)).await?;
     file.as_file().sync_all().with_context(cant)?;
     file.persist(path).with_context(cant)?;

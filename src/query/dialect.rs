@@ -2,7 +2,7 @@
 //! Panther's own time macros. Each is replaced by text before the statement is parsed.
 
 use datafusion::sql::sqlparser::dialect::Dialect;
-use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, Word};
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, Whitespace, Word};
 
 /// Macros in macros, at most.
 const MAX_DEPTH: usize = 32;
@@ -28,9 +28,9 @@ pub const MACROS: [(&str, Macro); 30] = [
     ("dateadd", date_add),
     ("date_add", date_add),
     ("timestampadd", date_add),
-    ("datediff", date_diff),
-    ("date_diff", date_diff),
-    ("timestampdiff", date_diff),
+    ("datediff", |a| date_diff(a, true)),
+    ("timestampdiff", |a| date_diff(a, true)),
+    ("date_diff", |a| date_diff(a, false)),
     ("array_contains", |a| {
         // Snowflake names the value first, DataFusion the array.
         let [value, array] = a else { return None };
@@ -39,7 +39,7 @@ pub const MACROS: [(&str, Macro); 30] = [
     ("contains", |a| {
         // Athena's, for arrays; DataFusion's own is for text.
         let [array, value] = a else { return None };
-        array.to_lowercase().contains("p_any_").then(|| format!("array_has({array}, {value})"))
+        is_list(array).then(|| format!("array_has({array}, {value})"))
     }),
     ("element_at", |a| {
         let [array, at] = a else { return None };
@@ -54,18 +54,23 @@ pub const MACROS: [(&str, Macro); 30] = [
         Some(format!("first_value({value} ORDER BY {by} NULLS LAST)"))
     }),
     ("listagg", |a| {
-        let [value, between] = a else { return None };
+        let [value, between] = a else { return one(a, |value| format!("string_agg({value}, '')")) };
         Some(format!("string_agg({value}, {between})"))
     }),
     ("array_size", |a| one(a, |array| format!("cardinality({array})"))),
-    ("any_value", |a| one(a, |value| format!("first_value({value})"))),
-    ("arbitrary", |a| one(a, |value| format!("first_value({value})"))),
+    ("any_value", |a| one(a, |value| format!("first_value({value}) FILTER (WHERE {value} IS NOT NULL)"))),
+    ("arbitrary", |a| one(a, |value| format!("first_value({value}) FILTER (WHERE {value} IS NOT NULL)"))),
     ("approx_count_distinct", |a| one(a, |value| format!("approx_distinct({value})"))),
     ("from_iso8601_timestamp", |a| one(a, |text| format!("to_timestamp({text})"))),
     ("to_timestamp_ntz", |a| one(a, |text| format!("to_timestamp({text})"))),
     ("regexp_extract", |a| {
-        let [text, pattern] = a else { return None };
-        Some(format!("(regexp_match({text}, {pattern}))[1]"))
+        // The whole match is group 0.
+        let (text, pattern, group) = match a {
+            [text, pattern] => (text, pattern, 1),
+            [text, pattern, group] => (text, pattern, group.parse::<u32>().ok()? + 1),
+            _ => return None,
+        };
+        Some(format!("(regexp_match({text}, '(' || {pattern} || ')'))[{group}]"))
     }),
     ("zeroifnull", |a| one(a, |value| format!("coalesce({value}, 0)"))),
     ("sysdate", |a| a.is_empty().then(|| "now()".to_owned())),
@@ -113,6 +118,12 @@ fn moment(text: &str) -> String {
     if text.starts_with('\'') { format!("CAST({text} AS TIMESTAMP WITH TIME ZONE)") } else { text.to_owned() }
 }
 
+/// Whether it is one of the lists of indicators, maybe with its table's alias.
+fn is_list(text: &str) -> bool {
+    let name = text.rsplit('.').next().unwrap_or(text).trim_matches('"').to_lowercase();
+    name.starts_with("p_any_") && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
 /// `day`, `'day'` and `DAYS` are `day`.
 fn part(text: &str) -> Option<String> {
     let part = text.trim_matches('\'').to_lowercase();
@@ -124,29 +135,34 @@ fn part(text: &str) -> Option<String> {
 
 fn date_add(arguments: &[String]) -> Option<String> {
     let [unit, number, time] = arguments else { return None };
-    let (unit, number, time) = (part(unit)?, number.replace(' ', ""), moment(time));
-    let (sign, digits) = number.strip_prefix('-').map_or(('+', number.as_str()), |digits| ('-', digits));
-    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
+    let (unit, number, mut time) = (part(unit)?, number.replace(' ', ""), moment(time));
+    if ["microsecond", "millisecond", "second", "minute", "hour"].contains(&unit.as_str()) {
+        // A date has no hours.
+        time = format!("CAST({time} AS TIMESTAMP WITH TIME ZONE)");
     }
-    let (digits, unit) =
-        if unit == "quarter" { ((digits.parse::<u64>().ok()? * 3).to_string(), "month".to_owned()) } else { (digits.to_owned(), unit) };
-    Some(format!("({time} {sign} INTERVAL '{digits} {unit}')"))
+    let (times, unit) = if unit == "quarter" { (3, "month") } else { (1, unit.as_str()) };
+    let (sign, digits) = number.strip_prefix('-').map_or(('+', number.as_str()), |digits| ('-', digits));
+    let digits: u64 = digits.parse().ok()?;
+    Some(format!("({time} {sign} INTERVAL '{} {unit}')", digits.checked_mul(times)?))
 }
 
-/// How many boundaries of a unit lie between two times, as Snowflake counts.
-fn date_diff(arguments: &[String]) -> Option<String> {
+/// How much time lies between two times: for Snowflake the boundaries of a unit that are passed, for Athena whole units.
+fn date_diff(arguments: &[String], boundaries: bool) -> Option<String> {
     let [unit, from, to] = arguments else { return None };
     let (unit, from, to) = (part(unit)?, moment(from), moment(to));
+    let months = |time: &str| format!("(extract(year FROM {time}) * 12 + extract(month FROM {time}) - 1)");
     let seconds = match unit.as_str() {
         "second" => 1,
         "minute" => 60,
         "hour" => 3600,
         "day" => 86_400,
         "week" => 604_800,
+        "month" if boundaries => return Some(format!("({} - {})", months(&to), months(&from))),
+        "quarter" if boundaries => return Some(format!("(floor({} / 3) - floor({} / 3))", months(&to), months(&from))),
+        "year" if boundaries => return Some(format!("(extract(year FROM {to}) - extract(year FROM {from}))")),
         _ => return None,
     };
-    let of = |time: &str| format!("to_unixtime(date_trunc('{unit}', {time}))");
+    let of = |time: &str| if boundaries { format!("to_unixtime(date_trunc('{unit}', {time}))") } else { format!("to_unixtime({time})") };
     Some(format!("(({} - {}) / {seconds})", of(&to), of(&from)))
 }
 
@@ -191,15 +207,17 @@ fn after_a_period(tokens: &[Token], at: usize) -> bool {
 
 /// What stands for the call that begins here, and where it ends.
 fn call(tokens: &[Token], at: usize, word: &Word, depth: usize) -> Option<(String, usize)> {
-    if word.quote_style.is_some() || tokens.get(at + 1) != Some(&Token::LParen) {
+    let (name, make) = MACROS.iter().find(|(name, _)| word.value.eq_ignore_ascii_case(name))?;
+    let gap = tokens[at + 1..].iter().take_while(|token| matches!(token, Token::Whitespace(_))).count();
+    let begin = at + 1 + gap;
+    if word.quote_style.is_some() || tokens.get(begin) != Some(&Token::LParen) {
         return None;
     }
-    let (_, make) = MACROS.iter().find(|(name, _)| word.value.eq_ignore_ascii_case(name))?;
-    let (mut open, mut from, mut arguments) = (0, at + 2, Vec::new());
-    for (place, token) in tokens.iter().enumerate().skip(at + 1) {
+    let (mut open, mut from, mut arguments) = (0, begin + 1, Vec::new());
+    for (place, token) in tokens.iter().enumerate().skip(begin) {
         match token {
-            Token::LParen | Token::LBracket => open += 1,
-            Token::RParen | Token::RBracket => open -= 1,
+            Token::LParen | Token::LBracket | Token::LBrace => open += 1,
+            Token::RParen | Token::RBracket | Token::RBrace => open -= 1,
             Token::Comma if open == 1 => {
                 arguments.push(&tokens[from..place]);
                 from = place + 1;
@@ -208,10 +226,17 @@ fn call(tokens: &[Token], at: usize, word: &Word, depth: usize) -> Option<(Strin
         }
         if open == 0 {
             arguments.push(&tokens[from..place]);
-            let arguments: Vec<String> = arguments.iter().map(|a| replaced(a, depth + 1).trim().to_owned()).collect();
+            let arguments: Vec<String> = arguments.iter().map(|a| replaced(&without_comments(a), depth + 1).trim().to_owned()).collect();
             let arguments = if arguments == [""] { Vec::new() } else { arguments };
-            return Some((make(&arguments)?, place + 1));
+            // Of another kind than the macro's: the function of that name.
+            return Some((make(&arguments).unwrap_or_else(|| format!("{name}({})", arguments.join(", "))), place + 1));
         }
     }
     None
+}
+
+/// A comment up to the line's end would take with it what follows the argument.
+fn without_comments(tokens: &[Token]) -> Vec<Token> {
+    let is_comment = |t: &Token| matches!(t, Token::Whitespace(Whitespace::SingleLineComment { .. } | Whitespace::MultiLineComment(_)));
+    tokens.iter().map(|t| if is_comment(t) { Token::Whitespace(Whitespace::Space) } else { t.clone() }).collect()
 }

@@ -63,14 +63,8 @@ pub enum Value {
     Boolean(bool),
     /// Microseconds since the epoch, UTC.
     Time(i64),
-}
-
-impl Value {
-    /// Of a parameter that nothing tells the type of: the first that fits.
-    fn guess(text: &str) -> Self {
-        let kinds = [Kind::Integer, Kind::Float, Kind::Boolean];
-        kinds.iter().find_map(|kind| kind.read(text)).unwrap_or_else(|| Self::Text(text.to_owned()))
-    }
+    /// What no header tells the type of: the statement does, by what it is compared with.
+    Untyped(String),
 }
 
 /// A parameter of a saved query.
@@ -199,7 +193,11 @@ impl SavedQuery {
     /// whatever is given.
     pub fn arguments(&self, given: &[(String, String)]) -> Result<Vec<(String, Value)>, SavedError> {
         if self.parameters.is_empty() {
-            return Ok(given.iter().map(|(name, text)| (name.clone(), Value::guess(text))).collect());
+            if let Some((unknown, _)) = given.iter().find(|(name, _)| !self.sql.contains(&format!("${name}"))) {
+                let (name, parameter) = (self.name.clone(), unknown.clone());
+                return Err(SavedError::Unknown { name, parameter, there: "none of that name".to_owned() });
+            }
+            return Ok(given.iter().map(|(name, text)| (name.clone(), Value::Untyped(text.clone()))).collect());
         }
         if let Some((unknown, _)) = given.iter().find(|(name, _)| self.parameters.iter().all(|p| p.name != *name)) {
             let there: Vec<&str> = self.parameters.iter().map(|p| p.name.as_str()).collect();

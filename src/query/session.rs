@@ -13,10 +13,12 @@ use datafusion::execution::FunctionRegistry as _;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::{SQLOptions, SessionContext};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use futures::future::join_all;
 
+use super::counted::Counted;
 use super::dialect::translate;
 use super::files::{self, FILES_TABLE};
 use super::names::Vocabulary;
@@ -109,16 +111,34 @@ impl Session {
     /// Runs one statement, which can only read. Names may be written in any case; `$name` stands for an argument.
     pub async fn query(&self, sql: &str, arguments: &[(String, Value)]) -> Result<SendableRecordBatchStream, QueryError> {
         let only_read = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        let sql = self.vocabulary.spell(&translate(sql, &GenericDialect {}), &GenericDialect {});
-        let state = self.context.state();
-        let mut statement = state.sql_to_statement(&sql, &Dialect::Generic)?;
-        label(&mut statement);
-        let plan = state.statement_to_plan(statement).await.map_err(|e| self.explained(e))?;
+        let plan = self.plan(sql).await?;
         only_read.verify_plan(&plan)?;
+        // Not told where a parameter is compared with several kinds of text: text it is.
+        let kinds = plan.get_parameter_types().unwrap_or_default();
+        let kind = |name: &str| kinds.get(&format!("${name}")).cloned().flatten().filter(|kind| *kind != DataType::Null);
+        let values = arguments.iter().map(|(name, value)| Ok((name.clone(), scalar(value, kind(name))?)));
+        let values = values.collect::<Result<HashMap<String, ScalarValue>, QueryError>>()?;
         let frame = self.context.execute_logical_plan(plan).await.map_err(|e| self.explained(e))?;
-        let values: HashMap<String, ScalarValue> = arguments.iter().map(|(name, value)| (name.clone(), scalar(value))).collect();
         let frame = if values.is_empty() { frame } else { frame.with_param_values(ParamValues::from(values))? };
         frame.execute_stream().await.map_err(|e| self.explained(e))
+    }
+
+    async fn plan(&self, sql: &str) -> Result<LogicalPlan, QueryError> {
+        let state = self.context.state();
+        let written = translate(sql, &GenericDialect {});
+        let spelled = self.vocabulary.spell(&written, &GenericDialect {});
+        // What was written before the macros were replaced, for the columns' names.
+        let original = state.sql_to_statement(&self.vocabulary.spell(sql, &GenericDialect {}), &Dialect::Generic).ok();
+        let mut statement = state.sql_to_statement(&spelled, &Dialect::Generic)?;
+        label(&mut statement, original.as_ref());
+        match state.statement_to_plan(statement).await {
+            Ok(plan) => Ok(plan),
+            Err(error) => {
+                // Names that differ in case alone, and are meant to: as they are written they may be right.
+                let as_written = async { state.statement_to_plan(state.sql_to_statement(&written, &Dialect::Generic)?).await };
+                as_written.await.map_err(|_| self.explained(error))
+            }
+        }
     }
 
     /// The names that statements may mention.
@@ -136,6 +156,7 @@ impl Session {
     fn explained(&self, error: DataFusionError) -> QueryError {
         if let DataFusionError::SchemaError(schema, _) = error.find_root()
             && let SchemaError::FieldNotFound { field, valid_fields } = schema.as_ref()
+            && !valid_fields.iter().any(|valid| valid.name == field.name)
         {
             return QueryError::Sql(unknown("column", &field.name, valid_fields.iter().map(|f| f.name.as_str())));
         }
@@ -158,10 +179,11 @@ fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str>) -> 
     let mut known: Vec<&str> = known.collect();
     known.sort_unstable();
     known.dedup();
+    let name = &name.escape_debug().to_string();
     let likeness = |known: &str| strsim::jaro_winkler(&known.to_lowercase(), &lower);
     match known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))) {
         Some(nearest) if likeness(nearest) > 0.75 => format!("there is no {what} `{name}`; did you mean `{nearest}`?"),
-        _ if known.len() <= 20 => format!("there is no {what} `{name}`; there are {}", known.join(", ")),
+        _ if (1..=20).contains(&known.len()) => format!("there is no {what} `{name}`; there are {}", known.join(", ")),
         _ => format!("there is no {what} `{name}`"),
     }
 }
@@ -189,14 +211,20 @@ fn documented(kind: &DataType) -> String {
     }
 }
 
-fn scalar(value: &Value) -> ScalarValue {
-    match value {
+/// A value for a parameter that the statement takes for a `kind`, if it tells.
+fn scalar(value: &Value, kind: Option<DataType>) -> Result<ScalarValue, QueryError> {
+    Ok(match value {
+        Value::Untyped(text) => match kind {
+            Some(kind) => ScalarValue::try_from_string(text.clone(), &kind)
+                .map_err(|_| QueryError::Sql(format!("`{text}` is no {}", documented(&kind))))?,
+            None => text.parse().map_or_else(|_| ScalarValue::Utf8View(Some(text.clone())), |n| ScalarValue::Int64(Some(n))),
+        },
         Value::Text(text) => ScalarValue::Utf8View(Some(text.clone())),
         Value::Integer(number) => ScalarValue::Int64(Some(*number)),
         Value::Float(number) => ScalarValue::Float64(Some(*number)),
         Value::Boolean(flag) => ScalarValue::Boolean(Some(*flag)),
         Value::Time(micros) => ScalarValue::TimestampMicrosecond(Some(*micros), Some("UTC".into())),
-    }
+    })
 }
 
 /// The table as it is in the lake; one that nothing has landed in yet is empty.
@@ -206,7 +234,7 @@ async fn provider(context: &SessionContext, table: Option<DeltaTable>, spec: &Ta
     };
     let state = Arc::new(context.state());
     let provider = table.table_provider().with_session(state).await;
-    provider.map_err(|e| QueryError::Sql(e.to_string()))
+    Ok(Arc::new(Counted(provider.map_err(|e| QueryError::Sql(e.to_string()))?)))
 }
 
 /// The union of the columns that every log type's table has, or could have.

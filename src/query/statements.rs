@@ -64,8 +64,9 @@ pub fn is_complete(text: &str) -> bool {
 }
 
 /// Names the columns of the result that are expressions by what was written: `max(BotScore)`, and not by what the planner
-/// makes of it.
-pub fn label(statement: &mut Statement) {
+/// makes of it. `original` is the statement before its macros were replaced.
+pub fn label(statement: &mut Statement, original: Option<&Statement>) {
+    let names: Vec<String> = original.and_then(projection).map(|items| items.iter().map(ToString::to_string).collect()).unwrap_or_default();
     let Statement::Statement(statement) = statement else { return };
     let ast::Statement::Query(query) = statement.as_mut() else { return };
     let mut body = query.body.as_mut();
@@ -78,14 +79,27 @@ pub fn label(statement: &mut Statement) {
         // What it is sorted by has to be found among its columns, by the planner's names.
         return;
     }
-    for item in &mut select.projection {
+    let same = names.len() == select.projection.len();
+    for (n, item) in select.projection.iter_mut().enumerate() {
         if let SelectItem::UnnamedExpr(expr) = item
             && !matches!(expr, Expr::Identifier(_) | Expr::CompoundIdentifier(_))
         {
-            let alias = Ident::with_quote('"', expr.to_string());
+            let name = if same { names[n].clone() } else { expr.to_string() };
+            let alias = Ident::with_quote('"', name);
             *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias };
         }
     }
+}
+
+/// The columns that a statement asks for.
+fn projection(statement: &Statement) -> Option<&[SelectItem]> {
+    let Statement::Statement(statement) = statement else { return None };
+    let ast::Statement::Query(query) = statement.as_ref() else { return None };
+    let mut body = query.body.as_ref();
+    while let SetExpr::SetOperation { left, .. } = body {
+        body = left.as_ref();
+    }
+    if let SetExpr::Select(select) = body { Some(&select.projection) } else { None }
 }
 
 /// What may stand in place of the word that ends at `at`, and where that word is.

@@ -45,7 +45,7 @@ impl<W: Write> TableWriter<W> {
         let fields = schema.fields();
         Self {
             to,
-            names: fields.iter().map(|f| f.name().clone()).collect(),
+            names: fields.iter().map(|f| printable(f.name())).collect(),
             numeric: fields.iter().map(|f| f.data_type().is_numeric()).collect(),
             expanded,
             held: Vec::new(),
@@ -146,10 +146,19 @@ fn cells(column: &ArrayRef) -> Result<Vec<String>, ArrowError> {
     let is_text = matches!(column.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
     let cell = |row: usize| {
         let text = formatter.value(row).try_to_string()?;
-        // A control character would break the frame, or play with the terminal.
-        Ok(if is_text && text.contains(char::is_control) { text.escape_debug().to_string() } else { text.replace(char::is_control, " ") })
+        Ok(if is_text { printable(&text) } else { text.replace(is_mischief, " ") })
     };
     (0..column.len()).map(cell).collect()
+}
+
+/// What would break the frame, or play with the terminal: control characters, and those that turn the direction of text.
+fn is_mischief(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+fn printable(text: &str) -> String {
+    let escaped = |c: char| if is_mischief(c) { c.escape_default().to_string() } else { c.to_string() };
+    if text.contains(is_mischief) { text.chars().map(escaped).collect() } else { text.to_owned() }
 }
 
 fn cut(text: &str, width: usize) -> String {

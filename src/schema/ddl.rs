@@ -58,6 +58,8 @@ impl Engine {
         if on_disk.is_some() && !reads_disks {
             return Err(DdlError::Place { engine: self.name(), url: lake.to_owned() });
         }
+        let lake = if self == Self::Glue { lake.to_owned() } else { lake.replace('\'', "''") };
+        let lake = lake.as_str();
         let mut text = self.before(lake, tables);
         for statement in tables.iter().map(|table| self.statement(lake, table)).filter(|statement| !statement.is_empty()) {
             writeln!(text, "{statement}").expect("writing to a string");

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::ingest::decode::indicator;
 use crate::schema::Standard;
@@ -42,7 +42,12 @@ impl Needle {
     pub fn parse(text: &str) -> Result<Self, NeedleError> {
         let wrong = |why| NeedleError { text: text.to_owned(), why };
         let trimmed = text.trim();
-        let kind = if let Ok(address) = trimmed.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+        let is_network = trimmed.split_once('/').is_some_and(|(address, _)| address.parse::<IpAddr>().is_ok());
+        if is_network && trimmed.parse::<IpNet>().is_err() {
+            return Err(wrong("it is no network, such as 192.0.2.0/24 or 2001:db8::/32"));
+        }
+        let host = indicator::host(trimmed).and_then(|host| host.parse::<IpAddr>().ok());
+        let kind = if let Some(address) = trimmed.parse::<IpAddr>().ok().or(host.filter(|_| trimmed.parse::<IpNet>().is_err())) {
             let mut spellings = vec![address.to_string(), address.to_canonical().to_string()];
             if let IpAddr::V4(v4) = address {
                 spellings.push(v4.to_ipv6_mapped().to_string());
@@ -51,14 +56,12 @@ impl Needle {
             spellings.dedup();
             Kind::Address(spellings)
         } else if let Ok(network) = trimmed.parse::<IpNet>() {
-            Kind::Network(network.trunc())
+            Kind::Network(canonical(network.trunc()))
         } else if let Some(domain) = trimmed.strip_prefix("*.") {
             let domain = indicator::host(domain).filter(|host| !host.contains('*')).ok_or_else(|| wrong("write *.example.com"))?;
             Kind::Below(format!(".{}", domain.to_lowercase()))
         } else if trimmed.is_empty() {
             return Err(wrong("it is empty"));
-        } else if trimmed.split_once('/').is_some_and(|(address, _)| address.parse::<IpAddr>().is_ok()) {
-            return Err(wrong("it is no network, such as 192.0.2.0/24 or 2001:db8::/32"));
         } else if trimmed.contains('*') {
             return Err(wrong("a star stands for what is below a domain, as in *.example.com"));
         } else {
@@ -92,8 +95,17 @@ impl Needle {
     pub fn is(&self, value: &str) -> bool {
         match &self.kind {
             Kind::Address(values) | Kind::Word(values) => values.iter().any(|v| v == value),
-            Kind::Network(network) => value.parse::<IpAddr>().is_ok_and(|address| network.contains(&address)),
+            Kind::Network(network) => {
+                value.parse::<IpAddr>().is_ok_and(|address| network.contains(&address) || network.contains(&address.to_canonical()))
+            }
             Kind::Below(domain) => value == &domain[1..] || value.ends_with(domain.as_str()),
         }
     }
+}
+
+/// A network of IPv4 addresses that is written as one of IPv6.
+fn canonical(network: IpNet) -> IpNet {
+    let IpNet::V6(v6) = network else { return network };
+    let Some(v4) = v6.network().to_ipv4_mapped() else { return network };
+    v6.prefix_len().checked_sub(96).and_then(|length| Ipv4Net::new(v4, length).ok()).map_or(network, IpNet::V4)
 }

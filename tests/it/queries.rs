@@ -97,6 +97,9 @@ async fn names_may_be_written_in_any_case_in_every_clause() {
             "select TABLE_NAME from INFORMATION_SCHEMA.TABLES where Table_Name = 'lake_files' and TABLE_CATALOG = 'flarelake' and table_schema = 'public'",
             json!({"table_name": "lake_files"}),
         ),
+        ("select COUNT_IF(botscore < 30) from cloudflare_httprequest", json!({"COUNT_IF(BotScore < 30)": 2})),
+        ("with t as (select 1 as a, 2 as \"A\") select a, \"A\" from t", json!({"a": 1, "A": 2})),
+        ("with Rank(x) as (select 1) select * from rank", json!({"x": 1})),
         ("select max(BOTSCORE) from cloudflare_httprequest union select 95", json!({"max(BotScore)": 95})),
         ("select count(*) as n from cloudflare_httprequest -- CLIENTIP\n where /* ; */ clientip = 'CLIENTIP'", json!({"n": 0})),
     ] {
@@ -117,6 +120,22 @@ async fn a_wrong_name_is_told_with_the_one_that_was_meant() {
     }
     let error = rows(&session, "select 'open", &[]).await.expect_err("an open quote");
     assert!(error.contains("Unterminated"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_hold_where_no_column_is_asked_for() {
+    let (_dir, session) = asked().await;
+    for (sql, expected) in [
+        ("SELECT 1 AS n FROM cloudflare_spectrum LIMIT 2", 2),
+        ("SELECT 1 AS n FROM cloudflare_httprequest LIMIT 1", 1),
+        ("SELECT 1 AS n FROM cloudflare_spectrum LIMIT 1 OFFSET 1", 1),
+        ("SELECT 1 AS n FROM cloudflare_spectrum", 3),
+        ("SELECT 1 AS n FROM cloudflare_spectrum WHERE Event = 'disconnect' LIMIT 1", 1),
+    ] {
+        assert_eq!(rows(&session, sql, &[]).await.expect("an answer").len(), expected, "{sql}");
+    }
+    assert_eq!(one(&session, "SELECT count(*) AS n FROM (SELECT 1 FROM cloudflare_spectrum LIMIT 2)").await, json!({"n": 2}));
+    assert_eq!(one(&session, "SELECT count(*) AS n FROM cloudflare_spectrum").await, json!({"n": 3}));
 }
 
 #[test]
@@ -151,6 +170,15 @@ async fn functions_of_snowflake_athena_and_panther_run() {
         ("min_by(rayid, edgestarttimestamp)", of, json!("r1")),
         ("date_diff('hour', min(p_event_time), max(p_event_time))", of, json!(23)),
         ("datediff(day, '2026-01-15T23:59:00Z', '2026-01-16T00:01:00Z')", "", json!(1)),
+        ("date_diff('day', '2026-01-15T23:59:00Z', '2026-01-16T00:01:00Z')", "", json!(0)),
+        ("datediff('month', '2025-12-31', '2026-02-01')", "", json!(2)),
+        ("dateadd(hour, 5, date '2026-01-01')", "", json!("2026-01-01T05:00:00Z")),
+        ("regexp_extract('abc123', '[a-z]+([0-9]+)')", "", json!("abc123")),
+        ("regexp_extract('abc123', '[a-z]+([0-9]+)', 1)", "", json!("123")),
+        ("arbitrary(a)", "from (values (cast(null as int)), (1)) t(a)", json!(1)),
+        ("iff (true, 1 -- yes\n, 2)", "", json!(1)),
+        ("'iff(1, 2, 3)'", "", json!("iff(1, 2, 3)")),
+        ("array_size(element_at(map {'k': make_array(1, 2)}, 'k'))", "", json!(2)),
         ("dateadd(day, -1, '2026-01-15T10:00:00Z')", "", json!("2026-01-14T10:00:00Z")),
         ("date_add('quarter', 1, '2026-01-15')", "", json!("2026-04-15T00:00:00Z")),
         ("max(regexp_extract(clientrequesthost, '^([a-z])'))", of, json!("b")),
@@ -398,12 +426,32 @@ async fn the_command_takes_files_parameters_and_standard_input() {
         (&["-f", "top_talkers", "-p", "limit=x"][..], "limit = `x` is no integer"),
         (&["-f", "indicator"], "needs a value: -p value"),
         (&["SELECT 1", "-p", "novalue"], "NAME=VALUE"),
+        (&["SELECT 1", "-p", "typo=1"], "has no parameter `typo`"),
         (&[], "give a statement"),
     ] {
         let output = ask(arguments);
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(2) && stderr.contains(said), "{arguments:?}: {stderr}");
     }
+    // What a parameter is, the statement tells.
+    for (sql, value, expected) in [
+        ("SELECT count(*) AS n FROM cloudflare_httprequest WHERE RayID <> $a", "007", "{\"n\":4}\n"),
+        ("SELECT count(*) AS n FROM cloudflare_httprequest WHERE RayID = $a", "r1", "{\"n\":1}\n"),
+        ("SELECT count(*) AS n FROM cloudflare_httprequest WHERE p_event_time >= $a", "2026-01-16T00:00:00Z", "{\"n\":1}\n"),
+        ("SELECT 1 AS n FROM cloudflare_httprequest LIMIT $a", "1", "{\"n\":1}\n"),
+    ] {
+        assert_eq!(stdout(&ask(&[sql, "-p", &format!("a={value}"), "--format", "ndjson"])), expected, "{sql}");
+    }
+    // A link means what it points to.
+    let (target, link) = (dir.path().join("target.csv"), dir.path().join("link.csv"));
+    std::fs::write(&target, "old").expect("written");
+    std::os::unix::fs::symlink(&target, &link).expect("linked");
+    stdout(&ask(&["SELECT 1 AS a", "--format", "csv", "-o", text(&link)]));
+    assert_eq!(std::fs::read_to_string(&target).expect("there"), "a\n1\n");
+    assert!(link.is_symlink());
+    // A statement of thousands of terms is no reason to fall.
+    let long = format!("SELECT {} AS n", vec!["1"; 3000].join(" + "));
+    assert_eq!(stdout(&ask(&[&long, "--format", "csv"])), "n\n3000\n");
     // Parquet, whole or not at all.
     let file = dir.path().join("out.parquet");
     stdout(&ask(&["SELECT RayID, p_any_ip_addresses, p_event_time FROM cloudflare_httprequest", "--format", "parquet", "-o", text(&file)]));

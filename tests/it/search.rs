@@ -141,7 +141,9 @@ async fn a_value_is_found_in_any_spelling() {
     for value in ["fd77:db8::1", "FD77:0DB8:0000::0001", "[fd77:db8::1]"] {
         assert_eq!(rows(&stage.search(value, 0).await), [("cloudflare_httprequest", 1)], "{value}");
     }
-    for value in ["203.0.113.77", "::ffff:203.0.113.77"] {
+    for value in
+        ["203.0.113.77", "::ffff:203.0.113.77", "203.0.113.77:443", "http://203.0.113.77/x", "::ffff:203.0.113.0/120", "203.0.113.0/24"]
+    {
         assert_eq!(stage.search(value, 0).await.tables.len(), 2, "{value}");
     }
     assert_eq!(rows(&stage.search("fd77:db8::/32", 0).await), [("cloudflare_httprequest", 2)]);
@@ -198,4 +200,6 @@ async fn the_command_shows_people_and_machines_the_same() {
     assert_eq!(told[0]["newest"][0]["row"]["Action"], Value::from("block"));
     assert_eq!(stdout(&ask(&["a", "b", "--format", "ndjson"])).lines().count(), 2);
     assert_eq!(ask(&["192.0.2.0/33"]).status.code(), Some(2));
+    let nowhere = flarelake(&["--lake", text(&stage.dir.path().join("nowhere")), "search", "x"]);
+    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("there is no lake"), "{nowhere:?}");
 }
