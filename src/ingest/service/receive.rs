@@ -15,6 +15,8 @@ use crate::ingest::reject::Reason;
 
 /// As long as SQS lets a poll wait: the fewest requests, and a message is told at once all the same.
 const LONG_POLL: Duration = Duration::from_secs(20);
+/// In a run that ends when nothing comes: no poll is cut off by its end, which might take messages with it.
+const SHORT_POLL: Duration = Duration::from_secs(1);
 /// How often a queue's settings are asked for before it is given up at the start.
 const START_ATTEMPTS: u32 = 5;
 
@@ -53,7 +55,7 @@ impl Shared {
     pub(super) async fn receive_all(self: Arc<Self>, feed: usize) {
         let _stops_all = self.stop.clone().drop_guard();
         let Some(of) = self.run.feeds.get(feed) else { return };
-        let wait = self.run.pace.until_idle.map_or(LONG_POLL, |idle| idle.min(LONG_POLL));
+        let wait = self.run.pace.until_idle.map_or(LONG_POLL, |idle| idle.min(SHORT_POLL));
         let mut failures = 0;
         while !self.stop.is_cancelled() {
             self.wait_for_room().await;
