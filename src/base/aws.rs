@@ -33,7 +33,7 @@ const DEFAULT_REGION: &str = "us-east-1";
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Access {
-    /// A profile of the AWS configuration files: for credentials, and addresses, of its own.
+    /// A profile of the AWS configuration files: for credentials of its own.
     pub profile: Option<String>,
     /// A role to take on.
     pub role_arn: Option<String>,

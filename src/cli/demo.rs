@@ -59,8 +59,8 @@ pub async fn run(arguments: DemoArguments, mut settings: Settings) -> anyhow::Re
         let saved = query::saved(name)?;
         let began = Instant::now();
         say(&format!("{} (flarelake query -f {name} -p since=2026-01-01 …)", saved.title))?;
-        let limited = saved.parameters.iter().any(|p| p.name == "limit");
-        let given = [("since", "2026-01-01"), ("limit", "5")].into_iter().take(if limited { 2 } else { 1 });
+        let given = [("since", "2026-01-01"), ("limit", "5")].into_iter();
+        let given = given.filter(|(name, _)| saved.parameters.iter().any(|p| p.name == *name));
         let given: Vec<_> = given.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         query::print(&session, &saved.sql, &saved.arguments(&given)?, Format::Table(Expanded::Off), output::stdout()).await?;
         say(&format!("{} ms\n", began.elapsed().as_millis()))?;

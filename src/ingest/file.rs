@@ -25,7 +25,7 @@ use crate::table::{DataFile, TableSpec};
 /// How many rows are gathered at once for the writer.
 const GATHER_ROWS: usize = 8 * 1024;
 /// A row group is what a reader takes in at once.
-const ROW_GROUP_ROWS: usize = 256 * 1024;
+pub const ROW_GROUP_ROWS: usize = 256 * 1024;
 const PAGE_ROWS: usize = 16 * 1024;
 const BLOOM_FALSE_POSITIVES: f64 = 0.01;
 

@@ -16,7 +16,6 @@ use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
-use futures::future::join_all;
 
 use super::counted::Counted;
 use super::dialect::translate;
@@ -27,7 +26,7 @@ use super::statements::label;
 use crate::base::store::Store;
 use crate::config::Partitioning;
 use crate::schema::{Catalog, LogType, Standard};
-use crate::table::{DeltaTable, LEDGER_TABLE, TableError, TableSpec, failures_spec, ledger_spec, live_files, log_type_spec, open_snapshot};
+use crate::table::{DeltaTable, TableError, TableSpec, failures_spec, ledger_spec, live_files, log_type_spec, open_tables};
 
 /// The database that every unqualified name is looked up in.
 const DATABASE: &str = "flarelake";
@@ -43,12 +42,6 @@ pub enum QueryError {
     /// The lake can't be read.
     #[error(transparent)]
     Table(#[from] TableError),
-    /// No flarelake ever wrote there.
-    #[error("{url}: there is no lake; land something first with `flarelake backfill`, or check --lake")]
-    NoLake {
-        /// What was given.
-        url: String,
-    },
     /// The query is wrong, or failed.
     #[error("{0}")]
     Sql(String),
@@ -84,19 +77,10 @@ impl Session {
         let mut files = Vec::new();
         let log_types = catalog.types().iter().map(|t| (log_type_spec(t, partitioning), LOGS));
         let specs: Vec<_> = log_types.chain([(failures_spec(partitioning), MONITOR), (ledger_spec(), MONITOR)]).collect();
-        // Each in a task of its own: to read a log takes time and a core.
-        let opened = specs.iter().map(|(spec, _)| {
-            let (store, name) = (store.clone(), spec.name.clone());
-            tokio::spawn(async move { open_snapshot(&store, &name).await })
-        });
-        let opened = join_all(opened.collect::<Vec<_>>()).await;
-        for ((spec, schema), table) in specs.into_iter().zip(opened) {
-            let table = table.expect("opening a table doesn't panic")?;
+        let tables: Vec<String> = specs.iter().map(|(spec, _)| spec.name.clone()).collect();
+        for ((spec, schema), table) in specs.into_iter().zip(open_tables(store, &tables).await?) {
             if let Some(table) = &table {
                 files.push(files::rows(&spec.name, &live_files(table)?).map_err(|e| QueryError::Sql(e.to_string()))?);
-            }
-            if table.is_none() && spec.name == LEDGER_TABLE {
-                return Err(QueryError::NoLake { url: store.url.to_string() });
             }
             names.register(&spec.name, provider(&context, table, &spec).await?, schema)?;
         }
@@ -130,7 +114,7 @@ impl Session {
         // What was written before the macros were replaced, for the columns' names.
         let original = state.sql_to_statement(&self.vocabulary.spell(sql, &GenericDialect {}), &Dialect::Generic).ok();
         let mut statement = state.sql_to_statement(&spelled, &Dialect::Generic)?;
-        label(&mut statement, original.as_ref());
+        label(&mut statement, original);
         match state.statement_to_plan(statement).await {
             Ok(plan) => Ok(plan),
             Err(error) => {

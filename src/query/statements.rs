@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use datafusion::sql::parser::Statement;
-use datafusion::sql::sqlparser::ast::{self, Expr, Ident, SelectItem, SetExpr};
+use datafusion::sql::sqlparser::ast::{self, Expr, Ident, Select, SelectItem, SetExpr};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
@@ -65,41 +65,33 @@ pub fn is_complete(text: &str) -> bool {
 
 /// Names the columns of the result that are expressions by what was written: `max(BotScore)`, and not by what the planner
 /// makes of it. `original` is the statement before its macros were replaced.
-pub fn label(statement: &mut Statement, original: Option<&Statement>) {
-    let names: Vec<String> = original.and_then(projection).map(|items| items.iter().map(ToString::to_string).collect()).unwrap_or_default();
-    let Statement::Statement(statement) = statement else { return };
-    let ast::Statement::Query(query) = statement.as_mut() else { return };
-    let mut body = query.body.as_mut();
-    // The first of several that are united names them all.
-    while let SetExpr::SetOperation { left, .. } = body {
-        body = left.as_mut();
-    }
-    let SetExpr::Select(select) = body else { return };
+pub fn label(statement: &mut Statement, mut original: Option<Statement>) {
+    let written = original.as_mut().and_then(first_select).map(|select| select.projection.as_slice()).unwrap_or_default();
+    let Some(select) = first_select(statement) else { return };
     if select.distinct.is_some() {
         // What it is sorted by has to be found among its columns, by the planner's names.
         return;
     }
-    let same = names.len() == select.projection.len();
+    let same = written.len() == select.projection.len();
     for (n, item) in select.projection.iter_mut().enumerate() {
         if let SelectItem::UnnamedExpr(expr) = item
             && !matches!(expr, Expr::Identifier(_) | Expr::CompoundIdentifier(_))
         {
-            let name = if same { names[n].clone() } else { expr.to_string() };
-            let alias = Ident::with_quote('"', name);
-            *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias };
+            let name = if same { written[n].to_string() } else { expr.to_string() };
+            *item = SelectItem::ExprWithAlias { expr: expr.clone(), alias: Ident::with_quote('"', name) };
         }
     }
 }
 
-/// The columns that a statement asks for.
-fn projection(statement: &Statement) -> Option<&[SelectItem]> {
+/// What names a query's columns: of several that are united, the first.
+fn first_select(statement: &mut Statement) -> Option<&mut Select> {
     let Statement::Statement(statement) = statement else { return None };
-    let ast::Statement::Query(query) = statement.as_ref() else { return None };
-    let mut body = query.body.as_ref();
+    let ast::Statement::Query(query) = statement.as_mut() else { return None };
+    let mut body = query.body.as_mut();
     while let SetExpr::SetOperation { left, .. } = body {
-        body = left.as_ref();
+        body = left.as_mut();
     }
-    if let SetExpr::Select(select) = body { Some(&select.projection) } else { None }
+    if let SetExpr::Select(select) = body { Some(select) } else { None }
 }
 
 /// What may stand in place of the word that ends at `at`, and where that word is.

@@ -21,11 +21,11 @@ use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataR
 
 use super::bloom;
 use super::needle::Needle;
+use crate::ingest::file::ROW_GROUP_ROWS;
 use crate::schema::Standard;
 
-/// What is read at a file's end in the hope that the footer is in it: for each row group of so many rows.
+/// What is read at a file's end for each of its row groups, in the hope that the footer is in it.
 const FOOTER_GUESS: u64 = 16 << 10;
-const ROW_GROUP_ROWS: u64 = 256 << 10;
 const DAY: i64 = 86_400_000_000;
 
 /// A file, and how much of it was read.
@@ -62,7 +62,7 @@ impl AsyncFileReader for Metered {
         async move {
             let size = self.size;
             let reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Skip);
-            let guess = FOOTER_GUESS * self.rows.div_ceil(ROW_GROUP_ROWS).max(1);
+            let guess = FOOTER_GUESS * self.rows.div_ceil(ROW_GROUP_ROWS as u64).max(1);
             let reader = reader.with_prefetch_hint(Some(guess.min(size) as usize));
             Ok(Arc::new(reader.load_and_finish(self, size).await?))
         }
@@ -71,6 +71,12 @@ impl AsyncFileReader for Metered {
 }
 
 impl Metered {
+    async fn open(&mut self) -> Result<ArrowReaderMetadata> {
+        // By the Parquet types alone: whoever rewrote the file, text is text of one kind.
+        let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+        ArrowReaderMetadata::try_new(self.get_metadata(None).await?, options)
+    }
+
     async fn range(mut self, range: Range<u64>) -> Result<Bytes> {
         self.get_bytes(range).await
     }
@@ -105,7 +111,7 @@ impl FileHits {
 
 /// Searches a file for rows from `since` on; at most `newest` of them are kept one by one.
 pub async fn search(mut file: Metered, needle: &Needle, since: i64, newest: usize) -> Result<FileHits> {
-    let metadata = ArrowReaderMetadata::try_new(file.get_metadata(None).await?, ArrowReaderOptions::new())?;
+    let metadata = file.open().await?;
     let leaf = |name: &str| metadata.parquet_schema().columns().iter().position(|c| c.path().parts().first().is_some_and(|p| p == name));
     let lists: Vec<(Standard, usize)> = needle.columns().iter().filter_map(|c| Some((*c, leaf(c.name())?))).collect();
     let Some(time) = leaf(Standard::EventTime.name()) else { return Ok(FileHits::default()) };
@@ -168,7 +174,7 @@ fn matches(batch: &RecordBatch, needle: &Needle) -> Vec<(usize, i64)> {
 
 /// Reads rows of a file in full, in the order in which they stand in it.
 pub async fn rows(mut file: Metered, wanted: &[Row]) -> Result<Vec<RecordBatch>> {
-    let metadata = ArrowReaderMetadata::try_new(file.get_metadata(None).await?, ArrowReaderOptions::new())?;
+    let metadata = file.open().await?;
     let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     wanted.iter().for_each(|(_, group, row)| groups.entry(*group).or_default().push(*row));
     let mut read = Vec::new();

@@ -15,14 +15,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arrow::json::LineDelimitedWriter;
 use arrow::record_batch::RecordBatch;
 use chrono::{DateTime, NaiveDate};
-use futures::future::try_join_all;
 use futures::{StreamExt as _, stream};
 use parquet::errors::ParquetError;
 use serde_json::{Map, Value};
 
 use crate::base::store::Store;
 use crate::schema::{Catalog, Standard};
-use crate::table::{DataFile, FAILURES_TABLE, LEDGER_TABLE, TableError, live_files, open_snapshot};
+use crate::table::{DataFile, FAILURES_TABLE, TableError, live_files, open_tables};
 
 use file::{FileHits, Metered, Row};
 pub use needle::{Needle, NeedleError};
@@ -36,12 +35,6 @@ pub enum SearchError {
     /// A table can't be read.
     #[error(transparent)]
     Table(#[from] TableError),
-    /// No flarelake ever wrote there.
-    #[error("{url}: there is no lake; land something first with `flarelake backfill`, or check --lake")]
-    NoLake {
-        /// What was given.
-        url: String,
-    },
     /// A file can't be read.
     #[error("{path}: can't be read: {source}")]
     File {
@@ -98,14 +91,11 @@ struct Place {
 
 /// Searches every table for rows from `since` (microseconds since the epoch) on; `newest` of them are read in full.
 pub async fn search(store: &Store, catalog: &Catalog, needle: &Needle, since: i64, newest: usize) -> Result<Found, SearchError> {
-    if open_snapshot(store, LEDGER_TABLE).await?.is_none() {
-        return Err(SearchError::NoLake { url: store.url.to_string() });
-    }
     let read = Arc::new(AtomicU64::new(0));
     let mut places = Vec::new();
     let tables = catalog.types().iter().map(|t| t.table_name()).chain([FAILURES_TABLE.to_owned()]);
     let tables: Vec<String> = tables.collect();
-    let snapshots = try_join_all(tables.iter().map(|table| open_snapshot(store, table))).await?;
+    let snapshots = open_tables(store, &tables).await?;
     for (table, snapshot) in tables.into_iter().zip(snapshots) {
         let Some(snapshot) = snapshot else { continue };
         for file in live_files(&snapshot)?.into_iter().filter(|file| is_recent(file, since)) {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deltalake::DeltaTable;
+use futures::future::join_all;
 use parking_lot::Mutex as SyncMutex;
 use tokio::sync::Mutex;
 
@@ -282,7 +283,7 @@ impl Table {
 }
 
 /// A table as readers see it now; none if it is not there.
-pub async fn open_snapshot(store: &Store, name: &str) -> Result<Option<DeltaTable>, TableError> {
+async fn open_snapshot(store: &Store, name: &str) -> Result<Option<DeltaTable>, TableError> {
     let log_store = log_store(store, name);
     let failed = |e: deltalake::DeltaTableError| TableError::request(log_store.root_url().as_str(), "opening the table", e);
     if !log_store.is_delta_table_location().await.map_err(failed)? {
@@ -291,6 +292,22 @@ pub async fn open_snapshot(store: &Store, name: &str) -> Result<Option<DeltaTabl
     let mut table = DeltaTable::new(log_store.clone());
     table.load().await.map_err(failed)?;
     Ok(Some(table))
+}
+
+/// Tables of a lake as readers see them now, in the order of `names`; none for those that nothing has landed in yet.
+pub async fn open_tables(store: &Store, names: &[String]) -> Result<Vec<Option<DeltaTable>>, TableError> {
+    // A task each: to read a log takes time and a core.
+    let open = |name: &str| {
+        let (store, name) = (store.clone(), name.to_owned());
+        tokio::spawn(async move { open_snapshot(&store, &name).await })
+    };
+    let ledger = open(LEDGER_TABLE);
+    let tables: Vec<_> = names.iter().map(|name| open(name)).collect();
+    let opened = "opening a table doesn't panic";
+    if ledger.await.expect(opened)?.is_none() {
+        return Err(TableError::NoLake { url: store.url.to_string() });
+    }
+    join_all(tables).await.into_iter().map(|table| table.expect(opened)).collect()
 }
 
 /// The ids of every object in a snapshot of the ledger.

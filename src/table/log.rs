@@ -32,6 +32,12 @@ pub enum TableError {
         /// What the store said.
         message: String,
     },
+    /// No flarelake ever wrote there.
+    #[error("{url}: there is no lake; land something first with `flarelake backfill`, or check --lake")]
+    NoLake {
+        /// What was given.
+        url: String,
+    },
     /// The table's log has an entry that we can't read.
     #[error("{table}: log entry {version} can't be used: {message}")]
     Entry {

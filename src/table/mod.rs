@@ -21,4 +21,4 @@ pub use log::TableError;
 pub use spec::{FAILURES_TABLE, LEDGER_TABLE, TableSpec, failures_spec, ledger_spec, log_type_spec};
 
 pub use deltalake::DeltaTable;
-pub use lake::open_snapshot;
+pub use lake::open_tables;

@@ -222,6 +222,12 @@ async fn archived_objects_stop_nothing() {
     let ended = stage.run().await.expect("others may still be read");
     assert_eq!((ended.given_up, stage.queue.len()), (5, 5), "their messages stay");
     assert_eq!(stage.rows().await, BTreeMap::new());
+    // Where no object can be what is announced, there is nothing to wait for.
+    let stage = Stage::new(Duration::from_secs(30));
+    stage.announce(&"k".repeat(1025));
+    stage.run().await.expect("ends");
+    assert!(stage.queue.is_empty());
+    assert_eq!(stage.rows().await, BTreeMap::from([("classification_failures", 1), ("ingested_objects", 1)]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -63,6 +63,9 @@ impl MemoryBuckets {
         {
             return Err(failed(kind, "refused"));
         }
+        if wanted.key.len() > 1024 {
+            return Err(failed(FailureKind::Unreadable, "KeyTooLongError: Your key is too long"));
+        }
         if self.fails_every > 0 && read.is_multiple_of(self.fails_every) {
             return Err(failed(FailureKind::Unavailable, "the connection was cut"));
         }

@@ -263,7 +263,6 @@ impl Shared {
 
     /// Leaves an object's messages to their queue: they come again when their leases end, or go where its redrive policy says.
     async fn give_up(&self, job: Job, location: &str) {
-        self.given_up.fetch_add(1, Ordering::Relaxed);
         let messages = self.book.lock().give_up(job.no);
         tracing::error!(messages = messages.len(), "{location}: given up for now; its messages stay in their queue and come again");
         self.run.metrics.given_up.inc();

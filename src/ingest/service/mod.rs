@@ -234,7 +234,6 @@ struct Shared {
     state: Vec<FeedState>,
     /// When a message was last received.
     received: Mutex<Instant>,
-    given_up: AtomicU64,
 }
 
 /// What is known of a feed while it runs.
@@ -328,7 +327,6 @@ impl Shared {
             whole: WHOLE_BYTES.min(run.pace.fetched_bytes as u64 / 2),
             state: run.feeds.iter().map(state).collect(),
             received: Mutex::new(Instant::now()),
-            given_up: AtomicU64::new(0),
             run,
         }
     }
@@ -447,7 +445,7 @@ impl Stages {
         let released = tokio::time::timeout_at(deadline, shared.release_all()).await.unwrap_or_default();
         self.deleters.iter().for_each(JoinHandle::abort);
         self.gauges.abort();
-        Ended { released, given_up: shared.given_up.load(Ordering::Relaxed) }
+        Ended { released, given_up: shared.run.metrics.given_up.get() }
     }
 }
 
