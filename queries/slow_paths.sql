@@ -9,7 +9,7 @@ SELECT
   ClientRequestPath AS path,
   count(*) AS requests,
   round(avg(OriginResponseTime) / 1e6, 1) AS mean_ms,
-  round(approx_percentile_cont(OriginResponseTime, 0.95) / 1e6, 1) AS p95_ms
+  round(percentile_cont(0.95) WITHIN GROUP (ORDER BY OriginResponseTime) / 1e6, 1) AS p95_ms
 FROM cloudflare_httprequest
 WHERE OriginResponseTime > 0 AND p_event_time >= $since AND ($host = '' OR ClientRequestHost = $host)
 GROUP BY ClientRequestHost, ClientRequestPath

@@ -13,6 +13,7 @@ mod query;
 mod schema;
 mod search;
 mod shell;
+mod tables;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -55,7 +56,9 @@ enum Command {
     Query(query::QueryArguments),
     /// Look for an address, a network, a domain or a trace id in every table
     Search(search::SearchArguments),
-    /// The log types, their columns, and what makes their tables visible in other engines
+    /// What is there, how much, and how fresh
+    Tables(tables::TablesArguments),
+    /// The log types, their columns, what they don't know, and what makes their tables visible in other engines
     Schema(schema::SchemaArguments),
     /// Write realistic synthetic logs
     Generate(generate::GenerateArguments),
@@ -132,6 +135,7 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<End> {
         Command::Check => check::run(settings).await,
         Command::Query(own) => query::run(own, settings).await,
         Command::Search(own) => search::run(own, settings).await,
+        Command::Tables(own) => tables::run(own, settings).await,
         Command::Schema(own) => schema::run(own, settings).await,
         Command::Generate(own) => generate::run(own),
     }

@@ -72,9 +72,8 @@ pub async fn run(arguments: QueryArguments, settings: Settings) -> anyhow::Resul
         output::say(listing(&built_in()))?;
         return Ok(End::Done);
     }
-    let to_terminal = arguments.output.is_none() && io::stdout().is_terminal();
-    if arguments.format == FormatName::Parquet && to_terminal {
-        return Err(Usage("--format parquet writes bytes: name a file with -o".to_owned()).into());
+    if arguments.output.is_none() {
+        check_stdout(arguments.format)?;
     }
     let statements = match (&arguments.sql, &arguments.file) {
         (Some(sql), _) => vec![bound(sql, &arguments.parameters)?],
@@ -97,14 +96,25 @@ pub async fn run(arguments: QueryArguments, settings: Settings) -> anyhow::Resul
         return Err(Usage("-o takes the result of one statement".to_owned()).into());
     }
     let session = open(&settings).await?;
-    let expanded = if to_terminal { shell::by_width() } else { Expanded::Off };
     for (sql, values) in &statements {
         match &arguments.output {
-            Some(path) => write_file(&session, sql, values, arguments.format.format(expanded), path).await?,
-            None => print(&session, sql, values, arguments.format.format(expanded), output::stdout()).await?,
+            Some(path) => write_file(&session, sql, values, arguments.format.format(Expanded::Off), path).await?,
+            None => print_to_stdout(&session, sql, values, arguments.format).await?,
         }
     }
     Ok(End::Done)
+}
+
+fn check_stdout(format: FormatName) -> Result<(), Usage> {
+    let shown = format == FormatName::Parquet && io::stdout().is_terminal();
+    if shown { Err(Usage("--format parquet writes bytes: name a file with -o, or redirect them".to_owned())) } else { Ok(()) }
+}
+
+/// Writes a statement's result to standard output; on a terminal, rows too wide for it as records.
+pub async fn print_to_stdout(session: &Session, sql: &str, values: &[(String, Value)], format: FormatName) -> anyhow::Result<()> {
+    check_stdout(format)?;
+    let expanded = if io::stdout().is_terminal() { shell::by_width() } else { Expanded::Off };
+    print(session, sql, values, format.format(expanded), output::stdout()).await
 }
 
 /// A statement of no saved query, with what its parameters stand for.

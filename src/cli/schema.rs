@@ -1,11 +1,15 @@
 //! `flarelake schema`: the log types, their columns, and what makes their tables visible elsewhere.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::query::{FormatName, open, print_to_stdout};
 use super::{End, Settings, Usage, output};
+use crate::base::now_micros;
 use crate::base::store::Store;
+use crate::query::{Value, drift};
 use crate::schema::{Engine, LogType};
 use crate::table::{FAILURES_TABLE, LEDGER_TABLE};
 
@@ -25,6 +29,18 @@ enum What {
         /// Such as Cloudflare.HttpRequest, or cloudflare_httprequest
         #[arg(value_name = "LOG_TYPE")]
         log_type: String,
+    },
+    /// The fields that no column took: what Cloudflare sends and the schema doesn't know, and values that are no such type
+    Drift {
+        /// Only this log type
+        #[arg(value_name = "LOG_TYPE")]
+        log_type: Option<String>,
+        /// How far back
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "30d")]
+        since: Duration,
+        /// The form of the result
+        #[arg(long, value_enum, default_value_t = FormatName::Table)]
+        format: FormatName,
     },
     /// The statements that make the lake's tables visible in another engine
     Ddl {
@@ -73,10 +89,16 @@ pub async fn run(arguments: SchemaArguments, settings: Settings) -> anyhow::Resu
             output::say(types.iter().map(|t| line(t)).collect::<String>())?;
         }
         What::Show { log_type } => {
-            let found = types.iter().find(|t| t.name.eq_ignore_ascii_case(&log_type) || t.table_name() == log_type.to_lowercase());
-            // It is not there: the catalog says so, and what is.
-            let found = found.map_or_else(|| Ok(&types[settings.catalog.index_of(&log_type)?]), anyhow::Ok)?;
-            output::say(shown(found))?;
+            output::say(shown(named(&settings, &log_type)?))?;
+        }
+        What::Drift { log_type, since, format } => {
+            let of: Vec<&LogType> = match &log_type {
+                Some(name) => vec![named(&settings, name)?],
+                None => types.iter().map(AsRef::as_ref).collect(),
+            };
+            let since = now_micros().saturating_sub(i64::try_from(since.as_micros()).unwrap_or(i64::MAX));
+            let session = open(&settings).await?;
+            print_to_stdout(&session, &drift(&of), &[("since".to_owned(), Value::Time(since))], format).await?;
         }
         What::Ddl { dialect, table } => {
             let lake = Store::open(settings.config.lake()?, &settings.config.reach()).await?;
@@ -89,6 +111,14 @@ pub async fn run(arguments: SchemaArguments, settings: Settings) -> anyhow::Resu
         }
     }
     Ok(End::Done)
+}
+
+/// A log type by its name or its table's, in any case.
+fn named<'a>(settings: &'a Settings, name: &str) -> anyhow::Result<&'a LogType> {
+    let types = settings.catalog.types();
+    let found = types.iter().find(|t| t.name.eq_ignore_ascii_case(name) || t.table_name() == name.to_lowercase());
+    // It is not there: the catalog says so, and what is.
+    Ok(found.map_or_else(|| Ok(&types[settings.catalog.index_of(name)?]), anyhow::Ok)?)
 }
 
 fn shown(log_type: &LogType) -> String {

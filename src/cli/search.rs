@@ -12,7 +12,7 @@ use super::output::grouped;
 use super::{End, Settings, Usage, output};
 use crate::base::now_micros;
 use crate::base::store::Store;
-use crate::search::{Found, Needle, TableHits, search};
+use crate::search::{Found, Needle, Searched, TableHits, search};
 
 /// What tells most of a row in one line, as far as its table has it.
 const TELLING: [&str; 13] = [
@@ -65,17 +65,26 @@ pub async fn run(arguments: SearchArguments, settings: Settings) -> anyhow::Resu
     let needles = needles.map_err(|e| Usage(e.to_string()))?;
     let store = Store::open(settings.config.lake()?, &settings.config.reach()).await?;
     let since = now_micros().saturating_sub(i64::try_from(arguments.since.as_micros()).unwrap_or(i64::MAX));
-    let mut answers = Vec::new();
-    for needle in &needles {
-        let found = search(&store, &settings.catalog, needle, since, arguments.rows).await?;
-        match arguments.format {
-            Form::Table => output::say(shown(needle, &found, &arguments.since)?)?,
-            Form::Json => answers.push(told(needle, &found)),
-            Form::Ndjson => writeln!(output::stdout(), "{}", told(needle, &found))?,
+    let searched = search(&store, &settings.catalog, &needles, since, arguments.rows).await?;
+    let answers = needles.iter().zip(&searched.found);
+    match arguments.format {
+        Form::Table => {
+            let mut text = String::new();
+            answers.clone().try_for_each(|(needle, found)| show(&mut text, needle, found, &arguments.since))?;
+            let (read, total) = (searched.bytes_read, searched.bytes_total);
+            let share = 100.0 * read as f64 / total.max(1) as f64;
+            writeln!(text, "read {} of {} bytes ({share:.2} %) in {} files", grouped(read), grouped(total), searched.files)?;
+            output::say(text)?;
         }
-    }
-    if matches!(arguments.format, Form::Json) {
-        writeln!(output::stdout(), "{}", Value::Array(answers))?;
+        Form::Json => {
+            let all = Value::Array(answers.map(|(needle, found)| told(needle, found, &searched)).collect());
+            writeln!(output::stdout(), "{all}")?;
+        }
+        Form::Ndjson => {
+            let mut out = output::stdout();
+            answers.clone().try_for_each(|(needle, found)| writeln!(out, "{}", told(needle, found, &searched)))?;
+            out.flush()?;
+        }
     }
     Ok(End::Done)
 }
@@ -84,20 +93,19 @@ fn time(micros: i64) -> String {
     DateTime::from_timestamp_micros(micros).map_or_else(String::new, |t| t.to_rfc3339_opts(SecondsFormat::AutoSi, true))
 }
 
-/// For machines.
-fn told(needle: &Needle, found: &Found) -> Value {
+/// For machines. What it took is that of all values together.
+fn told(needle: &Needle, found: &Found, searched: &Searched) -> Value {
     let table = |t: &TableHits| {
         let days: Vec<Value> = t.days.iter().map(|(day, rows)| json!({"day": day.to_string(), "rows": rows})).collect();
         json!({"table": t.table, "rows": t.rows, "first_seen": time(t.times.0), "last_seen": time(t.times.1), "days": days})
     };
     let newest: Vec<Value> = found.newest.iter().map(|row| json!({"table": row.table, "row": row.row})).collect();
     json!({"value": needle.text, "tables": found.tables.iter().map(table).collect::<Vec<_>>(), "newest": newest,
-        "files": found.files, "bytes_read": found.bytes_read, "bytes_total": found.bytes_total})
+        "files": searched.files, "bytes_read": searched.bytes_read, "bytes_total": searched.bytes_total})
 }
 
 /// For people.
-fn shown(needle: &Needle, found: &Found, since: &Duration) -> Result<String, std::fmt::Error> {
-    let mut text = String::new();
+fn show(text: &mut String, needle: &Needle, found: &Found, since: &Duration) -> std::fmt::Result {
     if found.tables.is_empty() {
         writeln!(text, "{}: not seen within {}", needle.text, humantime::format_duration(*since))?;
     } else {
@@ -121,9 +129,7 @@ fn shown(needle: &Needle, found: &Found, since: &Duration) -> Result<String, std
         let at = row.row.get("p_event_time").and_then(Value::as_str).unwrap_or_default();
         writeln!(text, "  {at}  {}  {}", row.table, TELLING.iter().filter_map(value).collect::<Vec<_>>().join(" "))?;
     }
-    let share = 100.0 * found.bytes_read as f64 / found.bytes_total.max(1) as f64;
-    writeln!(text, "  read {} of {} bytes ({share:.2} %) in {} files", grouped(found.bytes_read), grouped(found.bytes_total), found.files)?;
-    Ok(text)
+    Ok(())
 }
 
 /// A bar a day.

@@ -14,7 +14,7 @@ use rustyline::{CompletionType, Editor, Helper, Highlighter, Hinter};
 use super::query::{FormatName, listing, open, print, saved};
 use super::{End, Settings, output};
 use crate::config;
-use crate::query::{Expanded, Session, Value, built_in, completions, is_complete, split};
+use crate::query::{Expanded, Session, TABLES, Value, built_in, completions, is_complete, split};
 
 const HELP: &str = "\
 Statements end with a semicolon and may be many lines long; Tab completes, Ctrl-R searches the history, Ctrl-C cancels.
@@ -26,14 +26,6 @@ Statements end with a semicolon and may be many lines long; Tab completes, Ctrl-
   \\timing [on|off]        how long each statement took
   \\q                      the end (also Ctrl-D)
 ";
-const TABLES: &str = "\
-SELECT t.table_name, t.table_type, f.rows, f.files, f.bytes, f.newest
-FROM information_schema.tables AS t
-LEFT JOIN (SELECT table_name, sum(rows) AS rows, count(*) AS files, sum(size) AS bytes, max(max_event_time) AS newest
-  FROM lake_files GROUP BY table_name) AS f ON f.table_name = t.table_name
-WHERE t.table_catalog = 'flarelake' AND t.table_schema = 'public'
-ORDER BY t.table_name";
-
 /// Records instead of a table where that is wider than the terminal.
 pub fn by_width() -> Expanded {
     terminal_size::terminal_size().map_or(Expanded::Off, |(width, _)| Expanded::WiderThan(width.0.into()))

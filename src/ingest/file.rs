@@ -12,12 +12,13 @@ use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderB
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{ParquetMetaData, SortingColumn};
+use parquet::file::metadata::{KeyValue, ParquetMetaData, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::file::statistics::Statistics;
 use parquet::schema::types::ColumnPath;
 use serde_json::{Map, Value, json};
 
+use super::lookup::{self, LookupBuilder};
 use super::partition;
 use crate::base::{new_uuid, now_micros};
 use crate::table::{DataFile, TableSpec};
@@ -27,6 +28,9 @@ const GATHER_ROWS: usize = 8 * 1024;
 /// A row group is what a reader takes in at once.
 pub const ROW_GROUP_ROWS: usize = 256 * 1024;
 const PAGE_ROWS: usize = 16 * 1024;
+const _: () = assert!(ROW_GROUP_ROWS.is_multiple_of(GATHER_ROWS), "what is gathered at once is in one row group");
+/// A list's lookup index is kept up to this part of the file.
+const LOOKUP_SHARE: usize = 10;
 const BLOOM_FALSE_POSITIVES: f64 = 0.01;
 
 /// Rows that can't be written: a fault of this program, never of the data.
@@ -66,6 +70,7 @@ pub fn encode(spec: &TableSpec, batches: &[RecordBatch]) -> Result<Vec<EncodedFi
             rows: rows.len() as u64,
             modified_ms: now_micros() / 1000,
             stats: stats(spec, &metadata).to_string(),
+            times: spec.sort_column.as_ref().map(|_| (sorted.times[run.start], sorted.times[run.end - 1])),
             partition_values: run.values,
         };
         files.push(EncodedFile { file, bytes });
@@ -100,8 +105,19 @@ fn write(spec: &TableSpec, batches: &[RecordBatch], rows: &[(usize, usize)]) -> 
     let options = ArrowWriterOptions::new().with_properties(properties(spec, rows.len())).with_skip_arrow_metadata(true);
     let mut writer = ArrowWriter::try_new_with_options(Vec::new(), schema.clone(), options)?;
     let sources: Vec<&RecordBatch> = batches.iter().collect();
-    for chunk in rows.chunks(GATHER_ROWS) {
-        writer.write(&gather(schema, &sources, chunk)?)?;
+    let mut lookup = LookupBuilder::new(spec);
+    for (n, chunk) in rows.chunks(GATHER_ROWS).enumerate() {
+        let gathered = gather(schema, &sources, chunk)?;
+        lookup.add(&gathered, n * GATHER_ROWS / ROW_GROUP_ROWS);
+        writer.write(&gathered)?;
+    }
+    let (mut writer, _) = writer.into_serialized_writer()?;
+    let written = writer.bytes_written();
+    let (index, places) = lookup.finish(written as u64, written / LOOKUP_SHARE);
+    if !places.is_empty() {
+        writer.write_all(&index)?;
+        let places = serde_json::to_string(&places).map_err(|e| ParquetError::External(Box::new(e)))?;
+        writer.append_key_value_metadata(KeyValue::new(lookup::METADATA_KEY.to_owned(), places));
     }
     let metadata = writer.finish()?;
     Ok((std::mem::take(writer.inner_mut()), metadata))

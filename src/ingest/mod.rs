@@ -14,6 +14,7 @@ pub mod extent;
 pub mod split;
 pub mod decode;
 pub mod partition;
+pub mod lookup;
 pub mod file;
 pub mod keeping;
 pub mod bucket;

@@ -6,10 +6,10 @@ use arrow::array::{ArrayRef, Date32Array, Int64Array, StringViewArray, Timestamp
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
-use chrono::{DateTime, NaiveDate};
+use chrono::NaiveDate;
 
-use crate::schema::{Standard, timestamp_type};
-use crate::table::DataFile;
+use crate::schema::timestamp_type;
+use crate::table::{DataFile, TimeBounds};
 
 /// Its name in SQL.
 pub const FILES_TABLE: &str = "lake_files";
@@ -30,26 +30,26 @@ pub fn schema() -> SchemaRef {
 }
 
 /// One row for each file.
-pub fn rows(table: &str, files: &[DataFile]) -> Result<RecordBatch, ArrowError> {
+pub fn rows<'a>(table: &str, files: impl Iterator<Item = &'a DataFile>) -> Result<RecordBatch, ArrowError> {
+    let files: Vec<&DataFile> = files.collect();
     let times = |values: Vec<Option<i64>>| -> ArrayRef { Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC")) };
-    let micros = |text: &str| DateTime::parse_from_rfc3339(text).ok().map(|t| t.timestamp_micros());
     let day = |file: &DataFile| {
         let day: NaiveDate = file.partition_values.get("p_event_date")?.parse().ok()?;
         Some(day.to_epoch_days())
     };
-    let ranges: Vec<_> = files.iter().map(|f| f.time_range(Standard::EventTime.name())).collect();
-    let of = |pick: fn(&(String, String)) -> &str| ranges.iter().map(|r| r.as_ref().and_then(|r| micros(pick(r)))).collect();
+    let bounds: Vec<_> = files.iter().map(|f| f.time_bounds()).collect();
+    let of = |pick: fn(TimeBounds) -> i64| bounds.iter().map(|b| b.map(pick)).collect();
     RecordBatch::try_new(
         schema(),
         vec![
             Arc::new(StringViewArray::from_iter_values(files.iter().map(|_| table))),
             Arc::new(StringViewArray::from_iter_values(files.iter().map(|f| &f.path))),
-            Arc::new(Date32Array::from_iter(files.iter().map(day))),
+            Arc::new(Date32Array::from_iter(files.iter().map(|f| day(f)))),
             Arc::new(Int64Array::from_iter_values(files.iter().map(|f| f.size as i64))),
             Arc::new(Int64Array::from_iter_values(files.iter().map(|f| f.rows as i64))),
             times(files.iter().map(|f| Some(f.modified_ms * 1000)).collect()),
-            times(of(|r| &r.0)),
-            times(of(|r| &r.1)),
+            times(of(|b| b.least)),
+            times(of(|b| b.greatest)),
         ],
     )
 }

@@ -1,18 +1,22 @@
 //! SQL over a lake: a session with every table under each of its names, and results in a form to read or to pass on.
 //! DataFusion stays behind this door. No statement can write, or read anything but the lake's tables.
 
-mod counted;
 mod dialect;
 mod files;
+mod functions;
 mod names;
+mod overview;
 mod saved;
+mod scan;
 mod session;
 mod statements;
 mod table;
+mod tables;
 mod render;
 
 pub use dialect::MACROS;
 pub use names::Vocabulary;
+pub use overview::{TABLES, drift};
 pub use render::{Format, Renderer};
 pub use saved::{Kind, Parameter, SavedError, SavedQuery, Value, built_in};
 pub use session::{QueryError, Session};

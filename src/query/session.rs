@@ -1,40 +1,32 @@
-//! The tables of a lake, as SQL sees them.
+//! A session: from a statement to its rows, or to what is wrong with it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::datatypes::DataType;
-use datafusion::catalog::{CatalogProvider, MemTable, MemoryCatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider};
 use datafusion::common::{ParamValues, ScalarValue, SchemaError};
 use datafusion::config::Dialect;
-use datafusion::datasource::ViewTable;
 use datafusion::error::DataFusionError;
 use datafusion::execution::FunctionRegistry as _;
-use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::{SQLOptions, SessionContext};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 
-use super::counted::Counted;
 use super::dialect::translate;
-use super::files::{self, FILES_TABLE};
+use super::functions::DateTrunc;
 use super::names::Vocabulary;
 use super::saved::Value;
+use super::scan::store_url;
 use super::statements::label;
+use super::tables::{DATABASE, DEFAULT_SCHEMA, LakeTables};
 use crate::base::store::Store;
 use crate::config::Partitioning;
-use crate::schema::{Catalog, LogType, Standard};
-use crate::table::{DeltaTable, TableError, TableSpec, failures_spec, ledger_spec, live_files, log_type_spec, open_tables};
-
-/// The database that every unqualified name is looked up in.
-const DATABASE: &str = "flarelake";
-const DEFAULT_SCHEMA: &str = "public";
-/// The names under which Panther keeps its tables, its views and its own records.
-const LOGS: &str = "panther_logs";
-const VIEWS: &str = "panther_views";
-const MONITOR: &str = "panther_monitor";
+use crate::schema::Catalog;
+use crate::table::TableError;
 
 /// Why a query has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -56,12 +48,13 @@ impl From<DataFusionError> for QueryError {
 /// See the module.
 pub struct Session {
     context: SessionContext,
+    tables: Arc<LakeTables>,
     vocabulary: Vocabulary,
 }
 
 impl Session {
-    /// A session over the tables of `store` as they are now, with at most `memory` bytes for sorts and joins.
-    /// `partitioning` is that of tables that nothing has landed in yet.
+    /// A session over the tables of `store`, with at most `memory` bytes for sorts and joins. Each statement sees them as
+    /// they are when it begins. `partitioning` is that of tables that nothing has landed in yet.
     pub async fn open(store: &Store, catalog: &Catalog, partitioning: Partitioning, memory: usize) -> Result<Self, QueryError> {
         let config = SessionConfig::new()
             .with_default_catalog_and_schema(DATABASE, DEFAULT_SCHEMA)
@@ -72,28 +65,27 @@ impl Session {
             .set_bool("datafusion.execution.parquet.pushdown_filters", true)
             .set_str("datafusion.execution.time_zone", "UTC");
         let runtime = RuntimeEnvBuilder::new().with_memory_limit(memory, 1.0).build_arc()?;
+        runtime.register_object_store(store_url(store)?.as_ref(), store.objects.clone());
         let context = SessionContext::new_with_config_rt(config, runtime);
-        let mut names = Names::new(&context)?;
-        let mut files = Vec::new();
-        let log_types = catalog.types().iter().map(|t| (log_type_spec(t, partitioning), LOGS));
-        let specs: Vec<_> = log_types.chain([(failures_spec(partitioning), MONITOR), (ledger_spec(), MONITOR)]).collect();
-        let tables: Vec<String> = specs.iter().map(|(spec, _)| spec.name.clone()).collect();
-        for ((spec, schema), table) in specs.into_iter().zip(open_tables(store, &tables).await?) {
-            if let Some(table) = &table {
-                files.push(files::rows(&spec.name, &live_files(table)?).map_err(|e| QueryError::Sql(e.to_string()))?);
-            }
-            names.register(&spec.name, provider(&context, table, &spec).await?, schema)?;
-        }
-        names.register(FILES_TABLE, Arc::new(MemTable::try_new(files::schema(), vec![files])?), MONITOR)?;
-        let sql = all_logs_sql(catalog.types());
-        let plan = context.state().create_logical_plan(&sql).await?;
-        names.register("all_logs", Arc::new(ViewTable::new(plan, Some(sql))), VIEWS)?;
-        names.vocabulary.add_functions(context.udfs().into_iter().chain(context.udafs()).chain(context.udwfs()));
-        Ok(Self { vocabulary: names.vocabulary, context })
+        context.register_udf(DateTrunc::new(context.udf("date_trunc")?));
+        let tables = LakeTables::open(store, catalog, partitioning).await?;
+        let mut vocabulary = tables.register(&context)?;
+        vocabulary.add_functions(context.udfs().into_iter().chain(context.udafs()).chain(context.udwfs()));
+        Ok(Self { context, tables, vocabulary })
     }
 
     /// Runs one statement, which can only read. Names may be written in any case; `$name` stands for an argument.
     pub async fn query(&self, sql: &str, arguments: &[(String, Value)]) -> Result<SendableRecordBatchStream, QueryError> {
+        let (plan, context) = self.physical(sql, arguments).await?;
+        execute_stream(plan, context).map_err(|e| self.explained(e))
+    }
+
+    /// How a statement is carried out. Of DataFusion's own operators alone: its codec can take it to another process.
+    pub async fn physical(
+        &self,
+        sql: &str,
+        arguments: &[(String, Value)],
+    ) -> Result<(Arc<dyn ExecutionPlan>, Arc<TaskContext>), QueryError> {
         let only_read = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         let plan = self.plan(sql).await?;
         only_read.verify_plan(&plan)?;
@@ -104,11 +96,13 @@ impl Session {
         let values = values.collect::<Result<HashMap<String, ScalarValue>, QueryError>>()?;
         let frame = self.context.execute_logical_plan(plan).await.map_err(|e| self.explained(e))?;
         let frame = if values.is_empty() { frame } else { frame.with_param_values(ParamValues::from(values))? };
-        frame.execute_stream().await.map_err(|e| self.explained(e))
+        let context = Arc::new(frame.task_ctx());
+        Ok((frame.create_physical_plan().await.map_err(|e| self.explained(e))?, context))
     }
 
     async fn plan(&self, sql: &str) -> Result<LogicalPlan, QueryError> {
         let state = self.context.state();
+        self.tables.next_statement(sql).await;
         let written = translate(sql, &GenericDialect {});
         let spelled = self.vocabulary.spell(&written, &GenericDialect {});
         // What was written before the macros were replaced, for the columns' names.
@@ -138,6 +132,9 @@ impl Session {
 
     /// What isn't there is told with what may have been meant.
     fn explained(&self, error: DataFusionError) -> QueryError {
+        if let DataFusionError::External(cause) = error.find_root() {
+            return QueryError::Sql(cause.to_string());
+        }
         if let DataFusionError::SchemaError(schema, _) = error.find_root()
             && let SchemaError::FieldNotFound { field, valid_fields } = schema.as_ref()
             && !valid_fields.iter().any(|valid| valid.name == field.name)
@@ -209,70 +206,4 @@ fn scalar(value: &Value, kind: Option<DataType>) -> Result<ScalarValue, QueryErr
         Value::Boolean(flag) => ScalarValue::Boolean(Some(*flag)),
         Value::Time(micros) => ScalarValue::TimestampMicrosecond(Some(*micros), Some("UTC".into())),
     })
-}
-
-/// The table as it is in the lake; one that nothing has landed in yet is empty.
-async fn provider(context: &SessionContext, table: Option<DeltaTable>, spec: &TableSpec) -> Result<Arc<dyn TableProvider>, QueryError> {
-    let Some(table) = table else {
-        return Ok(Arc::new(MemTable::try_new(spec.full_schema(), vec![vec![]])?));
-    };
-    let state = Arc::new(context.state());
-    let provider = table.table_provider().with_session(state).await;
-    Ok(Arc::new(Counted(provider.map_err(|e| QueryError::Sql(e.to_string()))?)))
-}
-
-/// The union of the columns that every log type's table has, or could have.
-fn all_logs_sql(log_types: &[Arc<LogType>]) -> String {
-    let select = |log_type: &Arc<LogType>| {
-        let columns = Standard::ALL.map(|standard| match log_type.has(standard) {
-            true => standard.name().to_owned(),
-            false => format!("NULL AS {}", standard.name()),
-        });
-        format!("SELECT {} FROM {}", columns.join(", "), log_type.table_name())
-    };
-    log_types.iter().map(select).collect::<Vec<_>>().join(" UNION ALL ")
-}
-
-/// The three ways to name a table: `t`, `schema.t` and `schema.public.t`.
-struct Names {
-    default: Arc<MemorySchemaProvider>,
-    /// By name: the schema in our own database, and the one called `public` in a database of that name.
-    others: Vec<(&'static str, [Arc<MemorySchemaProvider>; 2])>,
-    vocabulary: Vocabulary,
-}
-
-impl Names {
-    fn new(context: &SessionContext) -> Result<Self, QueryError> {
-        let database = Arc::new(MemoryCatalogProvider::new());
-        let default = Arc::new(MemorySchemaProvider::new());
-        database.register_schema(DEFAULT_SCHEMA, default.clone())?;
-        let mut others = Vec::new();
-        let mut vocabulary = Vocabulary::default();
-        vocabulary.add_schema(DATABASE);
-        vocabulary.add_schema(DEFAULT_SCHEMA);
-        for name in [LOGS, VIEWS, MONITOR] {
-            let (schema, public) = (Arc::new(MemorySchemaProvider::new()), Arc::new(MemorySchemaProvider::new()));
-            database.register_schema(name, schema.clone())?;
-            let own = Arc::new(MemoryCatalogProvider::new());
-            own.register_schema(DEFAULT_SCHEMA, public.clone())?;
-            context.register_catalog(name, own);
-            others.push((name, [schema, public]));
-            vocabulary.add_schema(name);
-        }
-        context.register_catalog(DATABASE, database);
-        Ok(Self { default, others, vocabulary })
-    }
-
-    fn register(&mut self, name: &str, table: Arc<dyn TableProvider>, schema: &str) -> Result<(), QueryError> {
-        self.vocabulary.add_table(name, table.schema().fields().iter().map(|f| f.name().clone()));
-        self.default.register_table(name.to_owned(), table.clone())?;
-        for (other, providers) in &self.others {
-            if *other == schema {
-                for provider in providers {
-                    provider.register_table(name.to_owned(), table.clone())?;
-                }
-            }
-        }
-        Ok(())
-    }
 }

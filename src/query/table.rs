@@ -36,6 +36,8 @@ pub struct TableWriter<W: Write> {
     held: Vec<Vec<String>>,
     widths: Option<Vec<usize>>,
     as_records: bool,
+    /// The answer of `EXPLAIN`: text of many lines.
+    is_plan: bool,
     rows: u64,
 }
 
@@ -51,12 +53,16 @@ impl<W: Write> TableWriter<W> {
             held: Vec::new(),
             widths: None,
             as_records: expanded == Expanded::On,
+            is_plan: fields.iter().map(|f| f.name().as_str()).eq(["plan_type", "plan"]),
             rows: 0,
         }
     }
 
     /// Writes a batch.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), ArrowError> {
+        if self.is_plan {
+            return self.write_plan(batch);
+        }
         let columns = batch.columns().iter().map(cells).collect::<Result<Vec<_>, _>>()?;
         for row in 0..batch.num_rows() {
             let row: Vec<String> = columns.iter().map(|column| column[row].clone()).collect();
@@ -67,6 +73,19 @@ impl<W: Write> TableWriter<W> {
         }
         if self.widths.is_none() && self.held.len() >= LOOKED_AT {
             self.settle()?;
+        }
+        Ok(())
+    }
+
+    /// Line by line, as the planner wrote it.
+    fn write_plan(&mut self, batch: &RecordBatch) -> Result<(), ArrowError> {
+        let options = FormatOptions::default();
+        let texts = batch.columns().iter().map(|column| ArrayFormatter::try_new(column, &options)).collect::<Result<Vec<_>, _>>()?;
+        for row in 0..batch.num_rows() {
+            writeln!(self.to, "{}:", printable(&texts[0].value(row).try_to_string()?))?;
+            for line in texts[1].value(row).try_to_string()?.lines() {
+                writeln!(self.to, "{}", printable(line))?;
+            }
         }
         Ok(())
     }
@@ -129,6 +148,9 @@ impl<W: Write> TableWriter<W> {
 
     /// Writes what is held back, and the end.
     pub fn finish(mut self) -> io::Result<()> {
+        if self.is_plan {
+            return self.to.flush();
+        }
         if self.widths.is_none() {
             self.settle()?;
         }

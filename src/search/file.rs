@@ -1,6 +1,6 @@
 //! One file searched: its footer, 32 bytes of each bloom filter, and only where these say "perhaps" the list itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +22,7 @@ use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataR
 use super::bloom;
 use super::needle::Needle;
 use crate::ingest::file::ROW_GROUP_ROWS;
+use crate::ingest::lookup::{self, Place};
 use crate::schema::Standard;
 
 /// What is read at a file's end for each of its row groups, in the hope that the footer is in it.
@@ -59,22 +60,20 @@ impl AsyncFileReader for Metered {
     }
 
     fn get_metadata<'a>(&'a mut self, _: Option<&'a ArrowReaderOptions>) -> BoxFuture<'a, Result<Arc<ParquetMetaData>>> {
-        async move {
-            let size = self.size;
-            let reader = ParquetMetaDataReader::new().with_page_index_policy(PageIndexPolicy::Skip);
-            let guess = FOOTER_GUESS * self.rows.div_ceil(ROW_GROUP_ROWS as u64).max(1);
-            let reader = reader.with_prefetch_hint(Some(guess.min(size) as usize));
-            Ok(Arc::new(reader.load_and_finish(self, size).await?))
-        }
-        .boxed()
+        async move { Ok(self.open(PageIndexPolicy::Skip).await?.metadata().clone()) }.boxed()
     }
 }
 
 impl Metered {
-    async fn open(&mut self) -> Result<ArrowReaderMetadata> {
+    /// The footer; and where pages are, if it is pages that will be read.
+    async fn open(&mut self, pages: PageIndexPolicy) -> Result<ArrowReaderMetadata> {
+        let size = self.size;
+        let guess = FOOTER_GUESS * self.rows.div_ceil(ROW_GROUP_ROWS as u64).max(1);
+        let reader = ParquetMetaDataReader::new().with_offset_index_policy(pages).with_column_index_policy(PageIndexPolicy::Skip);
+        let metadata = reader.with_prefetch_hint(Some(guess.min(size) as usize)).load_and_finish(&mut *self, size).await?;
         // By the Parquet types alone: whoever rewrote the file, text is text of one kind.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-        ArrowReaderMetadata::try_new(self.get_metadata(None).await?, options)
+        ArrowReaderMetadata::try_new(Arc::new(metadata), options)
     }
 
     async fn range(mut self, range: Range<u64>) -> Result<Bytes> {
@@ -109,21 +108,31 @@ impl FileHits {
     }
 }
 
-/// Searches a file for rows from `since` on; at most `newest` of them are kept one by one.
-pub async fn search(mut file: Metered, needle: &Needle, since: i64, newest: usize) -> Result<FileHits> {
-    let metadata = file.open().await?;
+/// Searches a file for rows from `since` on, for all values at once: what was found of each, in their order. At most
+/// `newest` rows of each are kept one by one.
+pub async fn search(mut file: Metered, needles: &[Needle], since: i64, newest: usize) -> Result<Vec<FileHits>> {
+    let metadata = file.open(PageIndexPolicy::Skip).await?;
     let leaf = |name: &str| metadata.parquet_schema().columns().iter().position(|c| c.path().parts().first().is_some_and(|p| p == name));
-    let lists: Vec<(Standard, usize)> = needle.columns().iter().filter_map(|c| Some((*c, leaf(c.name())?))).collect();
-    let Some(time) = leaf(Standard::EventTime.name()) else { return Ok(FileHits::default()) };
-    let mut hits = FileHits::default();
+    let mut hits = vec![FileHits::default(); needles.len()];
+    let Some(time) = leaf(Standard::EventTime.name()) else { return Ok(hits) };
+    // What to look for where: the value, its list, and the row groups that are left for it.
+    let mut sought = Vec::new();
+    for (n, needle) in needles.iter().enumerate() {
+        for list in needle.columns() {
+            let Some(leaf) = leaf(list.name()) else { continue };
+            sought.push((n, leaf, indexed_groups(&mut file, metadata.metadata(), *list, needle).await?));
+        }
+    }
     for group in 0..metadata.metadata().num_row_groups() {
         let mut leaves = vec![time];
-        for (_, leaf) in &lists {
-            if may_hold(&mut file, metadata.metadata(), group, *leaf, needle).await? {
+        let mut wanted = BTreeSet::new();
+        for (n, leaf, groups) in &sought {
+            if lookup::is_among(*groups, group) && may_hold(&mut file, metadata.metadata(), group, *leaf, &needles[*n]).await? {
                 leaves.push(*leaf);
+                wanted.insert(*n);
             }
         }
-        if leaves.len() == 1 {
+        if wanted.is_empty() {
             continue;
         }
         let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(file.clone(), metadata.clone());
@@ -131,16 +140,30 @@ pub async fn search(mut file: Metered, needle: &Needle, since: i64, newest: usiz
         let mut batches = builder.with_row_groups(vec![group]).with_projection(mask).build()?;
         let mut first = 0;
         while let Some(batch) = batches.try_next().await? {
-            for (row, time) in matches(&batch, needle) {
-                if time >= since {
-                    hits.add((time, group, first + row));
-                }
+            for n in &wanted {
+                let found = matches(&batch, &needles[*n]);
+                found.into_iter().filter(|(_, time)| *time >= since).for_each(|(row, time)| hits[*n].add((time, group, first + row)));
+                hits[*n].keep_newest(newest);
             }
             first += batch.num_rows();
-            hits.keep_newest(newest);
         }
     }
     Ok(hits)
+}
+
+/// The row groups, as bits, in which a network or something below a domain stands, by the file's lookup index; all of them
+/// where there is none, or where a bloom filter tells.
+async fn indexed_groups(file: &mut Metered, metadata: &ParquetMetaData, list: Standard, needle: &Needle) -> Result<u64> {
+    const ALL: u64 = u64::MAX;
+    let entries = metadata.file_metadata().key_value_metadata().into_iter().flatten();
+    let text = entries.filter(|entry| entry.key == lookup::METADATA_KEY).find_map(|entry| entry.value.as_deref());
+    let places: Vec<Place> = text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let (Some(keys), Some(place)) = (needle.keys(), places.iter().find(|place| place.column == list.name())) else { return Ok(ALL) };
+    let directory = file.get_bytes(place.directory..place.end).await?;
+    let malformed = |e: lookup::Malformed| ParquetError::External(Box::new(e));
+    let Some(blocks) = lookup::blocks_of(&directory, &keys).map_err(malformed)? else { return Ok(0) };
+    let blocks = file.get_bytes(place.blocks + blocks.start..place.blocks + blocks.end).await?;
+    lookup::groups_of(&blocks, |key| needle.is_key(key)).map_err(malformed)
 }
 
 /// Whether a row group's list may hold the value, by its bloom filter; it may, where there is none to ask.
@@ -172,9 +195,9 @@ fn matches(batch: &RecordBatch, needle: &Needle) -> Vec<(usize, i64)> {
     found.iter().enumerate().filter(|(_, found)| **found).map(|(row, _)| (row, times[row])).collect()
 }
 
-/// Reads rows of a file in full, in the order in which they stand in it.
+/// Reads rows of a file in full, in the order in which they stand in it: of each column the pages that they are in.
 pub async fn rows(mut file: Metered, wanted: &[Row]) -> Result<Vec<RecordBatch>> {
-    let metadata = file.open().await?;
+    let metadata = file.open(PageIndexPolicy::Optional).await?;
     let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     wanted.iter().for_each(|(_, group, row)| groups.entry(*group).or_default().push(*row));
     let mut read = Vec::new();

@@ -2,7 +2,7 @@
 //!
 //! Little is read: the log tells which files are of the time that is asked for, a file's footer where its bloom filters
 //! are, 32 bytes of a filter whether the value may be there; only then are the list and the times of that row group read.
-//! Networks and all below a domain can't be asked of a filter: of those the list itself is read.
+//! Networks and all below a domain can't be asked of a filter: of those a file's lookup index tells.
 
 mod bloom;
 mod file;
@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 
 use crate::base::store::Store;
 use crate::schema::{Catalog, Standard};
-use crate::table::{DataFile, FAILURES_TABLE, TableError, live_files, open_tables};
+use crate::table::{DataFile, FAILURES_TABLE, TableError, open_tables};
 
 use file::{FileHits, Metered, Row};
 pub use needle::{Needle, NeedleError};
@@ -67,13 +67,20 @@ pub struct FoundRow {
     pub row: Map<String, Value>,
 }
 
-/// What a search found, and what it took.
+/// What was found of a value.
 #[derive(Debug, Clone)]
 pub struct Found {
     /// By table, most rows first; those without a hit are not in it.
     pub tables: Vec<TableHits>,
     /// The newest rows, newest first.
     pub newest: Vec<FoundRow>,
+}
+
+/// What a search found, and what it took.
+#[derive(Debug, Clone)]
+pub struct Searched {
+    /// What was found of each value, in their order.
+    pub found: Vec<Found>,
     /// Bytes that were read.
     pub bytes_read: u64,
     /// Bytes of the files of the time that was asked for.
@@ -89,8 +96,9 @@ struct Place {
     reader: Metered,
 }
 
-/// Searches every table for rows from `since` (microseconds since the epoch) on; `newest` of them are read in full.
-pub async fn search(store: &Store, catalog: &Catalog, needle: &Needle, since: i64, newest: usize) -> Result<Found, SearchError> {
+/// Searches every table for rows from `since` (microseconds since the epoch) on; `newest` of each value are read in full.
+/// All values are searched for at once: each file is opened once.
+pub async fn search(store: &Store, catalog: &Catalog, needles: &[Needle], since: i64, newest: usize) -> Result<Searched, SearchError> {
     let read = Arc::new(AtomicU64::new(0));
     let mut places = Vec::new();
     let tables = catalog.types().iter().map(|t| t.table_name()).chain([FAILURES_TABLE.to_owned()]);
@@ -98,7 +106,7 @@ pub async fn search(store: &Store, catalog: &Catalog, needle: &Needle, since: i6
     let snapshots = open_tables(store, &tables).await?;
     for (table, snapshot) in tables.into_iter().zip(snapshots) {
         let Some(snapshot) = snapshot else { continue };
-        for file in live_files(&snapshot)?.into_iter().filter(|file| is_recent(file, since)) {
+        for file in snapshot.files()?.into_iter().filter(|file| is_recent(file, since)) {
             let reader = Metered {
                 store: store.objects.clone(),
                 path: file.location(store, &table),
@@ -109,36 +117,38 @@ pub async fn search(store: &Store, catalog: &Catalog, needle: &Needle, since: i6
             places.push(Place { table: table.clone(), reader });
         }
     }
+    let mut found = Vec::new();
+    for hits in search_all(&places, needles, since, newest).await? {
+        found.push(Found { tables: by_table(&hits), newest: newest_rows(&hits, newest).await? });
+    }
     let bytes_total = places.iter().map(|place| place.reader.size).sum();
-    let hits = search_all(&places, needle, since, newest).await?;
-    let newest = newest_rows(&hits, newest).await?;
-    let (files, tables) = (places.len(), by_table(&hits));
-    Ok(Found { tables, newest, bytes_read: read.load(Ordering::Relaxed), bytes_total, files })
+    Ok(Searched { found, bytes_read: read.load(Ordering::Relaxed), bytes_total, files: places.len() })
 }
 
 /// Whether a file may hold rows from `since` on, by what the log says of it.
 fn is_recent(file: &DataFile, since: i64) -> bool {
-    let latest = file.time_range(Standard::EventTime.name()).and_then(|(_, max)| DateTime::parse_from_rfc3339(&max).ok());
-    latest.is_none_or(|max| max.timestamp_micros() >= since)
+    file.time_bounds().is_none_or(|times| times.greatest >= since)
 }
 
-async fn search_all(places: &[Place], needle: &Needle, since: i64, newest: usize) -> Result<Vec<(Place, FileHits)>, SearchError> {
+/// For each value the files that it is in.
+async fn search_all(places: &[Place], needles: &[Needle], since: i64, newest: usize) -> Result<Vec<Vec<(Place, FileHits)>>, SearchError> {
+    let all: Arc<[Needle]> = needles.into();
     let searches = places.iter().cloned().map(|place| {
-        let needle = needle.clone();
+        let needles = all.clone();
         let work = async move {
-            let found = file::search(place.reader.clone(), &needle, since, newest).await;
+            let found = file::search(place.reader.clone(), &needles, since, newest).await;
             (place, found)
         };
         // A task each: decoding takes a core.
         async move { tokio::spawn(work).await.expect("a search doesn't panic") }
     });
     let searches: Vec<_> = searches.collect();
-    let mut found = stream::iter(searches).buffer_unordered(AT_ONCE);
-    let mut hits = Vec::new();
-    while let Some((place, result)) = found.next().await {
-        let result = result.map_err(|source| SearchError::File { path: place.reader.path.to_string(), source })?;
-        if result.times.is_some() {
-            hits.push((place, result));
+    let mut searched = stream::iter(searches).buffer_unordered(AT_ONCE);
+    let mut hits = vec![Vec::new(); needles.len()];
+    while let Some((place, result)) = searched.next().await {
+        let found = result.map_err(|source| SearchError::File { path: place.reader.path.to_string(), source })?;
+        for (hits, found) in hits.iter_mut().zip(found).filter(|(_, found)| found.times.is_some()) {
+            hits.push((place.clone(), found));
         }
     }
     Ok(hits)

@@ -2,10 +2,12 @@
 //! keeps, so that equal things compare equal.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::ingest::decode::indicator;
+use crate::ingest::lookup;
 use crate::schema::Standard;
 
 /// A value that can't be searched for.
@@ -89,6 +91,24 @@ impl Needle {
             Kind::Address(values) | Kind::Word(values) => Some(values),
             Kind::Network(_) | Kind::Below(_) => None,
         }
+    }
+
+    /// The range of keys in a lookup index that it is, if it is more than can be counted.
+    pub fn keys(&self) -> Option<RangeInclusive<Vec<u8>>> {
+        match &self.kind {
+            Kind::Network(network) => Some(lookup::network_keys(network.network(), network.broadcast())),
+            Kind::Below(domain) => Some(lookup::domain_keys(&domain[1..])),
+            Kind::Address(_) | Kind::Word(_) => None,
+        }
+    }
+
+    /// Whether a key of that range is it.
+    pub fn is_key(&self, key: &[u8]) -> bool {
+        let Kind::Below(domain) = &self.kind else {
+            return self.keys().is_some_and(|keys| keys.start().as_slice() <= key && key <= keys.end().as_slice());
+        };
+        let below = lookup::host_key(domain);
+        key.starts_with(&below) || key == &below[..below.len() - 1]
     }
 
     /// Whether a list's value is it.

@@ -28,12 +28,22 @@ pub struct DataFile {
     pub rows: u64,
     /// When it was written, in milliseconds since the epoch.
     pub modified_ms: i64,
-    /// Delta's per-file statistics, as JSON.
+    /// Delta's per-file statistics, as JSON. Their times are cut to milliseconds, as Delta wants it.
     pub stats: String,
+    /// The least and the greatest event time, in microseconds since the epoch; none in tables without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub times: Option<(i64, i64)>,
 }
+
+/// The tags of a file that tell its times to the microsecond.
+pub(super) const TIME_TAGS: [&str; 2] = ["flarelake.min_event_time_us", "flarelake.max_event_time_us"];
 
 impl DataFile {
     fn add(&self) -> Add {
+        let tags = self.times.map(|(least, greatest)| {
+            let values = [least, greatest].map(|time| Some(time.to_string()));
+            TIME_TAGS.map(str::to_owned).into_iter().zip(values).collect()
+        });
         Add {
             path: self.path.clone(),
             partition_values: self.partition_values.iter().map(|(k, v)| (k.clone(), Some(v.clone()))).collect(),
@@ -41,6 +51,7 @@ impl DataFile {
             modification_time: self.modified_ms,
             data_change: true,
             stats: Some(self.stats.clone()),
+            tags,
             ..Add::default()
         }
     }

@@ -8,14 +8,13 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use deltalake::DeltaTable;
-use futures::future::join_all;
 use parking_lot::Mutex as SyncMutex;
 use tokio::sync::Mutex;
 
 use super::commit::{self, DataFile, Landing, TableMetadata};
 use super::ledger::{self, Known};
-use super::log::{Beginning, Log, Put, TableError, log_store};
+use super::log::{Beginning, Log, Put, TableError};
+use super::snapshot::Snapshot;
 use super::spec::{LEDGER_TABLE, TableSpec, ledger_spec};
 use crate::base::Watch;
 use crate::base::store::Store;
@@ -72,7 +71,7 @@ impl Lake {
         let known = Known::default();
         if let Beginning::After(version) = beginning {
             // What landed up to there stands in the ledger's own table.
-            let snapshot = open_snapshot(&store, LEDGER_TABLE).await?;
+            let snapshot = Snapshot::open(&store, LEDGER_TABLE).await?;
             let snapshot = snapshot.ok_or_else(|| TableError::request(&log.table, "opening its checkpoint", "it is not there"))?;
             known.extend(read_object_ids(&snapshot).await?);
             log.version = Some(version);
@@ -240,8 +239,9 @@ impl Table {
     /// The log's beginning was cleaned up: what it said stands in a checkpoint.
     async fn open_checkpointed(store: &Store, name: &str, mut log: Log) -> Result<Self, TableError> {
         let failed = |e: deltalake::DeltaTableError| TableError::request(name, "reading the table's checkpoint", e);
-        let table = open_snapshot(store, name).await?;
+        let table = Snapshot::open(store, name).await?;
         let table = table.ok_or_else(|| TableError::request(name, "opening its checkpoint", "it is not there"))?;
+        let table = table.0;
         let snapshot = table.snapshot().map_err(failed)?;
         let txn = snapshot.transaction_version(table.log_store().as_ref(), commit::APP).await.map_err(failed)?;
         let metadata = serde_json::to_value(snapshot.metadata()).and_then(serde_json::from_value);
@@ -282,40 +282,12 @@ impl Table {
     }
 }
 
-/// A table as readers see it now; none if it is not there.
-async fn open_snapshot(store: &Store, name: &str) -> Result<Option<DeltaTable>, TableError> {
-    let log_store = log_store(store, name);
-    let failed = |e: deltalake::DeltaTableError| TableError::request(log_store.root_url().as_str(), "opening the table", e);
-    if !log_store.is_delta_table_location().await.map_err(failed)? {
-        return Ok(None);
-    }
-    let mut table = DeltaTable::new(log_store.clone());
-    table.load().await.map_err(failed)?;
-    Ok(Some(table))
-}
-
-/// Tables of a lake as readers see them now, in the order of `names`; none for those that nothing has landed in yet.
-pub async fn open_tables(store: &Store, names: &[String]) -> Result<Vec<Option<DeltaTable>>, TableError> {
-    // A task each: to read a log takes time and a core.
-    let open = |name: &str| {
-        let (store, name) = (store.clone(), name.to_owned());
-        tokio::spawn(async move { open_snapshot(&store, &name).await })
-    };
-    let ledger = open(LEDGER_TABLE);
-    let tables: Vec<_> = names.iter().map(|name| open(name)).collect();
-    let opened = "opening a table doesn't panic";
-    if ledger.await.expect(opened)?.is_none() {
-        return Err(TableError::NoLake { url: store.url.to_string() });
-    }
-    join_all(tables).await.into_iter().map(|table| table.expect(opened)).collect()
-}
-
 /// The ids of every object in a snapshot of the ledger.
-async fn read_object_ids(ledger: &DeltaTable) -> Result<Vec<u128>, TableError> {
+async fn read_object_ids(ledger: &Snapshot) -> Result<Vec<u128>, TableError> {
     use datafusion::prelude::{SessionContext, col};
     let failed = |e: String| TableError::request("the ledger", "reading object ids", e);
     let context = SessionContext::new();
-    let provider = ledger.table_provider().await.map_err(|e| failed(e.to_string()))?;
+    let provider = ledger.0.table_provider().await.map_err(|e| failed(e.to_string()))?;
     let frame = context.read_table(provider).and_then(|f| f.select(vec![col("object_id")])).map_err(|e| failed(e.to_string()))?;
     let batches = frame.collect().await.map_err(|e| failed(e.to_string()))?;
     let mut ids = Vec::new();

@@ -8,17 +8,14 @@
 //! ```
 
 mod commit;
-mod files;
 mod lake;
 mod ledger;
 mod log;
+mod snapshot;
 mod spec;
 
 pub use commit::{DataFile, Landing};
-pub use files::live_files;
 pub use lake::{Lake, LandOutcome, MAX_FILE_AGE};
 pub use log::TableError;
+pub use snapshot::{Snapshot, TimeBounds, open_tables};
 pub use spec::{FAILURES_TABLE, LEDGER_TABLE, TableSpec, failures_spec, ledger_spec, log_type_spec};
-
-pub use deltalake::DeltaTable;
-pub use lake::open_tables;

@@ -270,7 +270,7 @@ async fn a_gap_in_the_ledgers_log_is_never_taken_for_its_end() {
         .expect("opens")
         .remove(0)
         .expect("is there");
-    deltalake::checkpoints::create_checkpoint(&ledger, None).await.expect("a checkpoint");
+    deltalake::checkpoints::create_checkpoint(&ledger.0, None).await.expect("a checkpoint");
     for version in 0..6 {
         inner.delete(&entry(version)).await.expect("deleted");
     }

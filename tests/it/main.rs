@@ -1,6 +1,7 @@
 //! Every integration test in one binary: linking DataFusion is the slow part.
 
 mod acks;
+mod buckets;
 mod cli;
 mod config;
 mod golden;
@@ -8,10 +9,12 @@ mod laws;
 mod layout;
 mod ingest;
 mod ledger;
+mod lookup;
 mod moto;
 mod queues;
 mod notices;
 mod oracle;
+mod plans;
 mod processes;
 mod queries;
 mod schemas;

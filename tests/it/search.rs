@@ -8,7 +8,7 @@ use flarelake::base::store::Store;
 use flarelake::config::Partitioning;
 use flarelake::query::Session;
 use flarelake::schema::Catalog;
-use flarelake::search::{Found, Needle, search};
+use flarelake::search::{Found, Needle, Searched, search};
 use futures::StreamExt as _;
 use serde_json::Value;
 
@@ -59,8 +59,12 @@ impl Stage {
     }
 
     async fn search(&self, value: &str, since: i64) -> Found {
-        let needle = Needle::parse(value).expect("a value");
-        search(&self.store, &Catalog::embedded(), &needle, since, 5).await.expect("an answer")
+        self.searched(&[value], since).await.found.remove(0)
+    }
+
+    async fn searched(&self, values: &[&str], since: i64) -> Searched {
+        let needles: Vec<Needle> = values.iter().map(|value| Needle::parse(value).expect("a value")).collect();
+        search(&self.store, &Catalog::embedded(), &needles, since, 5).await.expect("an answer")
     }
 
     /// One value of one row.
@@ -168,16 +172,24 @@ async fn a_value_is_found_in_any_spelling() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_nowhere_costs_footers_and_a_few_bytes_a_filter() {
     let stage = Stage::new().await;
-    let mut read = Vec::new();
-    for value in ["198.18.7.7", "nowhere.needle.test", "0123456789abcdef"] {
-        let found = stage.search(value, 0).await;
-        assert!(found.tables.is_empty());
-        let footers = found.files as u64 * (16 << 10);
-        assert!(found.bytes_read <= footers + found.files as u64 * 256, "{value}: {} bytes of {}", found.bytes_read, found.bytes_total);
-        read.push(found.bytes_read);
+    let values = ["198.18.7.7", "nowhere.needle.test", "0123456789abcdef"];
+    for value in values {
+        let searched = stage.searched(&[value], 0).await;
+        assert!(searched.found[0].tables.is_empty());
+        let footers = searched.files as u64 * (16 << 10);
+        let (read, total) = (searched.bytes_read, searched.bytes_total);
+        assert!(read <= footers + searched.files as u64 * 256, "{value}: {read} bytes of {total}");
     }
-    // Where filters can't be asked, the lists are read.
-    assert!(stage.search("198.18.0.0/15", 0).await.bytes_read > read[0]);
+    // Of what a filter can't be asked, an index of a few kilobytes a file tells.
+    for value in ["198.18.0.0/15", "fd00:dead::/32", "*.nowhere.test"] {
+        let searched = stage.searched(&[value], 0).await;
+        assert!(searched.found[0].tables.is_empty());
+        let most = searched.files as u64 * (24 << 10);
+        assert!(searched.bytes_read <= most, "{value}: {} bytes of {}", searched.bytes_read, searched.bytes_total);
+    }
+    // Several values at once: each footer is read once.
+    let (one, all) = (stage.searched(&values[..1], 0).await, stage.searched(&values, 0).await);
+    assert!(all.bytes_read < one.bytes_read + one.files as u64 * 256, "{} bytes, and {} for one", all.bytes_read, one.bytes_read);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,238 @@
+//! A file's index of addresses and hosts: their sorted values, and in which row groups each stands. What a bloom filter
+//! can't tell, whether anything of a network or below a domain is in a file, is told by a few kilobytes of it.
+//!
+//! It stands in the Parquet file itself, between the pages and the footer, where other readers pass over it; the footer's
+//! key-value metadata say where. So it is written, moved and removed with its file.
+//!
+//! ```text
+//! blocks:     entries in order: shared-prefix length (times two, plus one if the row groups are those of the entry
+//!             before), suffix length, suffix, and unless they are the same, bits of the row groups
+//! directory:  for each block: length of its first key, that key, length of the block
+//! ```
+//!
+//! All lengths and bits are LEB128. A key is an address as 16 bytes (IPv4 as mapped into IPv6), or a host's bytes from the
+//! last to the first: so that a network, and all below a domain, are one range.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::ops::{Range, RangeInclusive};
+
+use arrow::array::{Array as _, AsArray as _};
+use arrow::record_batch::RecordBatch;
+use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
+
+use crate::schema::Standard;
+use crate::table::TableSpec;
+
+/// Where the footer tells of it.
+pub const METADATA_KEY: &str = "flarelake.lookup";
+/// A reader of one value reads one of these.
+const BLOCK_BYTES: usize = 4 << 10;
+/// Row groups that the bits have room for; what stands in later ones is counted to the last.
+const MOST_GROUPS: usize = 64;
+/// The lists that are indexed. Trace ids are as good as random: an index would be as large as the list itself.
+const INDEXED: [Standard; 2] = [Standard::AnyIpAddresses, Standard::AnyDomainNames];
+
+/// Where one list's index stands in its file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The list.
+    pub column: String,
+    /// The first byte of the blocks.
+    pub blocks: u64,
+    /// The first byte of the directory, where the blocks end.
+    pub directory: u64,
+    /// Where the directory ends.
+    pub end: u64,
+}
+
+/// An address's key.
+pub fn address_key(address: IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    }
+    .octets()
+}
+
+/// A host's key.
+pub fn host_key(host: &str) -> Vec<u8> {
+    host.bytes().rev().collect()
+}
+
+fn key(list: Standard, value: &str) -> Option<Vec<u8>> {
+    match list {
+        Standard::AnyIpAddresses => value.parse::<IpAddr>().ok().map(|address| address_key(address).to_vec()),
+        _ => Some(host_key(value)),
+    }
+}
+
+/// Collects the values of a file that is being written.
+#[derive(Debug)]
+pub struct LookupBuilder {
+    lists: Vec<(Standard, FxHashMap<Box<str>, u64>)>,
+}
+
+impl LookupBuilder {
+    /// A builder for a file of this table.
+    pub fn new(spec: &TableSpec) -> Self {
+        let has = |list: &Standard| spec.lookup.iter().any(|column| column == list.name());
+        Self { lists: INDEXED.into_iter().filter(has).map(|list| (list, FxHashMap::default())).collect() }
+    }
+
+    /// Takes note of rows that are written into a row group.
+    pub fn add(&mut self, rows: &RecordBatch, group: usize) {
+        let bit = 1_u64 << group.min(MOST_GROUPS - 1);
+        for (list, values) in &mut self.lists {
+            let Some(column) = rows.column_by_name(list.name()).and_then(|c| c.as_list_opt::<i32>()) else { continue };
+            let offsets = column.value_offsets();
+            let held = column.values().slice(offsets[0] as usize, (offsets[column.len()] - offsets[0]) as usize);
+            for value in held.as_string_view().iter().flatten() {
+                match values.get_mut(value) {
+                    Some(bits) => *bits |= bit,
+                    None => drop(values.insert(value.into(), bit)),
+                }
+            }
+        }
+    }
+
+    /// The indexes' bytes, which are to stand at `at` in the file, and where each is there. A list whose index would take
+    /// more than `most` bytes has none: that is how many its reader would save.
+    pub fn finish(self, at: u64, most: usize) -> (Vec<u8>, Vec<Place>) {
+        let (mut bytes, mut places) = (Vec::new(), Vec::new());
+        for (list, values) in self.lists {
+            // Two spellings of one address have one key.
+            let mut sorted: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
+            let told = values.iter().all(|(value, bits)| key(list, value).map(|key| *sorted.entry(key).or_default() |= bits).is_some());
+            let (blocks, directory) = encode(&sorted);
+            if !told || sorted.is_empty() || blocks.len() + directory.len() > most {
+                continue;
+            }
+            let start = at + bytes.len() as u64;
+            let (middle, end) = (start + blocks.len() as u64, start + (blocks.len() + directory.len()) as u64);
+            places.push(Place { column: list.name().to_owned(), blocks: start, directory: middle, end });
+            bytes.extend(blocks);
+            bytes.extend(directory);
+        }
+        (bytes, places)
+    }
+}
+
+/// Blocks and directory.
+fn encode(sorted: &BTreeMap<Vec<u8>, u64>) -> (Vec<u8>, Vec<u8>) {
+    let (mut blocks, mut directory) = (Vec::new(), Vec::new());
+    let (mut begun, mut last, mut last_bits): (usize, &[u8], u64) = (0, &[], 0);
+    for (key, bits) in sorted {
+        let is_full = blocks.len() - begun >= BLOCK_BYTES;
+        if is_full {
+            put(&mut directory, (blocks.len() - begun) as u64);
+            begun = blocks.len();
+        }
+        if is_full || last.is_empty() {
+            put(&mut directory, key.len() as u64);
+            directory.extend(key);
+            (last, last_bits) = (&[], 0);
+        }
+        let shared = last.iter().zip(key).take_while(|(a, b)| a == b).count();
+        let same = *bits == last_bits;
+        put(&mut blocks, (shared as u64) << 1 | u64::from(same));
+        put(&mut blocks, (key.len() - shared) as u64);
+        blocks.extend(&key[shared..]);
+        if !same {
+            put(&mut blocks, *bits);
+        }
+        (last, last_bits) = (key, *bits);
+    }
+    put(&mut directory, (blocks.len() - begun) as u64);
+    (blocks, directory)
+}
+
+/// Where the blocks are, from the first block on, that may hold keys of a range; none if no block may. An error: these
+/// bytes are no directory.
+pub fn blocks_of(directory: &[u8], keys: &RangeInclusive<Vec<u8>>) -> Result<Option<Range<u64>>, Malformed> {
+    let mut at = directory;
+    let mut blocks: Vec<(&[u8], u64)> = Vec::new();
+    while !at.is_empty() {
+        let length = take_number(&mut at)?;
+        let first = take_bytes(&mut at, length)?;
+        blocks.push((first, take_number(&mut at)?));
+    }
+    // The block before the first that begins beyond the range's start may reach into the range.
+    let from = blocks.partition_point(|(first, _)| *first <= keys.start().as_slice()).saturating_sub(1);
+    let to = blocks.partition_point(|(first, _)| *first <= keys.end().as_slice());
+    if from >= to {
+        return Ok(None);
+    }
+    let length = |blocks: &[(&[u8], u64)]| blocks.iter().map(|(_, length)| length).sum::<u64>();
+    let start = length(&blocks[..from]);
+    Ok(Some(start..start + length(&blocks[from..to])))
+}
+
+/// The row groups, as bits, in which the wanted keys stand, by blocks that were read. An error: these bytes are no blocks.
+pub fn groups_of(blocks: &[u8], wanted: impl Fn(&[u8]) -> bool) -> Result<u64, Malformed> {
+    let (mut at, mut key, mut bits, mut groups) = (blocks, Vec::new(), 0, 0);
+    while !at.is_empty() {
+        let shared = take_number(&mut at)?;
+        let length = take_number(&mut at)?;
+        key.truncate(usize::try_from(shared >> 1).map_err(|_| Malformed)?);
+        key.extend(take_bytes(&mut at, length)?);
+        if shared & 1 == 0 {
+            bits = take_number(&mut at)?;
+        }
+        if wanted(&key) {
+            groups |= bits;
+        }
+    }
+    Ok(groups)
+}
+
+/// Whether a row group is among the bits.
+pub fn is_among(groups: u64, group: usize) -> bool {
+    groups & (1 << group.min(MOST_GROUPS - 1)) != 0
+}
+
+/// Bytes that are no index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the file's lookup index is malformed")]
+pub struct Malformed;
+
+fn put(to: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        to.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    to.push(number as u8);
+}
+
+fn take_number(from: &mut &[u8]) -> Result<u64, Malformed> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = from.split_first().ok_or(Malformed)?;
+        *from = rest;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Ok(number);
+        }
+    }
+    Err(Malformed)
+}
+
+fn take_bytes<'a>(from: &mut &'a [u8], length: u64) -> Result<&'a [u8], Malformed> {
+    let (taken, rest) = from.split_at_checked(usize::try_from(length).map_err(|_| Malformed)?).ok_or(Malformed)?;
+    *from = rest;
+    Ok(taken)
+}
+
+/// The keys of a network, given its first and last address.
+pub fn network_keys(first: IpAddr, last: IpAddr) -> RangeInclusive<Vec<u8>> {
+    address_key(first).to_vec()..=address_key(last).to_vec()
+}
+
+/// The keys of a domain and of all below it. Hosts such as `my-example.com` are among them.
+pub fn domain_keys(domain: &str) -> RangeInclusive<Vec<u8>> {
+    let key = host_key(domain);
+    // What follows the period in the order of bytes, and stands in no host.
+    let beyond = [key.as_slice(), b"/"].concat();
+    key..=beyond
+}

@@ -1,0 +1,147 @@
+//! A table as readers see it: the files that its log names, and what the log says of them.
+
+use std::collections::HashMap;
+
+use arrow::datatypes::Schema;
+use chrono::{DateTime, NaiveDate};
+use deltalake::DeltaTable;
+use deltalake::kernel::LogicalFileView;
+use deltalake::kernel::engine::arrow_conversion::TryIntoArrow as _;
+use futures::future::join_all;
+use object_store::path::Path;
+use serde_json::Value;
+
+use super::commit::{DataFile, TIME_TAGS};
+use super::log::{TableError, log_store};
+use super::spec::LEDGER_TABLE;
+use crate::base::store::Store;
+use crate::schema::Standard;
+
+const HOUR: i64 = 3_600_000_000;
+const DAY: i64 = 24 * HOUR;
+
+/// Between which times a file's rows are, in microseconds since the epoch, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeBounds {
+    /// No row is earlier.
+    pub least: i64,
+    /// No row is later.
+    pub greatest: i64,
+    /// Whether rows with these two times are in it.
+    pub exact: bool,
+}
+
+/// A table at one version of its log, as deltalake has it.
+#[derive(Debug, Clone)]
+pub struct Snapshot(pub DeltaTable);
+
+impl Snapshot {
+    /// A table at its newest version; none if it is not there.
+    pub async fn open(store: &Store, name: &str) -> Result<Option<Self>, TableError> {
+        if !Self::is_there(store, name).await? {
+            return Ok(None);
+        }
+        let mut table = Self(DeltaTable::new(log_store(store, name)));
+        table.0.load().await.map_err(|e| table.failed("opening the table", e))?;
+        Ok(Some(table))
+    }
+
+    /// Whether there is such a table.
+    pub async fn is_there(store: &Store, name: &str) -> Result<bool, TableError> {
+        let log_store = log_store(store, name);
+        let there = log_store.is_delta_table_location().await;
+        there.map_err(|e| TableError::request(log_store.root_url().as_str(), "opening the table", e))
+    }
+
+    /// Goes on to the newest version; true if that is another one.
+    pub async fn update(&mut self) -> Result<bool, TableError> {
+        let before = self.0.version();
+        self.0.update_incremental(None).await.map_err(|e| self.failed("reading the log", e))?;
+        Ok(self.0.version() != before)
+    }
+
+    /// The table's columns, as another engine may have extended them.
+    pub fn columns(&self) -> Result<Schema, TableError> {
+        let snapshot = self.0.snapshot().map_err(|e| self.failed("reading the log", e))?;
+        let columns: Result<Schema, _> = snapshot.schema().as_ref().try_into_arrow();
+        columns.map_err(|e| self.failed("reading its columns", e))
+    }
+
+    /// The names of the columns that stand in its files' paths.
+    pub fn partition_columns(&self) -> Result<Vec<String>, TableError> {
+        let snapshot = self.0.snapshot().map_err(|e| self.failed("reading the log", e))?;
+        Ok(snapshot.metadata().partition_columns().to_vec())
+    }
+
+    /// Every file.
+    pub fn files(&self) -> Result<Vec<DataFile>, TableError> {
+        let snapshot = self.0.snapshot().map_err(|e| self.failed("reading the log", e))?;
+        Ok(snapshot.log_data().into_iter().map(|view| file(&view)).collect())
+    }
+
+    fn failed(&self, doing: &str, error: impl std::fmt::Display) -> TableError {
+        TableError::request(self.0.log_store().root_url().as_str(), doing, error)
+    }
+}
+
+/// Tables of a lake as readers see them now, in the order of `names`; none for those that nothing has landed in yet.
+pub async fn open_tables(store: &Store, names: &[String]) -> Result<Vec<Option<Snapshot>>, TableError> {
+    // A task each: to read a log takes time and a core.
+    let open = |name: &str| {
+        let (store, name) = (store.clone(), name.to_owned());
+        tokio::spawn(async move { Snapshot::open(&store, &name).await })
+    };
+    let tables: Vec<_> = names.iter().map(|name| open(name)).collect();
+    if !Snapshot::is_there(store, LEDGER_TABLE).await? {
+        return Err(TableError::NoLake { url: store.url.to_string() });
+    }
+    join_all(tables).await.into_iter().map(|table| table.expect("opening a table doesn't panic")).collect()
+}
+
+fn file(view: &LogicalFileView) -> DataFile {
+    // Only the whole action has the tags.
+    #[expect(deprecated)]
+    let add = view.add_action();
+    DataFile {
+        path: view.path().into_owned(),
+        partition_values: add.partition_values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
+        size: add.size as u64,
+        rows: view.num_records().unwrap_or_default() as u64,
+        modified_ms: add.modification_time,
+        stats: add.stats.unwrap_or_default(),
+        times: add.tags.as_ref().and_then(tagged),
+    }
+}
+
+fn tagged(tags: &HashMap<String, Option<String>>) -> Option<(i64, i64)> {
+    let time = |tag: &str| tags.get(tag)?.as_ref()?.parse().ok();
+    Some((time(TIME_TAGS[0])?, time(TIME_TAGS[1])?))
+}
+
+impl DataFile {
+    /// Where it is in the store, as a file of `table`.
+    pub fn location(&self, store: &Store, table: &str) -> Path {
+        let table = store.root.clone().join(table);
+        table.parts().chain(Path::from(self.path.as_str()).parts()).collect()
+    }
+
+    /// Between which times its rows are: as its writer tells, else by its statistics, else by its partition.
+    pub fn time_bounds(&self) -> Option<TimeBounds> {
+        if let Some((least, greatest)) = self.times {
+            return Some(TimeBounds { least, greatest, exact: true });
+        }
+        let stats: Value = serde_json::from_str(&self.stats).unwrap_or_default();
+        let of = |which: &str| DateTime::parse_from_rfc3339(stats[which][Standard::EventTime.name()].as_str()?).ok();
+        if let (Some(least), Some(greatest)) = (of("minValues"), of("maxValues")) {
+            // Some writers cut the greatest down to the millisecond, too.
+            return Some(TimeBounds { least: least.timestamp_micros(), greatest: greatest.timestamp_micros() + 999, exact: false });
+        }
+        let day: NaiveDate = self.partition_values.get("p_event_date")?.parse().ok()?;
+        let day = i64::from(day.to_epoch_days()) * DAY;
+        let (least, width) = match self.partition_values.get("p_event_hour").and_then(|hour| hour.parse::<i64>().ok()) {
+            Some(hour) => (day + hour * HOUR, HOUR),
+            None => (day, DAY),
+        };
+        Some(TimeBounds { least, greatest: least + width - 1, exact: false })
+    }
+}

@@ -1,0 +1,110 @@
+//! A file's lookup index, beside what a walk over all values says.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arrow::array::{ListBuilder, RecordBatch, StringViewBuilder};
+use arrow::datatypes::{Field, Schema};
+use flarelake::config::Partitioning;
+use flarelake::ingest::lookup::{LookupBuilder, Place, blocks_of, groups_of, is_among};
+use flarelake::schema::{Catalog, Standard, list_element};
+use flarelake::search::Needle;
+use flarelake::table::{TableSpec, log_type_spec};
+use proptest::prelude::*;
+
+fn spec() -> TableSpec {
+    log_type_spec(&Catalog::embedded().types()[0], Partitioning::Day)
+}
+
+/// One row for each value.
+fn rows(list: Standard, values: &[String]) -> RecordBatch {
+    let mut builder = ListBuilder::new(StringViewBuilder::new()).with_field(list_element());
+    for value in values {
+        builder.values().append_value(value);
+        builder.append(true);
+    }
+    let schema = Schema::new(vec![Field::new(list.name(), list.kind().arrow(), true)]);
+    RecordBatch::try_new(Arc::new(schema), vec![Arc::new(builder.finish())]).expect("one column")
+}
+
+/// The row groups of a needle by the index of these values, one vector a row group.
+fn found(list: Standard, groups: &[Vec<String>], needle: &Needle) -> Vec<usize> {
+    let mut builder = LookupBuilder::new(&spec());
+    for (n, values) in groups.iter().enumerate() {
+        builder.add(&rows(list, values), n);
+    }
+    let (bytes, places) = builder.finish(1000, usize::MAX);
+    let Some(Place { blocks, directory, end, .. }) = places.first() else { return Vec::new() };
+    let part = |from: u64, to: u64| &bytes[(from - 1000) as usize..(to - 1000) as usize];
+    let keys = needle.keys().expect("a range");
+    let Some(near) = blocks_of(part(*directory, *end), &keys).expect("a directory") else { return Vec::new() };
+    let bits = groups_of(part(blocks + near.start, blocks + near.end), |key| needle.is_key(key)).expect("blocks");
+    (0..groups.len()).filter(|n| is_among(bits, *n)).collect()
+}
+
+fn expected(groups: &[Vec<String>], needle: &Needle) -> Vec<usize> {
+    (0..groups.len()).filter(|n| groups[*n].iter().any(|value| needle.is(value))).collect()
+}
+
+fn address() -> impl Strategy<Value = String> {
+    // Few bits, so that networks are hit; IPv4 and IPv6, and IPv4 in IPv6.
+    prop_oneof![
+        (0..4_u8, 0..4_u8, any::<u8>()).prop_map(|(b, c, d)| IpAddr::from([192, b, c, d]).to_string()),
+        (0..4_u16, 0..4_u16, any::<u16>()).prop_map(|(b, c, d)| IpAddr::from([0x2001, b, c, 0, 0, 0, 0, d]).to_string()),
+        any::<u8>().prop_map(|d| format!("::ffff:192.0.2.{d}")),
+    ]
+}
+
+fn host() -> impl Strategy<Value = String> {
+    proptest::collection::vec(prop_oneof!["a", "b-a", "example", "my-example", "org", "com"], 1..4).prop_map(|labels| labels.join("."))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn networks_are_found_where_they_are(
+        groups in proptest::collection::vec(proptest::collection::vec(address(), 0..400), 1..5),
+        (b, c, v4, length) in (0..4_u8, 0..4_u8, any::<bool>(), 0..=32_u8),
+    ) {
+        let text = if v4 { format!("192.{b}.{c}.0/{length}") } else { format!("2001:{b}:{c}::/{}", u16::from(length) * 4) };
+        let needle = Needle::parse(&text).expect("a network");
+        prop_assert_eq!(found(Standard::AnyIpAddresses, &groups, &needle), expected(&groups, &needle), "{}", text);
+    }
+
+    #[test]
+    fn all_below_a_domain_is_found_where_it_is(
+        groups in proptest::collection::vec(proptest::collection::vec(host(), 0..60), 1..5), domain in host(),
+    ) {
+        let needle = Needle::parse(&format!("*.{domain}")).expect("a domain");
+        prop_assert_eq!(found(Standard::AnyDomainNames, &groups, &needle), expected(&groups, &needle), "{}", domain);
+    }
+}
+
+#[test]
+fn one_value_of_many_takes_one_block() {
+    let mut builder = LookupBuilder::new(&spec());
+    let values: Vec<String> = (0..100_000_u32).map(|n| IpAddr::from((0x0a00_0000 + n * 7).to_be_bytes()).to_string()).collect();
+    builder.add(&rows(Standard::AnyIpAddresses, &values), 3);
+    let (bytes, places) = builder.finish(0, usize::MAX);
+    let place = &places[0];
+    assert!(bytes.len() < 450_000, "{} bytes for 100 000 addresses", bytes.len());
+    assert!(place.end - place.directory < 6_000, "a directory of {} bytes", place.end - place.directory);
+    let needle = Needle::parse(&format!("{}/32", values[54_321])).expect("a network");
+    let directory = &bytes[place.directory as usize..place.end as usize];
+    let near = blocks_of(directory, &needle.keys().expect("a range")).expect("a directory").expect("a block");
+    assert!(near.end - near.start < 5_000, "{near:?}");
+    // One that takes too much of its file is left out, and then lists are read.
+    let mut builder = LookupBuilder::new(&spec());
+    builder.add(&rows(Standard::AnyIpAddresses, &values), 0);
+    assert_eq!(builder.finish(0, bytes.len() - 1), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn bytes_that_are_no_index_are_an_error() {
+    let keys = Needle::parse("10.0.0.0/8").expect("a network").keys().expect("a range");
+    for bytes in [&[5_u8, 1][..], &[0x80], &[0xff; 12]] {
+        assert!(blocks_of(bytes, &keys).is_err(), "{bytes:?}");
+        assert!(groups_of(bytes, |_| true).is_err(), "{bytes:?}");
+    }
+}
