@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use futures::StreamExt as _;
 
-use super::{End, Settings, Usage, output, shell};
+use super::{End, Settings, Usage, output, shell, signal};
 use crate::base::store::Store;
 use crate::query::{Expanded, Format, QueryError, Renderer, SavedError, SavedQuery, Session, Value, built_in, split};
 
@@ -96,13 +96,20 @@ pub async fn run(arguments: QueryArguments, settings: Settings) -> anyhow::Resul
         return Err(Usage("-o takes the result of one statement".to_owned()).into());
     }
     let session = open(&settings).await?;
-    for (sql, values) in &statements {
-        match &arguments.output {
-            Some(path) => write_file(&session, sql, values, arguments.format.format(Expanded::Off), path).await?,
-            None => print_to_stdout(&session, sql, values, arguments.format).await?,
+    let answer = async {
+        for (sql, values) in &statements {
+            match &arguments.output {
+                Some(path) => write_file(&session, sql, values, arguments.format.format(Expanded::Off), path).await?,
+                None => print_to_stdout(&session, sql, values, arguments.format).await?,
+            }
         }
+        Ok(End::Done)
+    };
+    tokio::select! {
+        end = answer => end,
+        // A file that was begun, and what went to disk, goes with us.
+        () = signal() => Ok(End::Interrupted),
     }
-    Ok(End::Done)
 }
 
 fn check_stdout(format: FormatName) -> Result<(), Usage> {

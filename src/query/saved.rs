@@ -156,6 +156,7 @@ built_in!(
     "blocked_by_rule",
     "bot_scores",
     "cache_ratio_by_host",
+    "duplicates",
     "errors_by_origin",
     "events_by_log_type",
     "files_and_sizes",

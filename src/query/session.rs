@@ -4,17 +4,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::datatypes::DataType;
+use bytesize::ByteSize;
 use datafusion::common::{ParamValues, ScalarValue, SchemaError};
 use datafusion::config::Dialect;
 use datafusion::error::DataFusionError;
 use datafusion::execution::FunctionRegistry as _;
 use datafusion::execution::context::{SQLOptions, SessionContext};
+use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionConfig;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::dialect::translate;
 use super::functions::DateTrunc;
@@ -37,7 +41,18 @@ pub enum QueryError {
     /// The query is wrong, or failed.
     #[error("{0}")]
     Sql(String),
+    /// It needs more memory than there is.
+    #[error("the statement needs more than the {} of memory it may take; ask for less, or raise `memory` (FLARELAKE_MEMORY=…): {told}", ByteSize::b(*.memory as u64))]
+    Exhausted {
+        /// What it may take, in bytes.
+        memory: usize,
+        /// What the planner said.
+        told: String,
+    },
 }
+
+/// Wide rows are large: a sort of spilled rows holds this many of each part.
+const FRUGAL_BATCH_ROWS: usize = 1024;
 
 impl From<DataFusionError> for QueryError {
     fn from(error: DataFusionError) -> Self {
@@ -48,6 +63,9 @@ impl From<DataFusionError> for QueryError {
 /// See the module.
 pub struct Session {
     context: SessionContext,
+    /// The same tables, for what needs more memory than there is.
+    frugal: SessionContext,
+    memory: usize,
     tables: Arc<LakeTables>,
     vocabulary: Vocabulary,
 }
@@ -64,20 +82,42 @@ impl Session {
             .set_bool("datafusion.sql_parser.enable_ident_normalization", false)
             .set_bool("datafusion.execution.parquet.pushdown_filters", true)
             .set_str("datafusion.execution.time_zone", "UTC");
-        let runtime = RuntimeEnvBuilder::new().with_memory_limit(memory, 1.0).build_arc()?;
+        // What can go on on disk gets even shares, so that none starves another.
+        let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(memory))).build_arc()?;
         runtime.register_object_store(store_url(store)?.as_ref(), store.objects.clone());
         let context = SessionContext::new_with_config_rt(config, runtime);
         context.register_udf(DateTrunc::new(context.udf("date_trunc")?));
         let tables = LakeTables::open(store, catalog, partitioning).await?;
         let mut vocabulary = tables.register(&context)?;
         vocabulary.add_functions(context.udfs().into_iter().chain(context.udafs()).chain(context.udwfs()));
-        Ok(Self { context, tables, vocabulary })
+        let frugal = SessionContext::new_with_state(
+            SessionStateBuilder::new_from_existing(context.state())
+                .with_config(
+                    // One sort instead of several that are merged in memory; joins by sorting, which goes on on disk.
+                    context
+                        .copied_config()
+                        .with_target_partitions(1)
+                        .with_batch_size(FRUGAL_BATCH_ROWS)
+                        .set_bool("datafusion.optimizer.prefer_hash_join", false),
+                )
+                .build(),
+        );
+        Ok(Self { context, frugal, memory, tables, vocabulary })
     }
 
-    /// Runs one statement, which can only read. Names may be written in any case; `$name` stands for an argument.
+    /// Runs one statement, which can only read. Names may be written in any case; `$name` stands for an argument. One that
+    /// turns out to need more than its memory begins again, slower: on one core, and with what can be on disk there.
     pub async fn query(&self, sql: &str, arguments: &[(String, Value)]) -> Result<SendableRecordBatchStream, QueryError> {
-        let (plan, context) = self.physical(sql, arguments).await?;
-        execute_stream(plan, context).map_err(|e| self.explained(e))
+        let logical = self.logical(sql, arguments).await?;
+        let exhausted = |e: &DataFusionError| matches!(e.find_root(), DataFusionError::ResourcesExhausted(_));
+        match self.begun(&self.context, &logical).await {
+            Err(error) if exhausted(&error) => {}
+            begun => return begun.map_err(|e| self.explained(e)),
+        }
+        self.begun(&self.frugal, &logical).await.map_err(|e| match exhausted(&e) {
+            true => QueryError::Exhausted { memory: self.memory, told: e.strip_backtrace() },
+            false => self.explained(e),
+        })
     }
 
     /// How a statement is carried out. Of DataFusion's own operators alone: its codec can take it to another process.
@@ -86,6 +126,20 @@ impl Session {
         sql: &str,
         arguments: &[(String, Value)],
     ) -> Result<(Arc<dyn ExecutionPlan>, Arc<TaskContext>), QueryError> {
+        let logical = self.logical(sql, arguments).await?;
+        let plan = self.context.state().create_physical_plan(&logical).await.map_err(|e| self.explained(e))?;
+        Ok((plan, self.context.task_ctx()))
+    }
+
+    /// Carries a statement out as far as its first rows: before these, most that takes memory is done.
+    async fn begun(&self, context: &SessionContext, logical: &LogicalPlan) -> Result<SendableRecordBatchStream, DataFusionError> {
+        let plan = context.state().create_physical_plan(logical).await?;
+        let mut rows = execute_stream(plan, context.task_ctx())?;
+        let (schema, first) = (rows.schema(), rows.try_next().await?);
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, stream::iter(first.map(Ok)).chain(rows))))
+    }
+
+    async fn logical(&self, sql: &str, arguments: &[(String, Value)]) -> Result<LogicalPlan, QueryError> {
         let only_read = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         let plan = self.plan(sql).await?;
         only_read.verify_plan(&plan)?;
@@ -94,10 +148,7 @@ impl Session {
         let kind = |name: &str| kinds.get(&format!("${name}")).cloned().flatten().filter(|kind| *kind != DataType::Null);
         let values = arguments.iter().map(|(name, value)| Ok((name.clone(), scalar(value, kind(name))?)));
         let values = values.collect::<Result<HashMap<String, ScalarValue>, QueryError>>()?;
-        let frame = self.context.execute_logical_plan(plan).await.map_err(|e| self.explained(e))?;
-        let frame = if values.is_empty() { frame } else { frame.with_param_values(ParamValues::from(values))? };
-        let context = Arc::new(frame.task_ctx());
-        Ok((frame.create_physical_plan().await.map_err(|e| self.explained(e))?, context))
+        Ok(if values.is_empty() { plan } else { plan.with_param_values(ParamValues::from(values))? })
     }
 
     async fn plan(&self, sql: &str) -> Result<LogicalPlan, QueryError> {

@@ -14,6 +14,7 @@ mod moto;
 mod queues;
 mod notices;
 mod oracle;
+mod overview;
 mod plans;
 mod processes;
 mod queries;

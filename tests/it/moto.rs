@@ -15,7 +15,7 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use crate::support::command;
 
-const PACKAGES: [&str; 5] = ["moto[server]==5.2.5", "deltalake==1.6.6", "duckdb==2.0.0", "polars==2.1.0", "pyarrow==26.0.1"];
+const PACKAGES: [&str; 6] = ["moto[server]==5.2.5", "chdb==4.4.0", "deltalake==1.6.6", "duckdb==2.0.0", "polars==2.1.0", "pyarrow==26.0.1"];
 
 /// The environment's Python; none if the machine has no Python, which is said out loud.
 pub fn python() -> Option<&'static Path> {

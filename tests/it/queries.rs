@@ -213,6 +213,7 @@ fn answers() -> Vec<Answer> {
             json!([{"host": "a.example.com", "requests": 3, "cached_percent": 66.7, "bytes": 175},
                 {"host": "b.example.com", "requests": 1, "cached_percent": 0.0, "bytes": 10}]),
         ),
+        ("duplicates", vec![], json!([])),
         (
             "errors_by_origin",
             vec![],
@@ -222,9 +223,9 @@ fn answers() -> Vec<Answer> {
         (
             "events_by_log_type",
             vec![("since", "2026-01-16")],
-            json!([{"log_type": "Cloudflare.Firewall", "day": day(16), "events": 1, "each_once": true},
-                {"log_type": "Cloudflare.HttpRequest", "day": day(16), "events": 1, "each_once": true},
-                {"log_type": "Cloudflare.Spectrum", "day": day(16), "events": 1, "each_once": true}]),
+            json!([{"log_type": "Cloudflare.Firewall", "day": day(16), "events": 1},
+                {"log_type": "Cloudflare.HttpRequest", "day": day(16), "events": 1},
+                {"log_type": "Cloudflare.Spectrum", "day": day(16), "events": 1}]),
         ),
         ("freshness", vec![], json!([{"source": "files", "objects": 1, "newest_event": "2026-01-16T10:00:00Z"}])),
         (

@@ -2,9 +2,11 @@
 
 import datetime as dt
 import json
+import os
 import pathlib
 import sys
 
+import chdb
 import duckdb
 import polars
 from deltalake import DeltaTable
@@ -84,6 +86,25 @@ equal("Polars type", frame.schema["EdgeResponseStatus"], polars.Int16)
 row = frame.row(0, named=True)
 rescued = row["p_rescued_data"]
 check("Polars", row, rescued if isinstance(rescued, dict) else {entry["key"]: entry["value"] for entry in rescued})
+
+# ClickHouse reads the log, of tables in the folder it was started in. It has no null lists: an absent one is empty.
+os.chdir(lake)
+table = f"deltaLakeLocal('{lake}/cloudflare_httprequest')"
+types = ", ".join(f"toTypeName({name}) AS {name}" for name in ["EdgeResponseStatus", "ClientSrcPort", "ZoneID", "EdgeResponseCompressionRatio", "p_event_time", "p_any_trace_ids", "p_rescued_data", "p_event_date"])
+described = json.loads(str(chdb.query(f"SELECT {types} FROM {table} LIMIT 1", "JSONEachRow")))
+for name, kind in {
+    "EdgeResponseStatus": "Nullable(Int16)", "ClientSrcPort": "Nullable(Int32)", "ZoneID": "Nullable(Int64)", "EdgeResponseCompressionRatio": "Nullable(Float32)",
+    "p_event_time": "DateTime64(6)", "p_any_trace_ids": "Array(Nullable(String))", "p_rescued_data": "Map(String, Nullable(String))",
+}.items():
+    equal(f"chDB type of {name}", described[name], kind)
+epochs = ", ".join(f"toUnixTimestamp64Micro({name}) AS {name}" for name in ["EdgeStartTimestamp", "EdgeEndTimestamp"])
+row = json.loads(str(chdb.query(f"SELECT * REPLACE ({epochs}) FROM {table} ORDER BY p_event_time LIMIT 1 SETTINGS output_format_json_quote_64bit_integers = 0", "JSONEachRow")))
+for name in ["EdgeStartTimestamp", "EdgeEndTimestamp"]:
+    row[name] = dt.datetime(1970, 1, 1, tzinfo=UTC) + dt.timedelta(microseconds=row[name])
+row["p_event_date"] = dt.date.fromisoformat(row["p_event_date"])
+equal("chDB: an absent list", row["FirewallMatchesSources"], [])
+row["FirewallMatchesSources"] = None
+check("chDB", row, row["p_rescued_data"])
 
 firewall = DeltaTable(str(lake / "cloudflare_firewall")).to_pyarrow_table().to_pylist()
 equal("Metadata", dict(firewall[0]["Metadata"]), {"group": "g", "score": "42", "none": None})

@@ -1,4 +1,4 @@
-//! Real parts: S3's wire, by moto's server, and the readers people use, Python deltalake, DuckDB, Polars and PyArrow.
+//! Real parts: S3's wire, by moto's server, and the readers people use, Python deltalake, DuckDB, Polars, chDB and PyArrow.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
