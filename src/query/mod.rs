@@ -1,9 +1,11 @@
 //! SQL over a lake: a session with every table under each of its names, and results in a form to read or to pass on.
 //! DataFusion stays behind this door. No statement can write, or read anything but the lake's tables.
 
+pub mod bloom;
 mod dialect;
 mod files;
 mod functions;
+mod lookup;
 mod names;
 mod overview;
 mod saved;

@@ -22,7 +22,7 @@ use datafusion::common::{Column, ColumnStatistics, DFSchema, ScalarValue, Statis
 use datafusion::config::TableParquetOptions;
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
-use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig, FileScanConfigBuilder, ParquetFileReaderFactory, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::datasource::table_schema::TableSchema;
 use datafusion::error::{DataFusionError, Result};
@@ -36,8 +36,11 @@ use datafusion::physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr, cre
 use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
+use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::ObjectMeta;
 
+use super::lookup::Lookup;
 use crate::base::store::Store;
 use crate::ingest::file::ROW_GROUP_ROWS;
 use crate::schema::{Standard, timestamp_type};
@@ -47,6 +50,8 @@ use crate::table::{DataFile, Snapshot, TableError, TableSpec, TimeBounds};
 const FOOTER_GUESS: usize = 16 << 10;
 /// Of more files than this the planner is told less: statistics of every column of every file take memory.
 const MOST_DESCRIBED: usize = 2_000;
+/// Files whose filters are asked at once.
+const ASKED_AT_ONCE: usize = 16;
 
 /// See the module.
 #[derive(Debug)]
@@ -55,6 +60,8 @@ pub struct LakeTable {
     store_url: ObjectStoreUrl,
     files: Vec<(DataFile, ObjectMeta)>,
     bounds: Bounds,
+    /// Columns with bloom filters.
+    filtered: Vec<String>,
 }
 
 /// What the log says of the values in each file: one row a file.
@@ -70,7 +77,7 @@ impl LakeTable {
     /// A table that nothing has landed in yet.
     pub fn empty(store: &Store, spec: &TableSpec) -> Result<Self> {
         let partitions = spec.full_schema().fields()[spec.schema.fields().len()..].to_vec();
-        Self::new(store, &spec.name, spec.schema.clone(), partitions, Vec::new())
+        Self::new(store, spec, spec.schema.clone(), partitions, Vec::new())
     }
 
     /// A table as it is, whatever columns and partitions it has. What `spec` knows is read in its types: text in views, as
@@ -84,10 +91,10 @@ impl LakeTable {
             Err(_) => field.clone(),
         };
         let (partitions, own): (Vec<_>, Vec<_>) = columns.fields().iter().map(read).partition(|field| by.contains(field.name()));
-        Self::new(store, &spec.name, Arc::new(Schema::new(own)), partitions, snapshot.files().map_err(outside)?)
+        Self::new(store, spec, Arc::new(Schema::new(own)), partitions, snapshot.files().map_err(outside)?)
     }
 
-    fn new(store: &Store, name: &str, columns: SchemaRef, partitions: Vec<FieldRef>, files: Vec<DataFile>) -> Result<Self> {
+    fn new(store: &Store, spec: &TableSpec, columns: SchemaRef, partitions: Vec<FieldRef>, files: Vec<DataFile>) -> Result<Self> {
         let mut files: Vec<(Option<TimeBounds>, DataFile)> = files.into_iter().map(|file| (file.time_bounds(), file)).collect();
         // Oldest first, as a person would list them.
         files.sort_by_key(|(times, _)| times.map(|t| (t.least, t.greatest)));
@@ -95,7 +102,7 @@ impl LakeTable {
         let bounds =
             Bounds { rows: files.iter().map(|file| file.rows).collect(), partitions: partition_values(&partitions, &files)?, times };
         let meta = |file: &DataFile| ObjectMeta {
-            location: file.location(store, name),
+            location: file.location(store, &spec.name),
             last_modified: DateTime::from_timestamp_millis(file.modified_ms).unwrap_or_default(),
             size: file.size,
             e_tag: None,
@@ -106,6 +113,7 @@ impl LakeTable {
             store_url: store_url(store)?,
             files: files.into_iter().map(|file| (file.clone(), meta(&file))).collect(),
             bounds,
+            filtered: spec.lookup.clone(),
         })
     }
 
@@ -197,6 +205,34 @@ impl LakeTable {
         Ok(keep.iter().enumerate().filter(|(_, keep)| **keep).map(|(place, _)| place).collect())
     }
 
+    /// The files to be read, without those in which no row has the values that the conditions look for.
+    async fn looked_up(
+        &self,
+        places: &[usize],
+        filters: &[Expr],
+        readers: &Arc<dyn ParquetFileReaderFactory>,
+    ) -> Result<Vec<PartitionedFile>> {
+        let described = places.len() <= MOST_DESCRIBED;
+        let files = places.iter().map(|place| self.partitioned(*place, described));
+        let lookup = Arc::new(Lookup::of_all(filters, &self.filtered));
+        if *lookup == Lookup::Perhaps {
+            return Ok(files.collect());
+        }
+        let asked = files.map(|file| {
+            let (lookup, readers) = (lookup.clone(), readers.clone());
+            let ask = async move {
+                let hint = file.metadata_size_hint;
+                let mut reader = readers.create_reader(0, file.clone(), hint, &ExecutionPlanMetricsSet::new())?;
+                Ok::<_, DataFusionError>(lookup.ask(reader.as_mut()).await?.map(|access| file.with_extension(access)))
+            };
+            // A task each: to read a footer takes a core.
+            async move { tokio::spawn(ask).await.map_err(|e| DataFusionError::External(Box::new(e)))? }
+        });
+        let asked: Vec<_> = asked.collect();
+        let kept: Vec<Option<PartitionedFile>> = stream::iter(asked).buffered(ASKED_AT_ONCE).try_collect().await?;
+        Ok(kept.into_iter().flatten().collect())
+    }
+
     fn partitioned(&self, place: usize, described: bool) -> PartitionedFile {
         let (file, meta) = &self.files[place];
         let groups = (file.rows as usize).div_ceil(ROW_GROUP_ROWS).max(1);
@@ -237,10 +273,10 @@ impl LakeTable {
     }
 
     /// The files in as many groups as are read at once; and how rows are ordered in each of these, if they are.
-    fn groups(&self, places: &[usize], at_once: usize) -> (Vec<FileGroup>, Vec<LexOrdering>) {
-        let described = places.len() <= MOST_DESCRIBED;
-        let all = FileGroup::new(places.iter().map(|place| self.partitioned(*place, described)).collect());
-        if let Some(ordering) = self.ordering().filter(|_| described && places.iter().all(|p| self.is_sorted(*p))) {
+    fn groups(&self, files: Vec<PartitionedFile>, sorted: bool, at_once: usize) -> (Vec<FileGroup>, Vec<LexOrdering>) {
+        let described = files.iter().all(PartitionedFile::has_statistics);
+        let all = FileGroup::new(files);
+        if let Some(ordering) = self.ordering().filter(|_| described && sorted) {
             let schema = self.schema.table_schema();
             let all = std::slice::from_ref(&all);
             let chains = FileScanConfig::split_groups_by_statistics_with_target_partitions(schema, all, &ordering, at_once);
@@ -251,12 +287,13 @@ impl LakeTable {
         (all.split_files(at_once), Vec::new())
     }
 
-    /// The groups, each with what is known of it, and what is known of all of them.
-    fn summed(&self, groups: Vec<FileGroup>, places: &[usize]) -> Result<(Vec<FileGroup>, Statistics)> {
+    /// The groups, each with what is known of it, and what is known of all of them: no more than their `rows`, if the files
+    /// are not described.
+    fn summed(&self, groups: Vec<FileGroup>, rows: Precision<usize>) -> Result<(Vec<FileGroup>, Statistics)> {
         let schema = self.schema.table_schema();
-        if places.len() > MOST_DESCRIBED {
+        if groups.iter().flat_map(FileGroup::iter).any(|file| !file.has_statistics()) {
             let mut whole = Statistics::new_unknown(schema);
-            whole.num_rows = places.iter().map(|place| self.rows(*place)).reduce(|a, b| a.add(&b)).unwrap_or_default();
+            whole.num_rows = rows;
             return Ok((groups, whole));
         }
         let sum = |group: FileGroup| {
@@ -300,19 +337,21 @@ impl TableProvider for LakeTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
+        let store = state.runtime_env().object_store(&self.store_url)?;
+        let footers = state.runtime_env().cache_manager.get_file_metadata_cache();
+        let readers: Arc<dyn ParquetFileReaderFactory> = Arc::new(CachedParquetFileReaderFactory::new(store, footers));
         let places = self.selected(filters, state.execution_props())?;
-        if places.is_empty() {
+        let files = self.looked_up(&places, filters, &readers).await?;
+        if files.is_empty() {
             let columns: Vec<usize> = (0..self.schema().fields().len()).collect();
             return Ok(Arc::new(EmptyExec::new(Arc::new(self.schema().project(projection.unwrap_or(&columns))?))));
         }
-        let (groups, ordering) = self.groups(&places, state.config().target_partitions());
-        let (groups, statistics) = self.summed(groups, &places)?;
-        let store = state.runtime_env().object_store(&self.store_url)?;
-        let footers = state.runtime_env().cache_manager.get_file_metadata_cache();
+        let sorted = places.iter().all(|place| self.is_sorted(*place));
+        let (groups, ordering) = self.groups(files, sorted, state.config().target_partitions());
+        let rows = places.iter().map(|place| self.rows(*place)).reduce(|a, b| a.add(&b)).unwrap_or_default();
+        let (groups, statistics) = self.summed(groups, rows)?;
         let options = TableParquetOptions { global: state.config_options().execution.parquet.clone(), ..Default::default() };
-        let source = ParquetSource::new(self.schema.clone())
-            .with_table_parquet_options(options)
-            .with_parquet_file_reader_factory(Arc::new(CachedParquetFileReaderFactory::new(store, footers)));
+        let source = ParquetSource::new(self.schema.clone()).with_table_parquet_options(options).with_parquet_file_reader_factory(readers);
         let scan = FileScanConfigBuilder::new(self.store_url.clone(), Arc::new(source))
             .with_file_groups(groups)
             .with_statistics(statistics)

@@ -19,10 +19,10 @@ use parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask};
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
 
-use super::bloom;
 use super::needle::Needle;
 use crate::ingest::file::ROW_GROUP_ROWS;
 use crate::ingest::lookup::{self, Place};
+use crate::query::bloom;
 use crate::schema::Standard;
 
 /// What is read at a file's end for each of its row groups, in the hope that the footer is in it.

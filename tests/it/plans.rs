@@ -232,3 +232,28 @@ async fn rows_that_stand_twice_are_found() {
     std::fs::write(log(last + 1), format!("{add}\n")).expect("written");
     assert_eq!(found(&session).await, 20, "the first twenty of a hundred");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_without_the_value_are_told_by_their_bloom_filters() {
+    let spectrum = "{\"Timestamp\":\"2026-01-02T12:00:00Z\",\"Application\":\"a\",\"Event\":\"connect\",\"ClientIP\":\"192.0.2.7\"}\n";
+    let own = "{\"EdgeStartTimestamp\":\"2026-01-02T12:00:00Z\",\"ClientIP\":\"203.0.113.9\",\"RayID\":\"abcdef\",\"ClientRequestHost\":\"b.test\"}\n";
+    let (_dir, session) = lake(&[("own.log", own), ("s.log", spectrum)]).await;
+    for (table, condition, opened, rows) in [
+        ("cloudflare_httprequest", "array_has(p_any_ip_addresses, '203.0.113.9')", 1, 1),
+        ("cloudflare_httprequest", "array_contains('203.0.113.9'::variant, p_any_ip_addresses)", 1, 1),
+        ("cloudflare_httprequest", "array_has(p_any_domain_names, 'nowhere.test')", 0, 0),
+        ("cloudflare_httprequest", "array_has(p_any_domain_names, 'h.test') AND array_has(p_any_ip_addresses, '203.0.113.9')", 0, 0),
+        ("cloudflare_httprequest", "array_has(p_any_domain_names, 'h.test') OR array_has(p_any_ip_addresses, '203.0.113.9')", 4, 301),
+        ("cloudflare_httprequest", "array_has(p_any_domain_names, 'b.test') OR EdgeResponseStatus = 207", 4, 4),
+        ("cloudflare_httprequest", "NOT array_has(p_any_domain_names, 'h.test')", 4, 1),
+        ("cloudflare_httprequest", "'abcdef' = RayID", 1, 1),
+        ("cloudflare_httprequest", "RayID IN ('abcdef', 'nothing', 'else')", 1, 1),
+        ("cloudflare_httprequest", "RayID <> 'abcdef'", 4, 0),
+        ("all_logs", "array_has(p_any_ip_addresses, '192.0.2.7') OR array_has(p_any_trace_ids, '192.0.2.7')", 4, 4),
+    ] {
+        let plan = plan(&session, &format!("SELECT p_row_id FROM {table} WHERE {condition}")).await;
+        assert_eq!(files(&plan), opened, "{condition}\n{plan}");
+        let counted = answer(&session, &format!("SELECT count(*) FROM {table} WHERE {condition}")).await;
+        assert!(counted.contains(&format!("\n  {rows},")), "{condition}: {counted}");
+    }
+}
