@@ -135,15 +135,20 @@ fn part(text: &str) -> Option<String> {
 
 fn date_add(arguments: &[String]) -> Option<String> {
     let [unit, number, time] = arguments else { return None };
-    let (unit, number, mut time) = (part(unit)?, number.replace(' ', ""), moment(time));
+    let (unit, mut time) = (part(unit)?, moment(time));
+    // `- 5` is minus five, too.
+    let number = number.strip_prefix('-').map_or_else(|| number.clone(), |digits| format!("-{}", digits.trim_start()));
     if ["microsecond", "millisecond", "second", "minute", "hour"].contains(&unit.as_str()) {
         // A date has no hours.
         time = format!("CAST({time} AS TIMESTAMP WITH TIME ZONE)");
     }
     let (times, unit) = if unit == "quarter" { (3, "month") } else { (1, unit.as_str()) };
     let (sign, digits) = number.strip_prefix('-').map_or(('+', number.as_str()), |digits| ('-', digits));
-    let digits: u64 = digits.parse().ok()?;
-    Some(format!("({time} {sign} INTERVAL '{} {unit}')", digits.checked_mul(times)?))
+    Some(match digits.parse::<u64>() {
+        Ok(digits) => format!("({time} {sign} INTERVAL '{} {unit}')", digits.checked_mul(times)?),
+        // A number that is computed: an interval has to be read from text.
+        Err(_) => format!("({time} + CAST(CAST(({number}) * {times} AS VARCHAR) || ' {unit}' AS INTERVAL))"),
+    })
 }
 
 /// How much time lies between two times: for Snowflake the boundaries of a unit that are passed, for Athena whole units.
@@ -228,11 +233,34 @@ fn call(tokens: &[Token], at: usize, word: &Word, depth: usize) -> Option<(Strin
             arguments.push(&tokens[from..place]);
             let arguments: Vec<String> = arguments.iter().map(|a| replaced(&without_comments(a), depth + 1).trim().to_owned()).collect();
             let arguments = if arguments == [""] { Vec::new() } else { arguments };
+            if *name == "listagg"
+                && let Some((order, end)) = within_group(tokens, place + 1)
+            {
+                let (value, between) = (arguments.first()?, arguments.get(1).map_or("''", String::as_str));
+                return Some((format!("string_agg({value}, {between} {})", replaced(&order, depth + 1)), end));
+            }
             // Of another kind than the macro's: the function of that name.
             return Some((make(&arguments).unwrap_or_else(|| format!("{name}({})", arguments.join(", "))), place + 1));
         }
     }
     None
+}
+
+/// The order of `WITHIN GROUP (ORDER BY …)`, if that stands here, and where it ends.
+fn within_group(tokens: &[Token], at: usize) -> Option<(Vec<Token>, usize)> {
+    let mut rest = tokens.iter().enumerate().skip(at).filter(|(_, token)| !matches!(token, Token::Whitespace(_)));
+    for word in ["within", "group"] {
+        let (_, Token::Word(next)) = rest.next()? else { return None };
+        next.value.eq_ignore_ascii_case(word).then_some(())?;
+    }
+    let (begin, _) = rest.next().filter(|(_, token)| **token == Token::LParen)?;
+    let mut open = 0;
+    let end = begin
+        + tokens[begin..].iter().position(|token| {
+            open += i32::from(*token == Token::LParen) - i32::from(*token == Token::RParen);
+            open == 0
+        })?;
+    Some((without_comments(&tokens[begin + 1..end]), end + 1))
 }
 
 /// A comment up to the line's end would take with it what follows the argument.

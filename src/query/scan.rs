@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray as _, BooleanArray, TimestampMicrosecondArray, UInt64Array};
 use arrow::compute::SortOptions;
-use arrow::datatypes::{FieldRef, Schema, SchemaRef};
+use arrow::datatypes::{DataType, FieldRef, Schema, SchemaRef};
 use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use async_trait::async_trait;
 use chrono::DateTime;
@@ -87,8 +87,9 @@ impl LakeTable {
         let columns = snapshot.columns().map_err(outside)?;
         let by = snapshot.partition_columns().map_err(outside)?;
         let read = |field: &FieldRef| match spec.schema.field_with_name(field.name()) {
-            Ok(known) => Arc::new(known.clone().with_nullable(field.is_nullable())),
-            Err(_) => field.clone(),
+            // Of maps DataFusion finds no key that is a view.
+            Ok(known) if !matches!(known.data_type(), DataType::Map(..)) => Arc::new(known.clone().with_nullable(field.is_nullable())),
+            _ => field.clone(),
         };
         let (partitions, own): (Vec<_>, Vec<_>) = columns.fields().iter().map(read).partition(|field| by.contains(field.name()));
         Self::new(store, spec, Arc::new(Schema::new(own)), partitions, snapshot.files().map_err(outside)?)

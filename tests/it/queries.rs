@@ -187,6 +187,16 @@ async fn functions_of_snowflake_athena_and_panther_run() {
         ("from_iso8601_timestamp('2026-01-15T10:00:00Z') = timestamp '2026-01-15T10:00:00'", "", json!(true)),
         ("element_at(make_array('a', 'b'), 2)", "", json!("b")),
         ("zeroifnull(null)", "", json!(0)),
+        ("dateadd(day, -7 * 2, '2026-01-15T10:00:00Z')", "", json!("2026-01-01T10:00:00Z")),
+        (
+            "dateadd('hour', edgeresponsestatus - 200, edgestarttimestamp)",
+            "from cloudflare_httprequest where rayid = 'r2'",
+            json!("2026-01-23T21:10:00Z"),
+        ),
+        ("listagg(rayid, '+') within group (order by rayid desc)", of, json!("r4+r3+r2+r1")),
+        ("rows['cloudflare_httprequest']", "from ingested_objects", json!(4)),
+        ("count(*)", "from cloudflare_httprequest where p_rescued_data['JA4'] is null", json!(4)),
+        ("count(*)", "from cloudflare_httprequest where p_any_ip_addresses[1] = '192.0.2.1'", json!(2)),
         ("current_timestamp() > p_event_time and sysdate() > p_event_time", "from cloudflare_httprequest where rayid = 'r1'", json!(true)),
     ] {
         let sql = format!("select {what} as x {of}");
