@@ -352,7 +352,14 @@ impl TableProvider for LakeTable {
         let rows = places.iter().map(|place| self.rows(*place)).reduce(|a, b| a.add(&b)).unwrap_or_default();
         let (groups, statistics) = self.summed(groups, rows)?;
         let options = TableParquetOptions { global: state.config_options().execution.parquet.clone(), ..Default::default() };
-        let source = ParquetSource::new(self.schema.clone()).with_table_parquet_options(options).with_parquet_file_reader_factory(readers);
+        // Pages are told apart by the time alone, which rows are sorted by: for other conditions their index is read in vain.
+        let of_time = |filter: &Expr| filter.column_refs().iter().any(|column| column.name == Standard::EventTime.name());
+        let source = ParquetSource::new(self.schema.clone())
+            .with_table_parquet_options(options)
+            .with_enable_page_index(filters.iter().any(|filter| of_time(filter) && !self.decided_by_files(filter)))
+            // They were asked: with 32 bytes, where this would read all of them.
+            .with_bloom_filter_on_read(false)
+            .with_parquet_file_reader_factory(readers);
         let scan = FileScanConfigBuilder::new(self.store_url.clone(), Arc::new(source))
             .with_file_groups(groups)
             .with_statistics(statistics)
