@@ -10,6 +10,6 @@ SELECT
   sum(size) AS bytes,
   round(sum(size) / sum(rows), 1) AS bytes_per_row
 FROM lake_files
-WHERE rows > 0 AND (max_event_time IS NULL OR max_event_time >= $since)
+WHERE max_event_time IS NULL OR max_event_time >= $since
 GROUP BY table_name, p_event_date
 ORDER BY table_name, day

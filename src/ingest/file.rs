@@ -33,6 +33,12 @@ const _: () = assert!(ROW_GROUP_ROWS.is_multiple_of(GATHER_ROWS), "what is gathe
 const LOOKUP_SHARE: usize = 10;
 const BLOOM_FALSE_POSITIVES: f64 = 0.01;
 
+/// How long the footer of a file may be, measured on realistic rows: what is read at its end in the hope that it is all of it.
+pub fn footer_guess(columns: usize, rows: u64) -> u64 {
+    let groups = rows.div_ceil(ROW_GROUP_ROWS as u64).max(1);
+    groups * (180 * columns as u64 + 512)
+}
+
 /// Rows that can't be written: a fault of this program, never of the data.
 #[derive(Debug, thiserror::Error)]
 #[error("writing a Parquet file for {table} failed: {message}")]

@@ -88,7 +88,8 @@ impl LookupBuilder {
             let Some(column) = rows.column_by_name(list.name()).and_then(|c| c.as_list_opt::<i32>()) else { continue };
             let offsets = column.value_offsets();
             let held = column.values().slice(offsets[0] as usize, (offsets[column.len()] - offsets[0]) as usize);
-            for value in held.as_string_view().iter().flatten() {
+            // Nothing is below no host.
+            for value in held.as_string_view().iter().flatten().filter(|value| !value.is_empty()) {
                 match values.get_mut(value) {
                     Some(bits) => *bits |= bit,
                     None => drop(values.insert(value.into(), bit)),

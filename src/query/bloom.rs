@@ -18,10 +18,10 @@ pub fn hash(value: &str) -> u64 {
 /// Where in the file the block is that knows of a hash; none if the column has no filter of a known form.
 pub fn block_of(column: &ColumnChunkMetaData, hash: u64) -> Option<Range<u64>> {
     let (offset, length) = (u64::try_from(column.bloom_filter_offset()?).ok()?, u64::try_from(column.bloom_filter_length()?).ok()?);
-    // A header, and then the bits: a power of two, much longer than the header.
+    // A header of some 16 bytes, and then the bits: a power of two. Of other lengths the header would seem longer.
     let bits = 1_u64 << length.checked_ilog2()?;
     let header = length - bits;
-    if bits < BLOCK || header == 0 || header > 64 {
+    if bits < BLOCK || header == 0 || header > 24 {
         return None;
     }
     let block = ((hash >> 32) * (bits / BLOCK)) >> 32;

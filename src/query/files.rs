@@ -22,7 +22,7 @@ pub fn schema() -> SchemaRef {
         Field::new("path", DataType::Utf8View, false),
         Field::new("p_event_date", DataType::Date32, true),
         Field::new("size", DataType::Int64, false),
-        Field::new("rows", DataType::Int64, false),
+        Field::new("rows", DataType::Int64, true),
         Field::new("written_at", timestamp_type(), false),
         Field::new("min_event_time", timestamp_type(), true),
         Field::new("max_event_time", timestamp_type(), true),
@@ -46,7 +46,8 @@ pub fn rows<'a>(table: &str, files: impl Iterator<Item = &'a DataFile>) -> Resul
             Arc::new(StringViewArray::from_iter_values(files.iter().map(|f| &f.path))),
             Arc::new(Date32Array::from_iter(files.iter().map(|f| day(f)))),
             Arc::new(Int64Array::from_iter_values(files.iter().map(|f| f.size as i64))),
-            Arc::new(Int64Array::from_iter_values(files.iter().map(|f| f.rows as i64))),
+            // Another engine's log may tell no count.
+            Arc::new(Int64Array::from_iter(files.iter().map(|f| (f.rows > 0).then_some(f.rows as i64)))),
             times(files.iter().map(|f| Some(f.modified_ms * 1000)).collect()),
             times(of(|b| b.least)),
             times(of(|b| b.greatest)),

@@ -29,7 +29,6 @@ use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::context::ExecutionProps;
 use datafusion::execution::object_store::ObjectStoreUrl;
 use datafusion::logical_expr::expr_rewriter::unnormalize_col;
-use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Between, BinaryExpr, Expr, Operator, TableProviderFilterPushDown, TableType, binary_expr};
 use datafusion::physical_expr::expressions::col;
 use datafusion::physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr, create_physical_expr};
@@ -42,12 +41,10 @@ use object_store::ObjectMeta;
 
 use super::lookup::Lookup;
 use crate::base::store::Store;
-use crate::ingest::file::ROW_GROUP_ROWS;
+use crate::ingest::file::footer_guess;
 use crate::schema::{Standard, timestamp_type};
 use crate::table::{DataFile, Snapshot, TableError, TableSpec, TimeBounds};
 
-/// What is read at a file's end for each of its row groups, in the hope that the footer is in it.
-const FOOTER_GUESS: usize = 16 << 10;
 /// Of more files than this the planner is told less: statistics of every column of every file take memory.
 const MOST_DESCRIBED: usize = 2_000;
 /// Files whose filters are asked at once.
@@ -127,7 +124,7 @@ impl LakeTable {
     /// holds for every row of every other file.
     fn decided_by_files(&self, condition: &Expr) -> bool {
         if self.is_of_partition(condition) {
-            return true;
+            return self.partition_matches(condition, &ExecutionProps::new()).is_some();
         }
         // The files know their columns without a table's name.
         let condition = &unnormalize_col(condition.clone());
@@ -174,6 +171,16 @@ impl LakeTable {
         !columns.is_empty() && columns.iter().all(own) && !condition.is_volatile() && !open
     }
 
+    /// For each file, whether the condition holds for its partition's values, exactly: nobody asks the rows again. None where
+    /// it fails on one of them: then the rows are asked.
+    fn partition_matches(&self, condition: &Expr, props: &ExecutionProps) -> Option<Vec<bool>> {
+        let partitions = &self.bounds.partitions;
+        let schema = DFSchema::try_from(partitions.schema().as_ref().clone()).ok()?;
+        let condition = create_physical_expr(&unnormalize_col(condition.clone()), &schema, props, &Default::default()).ok()?;
+        let holds = condition.evaluate(partitions).and_then(|value| value.into_array(partitions.num_rows())).ok()?;
+        Some(holds.as_boolean_opt()?.iter().map(|holds| holds == Some(true)).collect())
+    }
+
     fn physical(&self, condition: &Expr, props: &ExecutionProps) -> Result<Arc<dyn PhysicalExpr>> {
         let schema = DFSchema::try_from(self.schema.table_schema().as_ref().clone())?;
         create_physical_expr(condition, &schema, props, &Default::default())
@@ -188,20 +195,13 @@ impl LakeTable {
     /// The files that the conditions leave, by their places.
     fn selected(&self, filters: &[Expr], props: &ExecutionProps) -> Result<Vec<usize>> {
         let mut keep = vec![true; self.files.len()];
-        let (of_partition, others): (Vec<_>, Vec<_>) = filters.iter().cloned().partition(|f| self.is_of_partition(f));
-        if let Some(condition) = conjunction(of_partition) {
-            // Exactly, by the values: nobody asks the rows again.
-            let schema = DFSchema::try_from(self.bounds.partitions.schema().as_ref().clone())?;
-            let condition = create_physical_expr(&condition, &schema, props, &Default::default())?;
-            let holds = condition.evaluate(&self.bounds.partitions)?.into_array(keep.len())?;
-            for (keep, holds) in keep.iter_mut().zip(holds.as_boolean()) {
-                *keep &= holds == Some(true);
-            }
-        }
-        if let Some(condition) = conjunction(others)
-            && let Some(may_match) = self.may_match(&self.physical(&condition, props)?)
-        {
-            keep.iter_mut().zip(may_match).for_each(|(keep, may)| *keep &= may);
+        // One by one, as it was decided which of them are asked of files alone.
+        for condition in filters {
+            let holds = match self.is_of_partition(condition) {
+                true => self.partition_matches(condition, props),
+                false => self.may_match(&self.physical(condition, props)?),
+            };
+            keep.iter_mut().zip(holds.into_iter().flatten()).for_each(|(keep, holds)| *keep &= holds);
         }
         Ok(keep.iter().enumerate().filter(|(_, keep)| **keep).map(|(place, _)| place).collect())
     }
@@ -210,10 +210,10 @@ impl LakeTable {
     async fn looked_up(
         &self,
         places: &[usize],
+        described: bool,
         filters: &[Expr],
         readers: &Arc<dyn ParquetFileReaderFactory>,
     ) -> Result<Vec<PartitionedFile>> {
-        let described = places.len() <= MOST_DESCRIBED;
         let files = places.iter().map(|place| self.partitioned(*place, described));
         let lookup = Arc::new(Lookup::of_all(filters, &self.filtered));
         if *lookup == Lookup::Perhaps {
@@ -236,12 +236,11 @@ impl LakeTable {
 
     fn partitioned(&self, place: usize, described: bool) -> PartitionedFile {
         let (file, meta) = &self.files[place];
-        let groups = (file.rows as usize).div_ceil(ROW_GROUP_ROWS).max(1);
         let partitions = &self.bounds.partitions;
         let values = partitions.columns().iter().map(|column| ScalarValue::try_from_array(column, place).unwrap_or(ScalarValue::Null));
         let read = PartitionedFile::new_from_meta(meta.clone())
             .with_partition_values(values.collect())
-            .with_metadata_size_hint(FOOTER_GUESS * groups);
+            .with_metadata_size_hint(footer_guess(self.schema.file_schema().fields().len(), file.rows) as usize);
         if described { read.with_statistics(Arc::new(self.statistics(place))) } else { read }
     }
 
@@ -342,7 +341,8 @@ impl TableProvider for LakeTable {
         let footers = state.runtime_env().cache_manager.get_file_metadata_cache();
         let readers: Arc<dyn ParquetFileReaderFactory> = Arc::new(CachedParquetFileReaderFactory::new(store, footers));
         let places = self.selected(filters, state.execution_props())?;
-        let files = self.looked_up(&places, filters, &readers).await?;
+        let described = places.len() <= MOST_DESCRIBED && state.config_options().execution.collect_statistics;
+        let files = self.looked_up(&places, described, filters, &readers).await?;
         if files.is_empty() {
             let columns: Vec<usize> = (0..self.schema().fields().len()).collect();
             return Ok(Arc::new(EmptyExec::new(Arc::new(self.schema().project(projection.unwrap_or(&columns))?))));

@@ -1,10 +1,10 @@
 //! A session: from a statement to its rows, or to what is wrong with it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow::datatypes::DataType;
-use bytesize::ByteSize;
+use datafusion::common::tree_node::{TreeNode as _, TreeNodeRecursion};
 use datafusion::common::{ParamValues, ScalarValue, SchemaError};
 use datafusion::config::Dialect;
 use datafusion::error::DataFusionError;
@@ -13,7 +13,7 @@ use datafusion::execution::context::{SQLOptions, SessionContext};
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{SendableRecordBatchStream, SessionStateBuilder, TaskContext};
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionConfig;
@@ -42,10 +42,8 @@ pub enum QueryError {
     #[error("{0}")]
     Sql(String),
     /// It needs more memory than there is.
-    #[error("the statement needs more than the {} of memory it may take; ask for less, or raise `memory` (FLARELAKE_MEMORY=…): {told}", ByteSize::b(*.memory as u64))]
+    #[error("the statement needs more memory than it may take; ask for less, or raise `memory` (FLARELAKE_MEMORY=…): {told}")]
     Exhausted {
-        /// What it may take, in bytes.
-        memory: usize,
         /// What the planner said.
         told: String,
     },
@@ -56,15 +54,18 @@ const FRUGAL_BATCH_ROWS: usize = 1024;
 
 impl From<DataFusionError> for QueryError {
     fn from(error: DataFusionError) -> Self {
-        Self::Sql(error.strip_backtrace())
+        let told = error.strip_backtrace();
+        if is_exhausted(&error) { Self::Exhausted { told } } else { Self::Sql(told) }
     }
+}
+
+fn is_exhausted(error: &DataFusionError) -> bool {
+    matches!(error.find_root(), DataFusionError::ResourcesExhausted(_))
 }
 
 /// See the module.
 pub struct Session {
     context: SessionContext,
-    /// The same tables, for what needs more memory than there is.
-    frugal: SessionContext,
     memory: usize,
     tables: Arc<LakeTables>,
     vocabulary: Vocabulary,
@@ -90,34 +91,38 @@ impl Session {
         let tables = LakeTables::open(store, catalog, partitioning).await?;
         let mut vocabulary = tables.register(&context)?;
         vocabulary.add_functions(context.udfs().into_iter().chain(context.udafs()).chain(context.udwfs()));
-        let frugal = SessionContext::new_with_state(
-            SessionStateBuilder::new_from_existing(context.state())
-                .with_config(
-                    // One sort instead of several that are merged in memory; joins by sorting, which goes on on disk.
-                    context
-                        .copied_config()
-                        .with_target_partitions(1)
-                        .with_batch_size(FRUGAL_BATCH_ROWS)
-                        .set_bool("datafusion.optimizer.prefer_hash_join", false),
-                )
-                .build(),
-        );
-        Ok(Self { context, frugal, memory, tables, vocabulary })
+        Ok(Self { context, memory, tables, vocabulary })
     }
 
     /// Runs one statement, which can only read. Names may be written in any case; `$name` stands for an argument. One that
     /// turns out to need more than its memory begins again, slower: on one core, and with what can be on disk there.
     pub async fn query(&self, sql: &str, arguments: &[(String, Value)]) -> Result<SendableRecordBatchStream, QueryError> {
         let logical = self.logical(sql, arguments).await?;
-        let exhausted = |e: &DataFusionError| matches!(e.find_root(), DataFusionError::ResourcesExhausted(_));
         match self.begun(&self.context, &logical).await {
-            Err(error) if exhausted(&error) => {}
+            // What the planner fails on is most often what it makes of statistics.
+            Err(error) if is_exhausted(&error) || matches!(error.find_root(), DataFusionError::Internal(_)) => {}
             begun => return begun.map_err(|e| self.explained(e)),
         }
-        self.begun(&self.frugal, &logical).await.map_err(|e| match exhausted(&e) {
-            true => QueryError::Exhausted { memory: self.memory, told: e.strip_backtrace() },
-            false => self.explained(e),
-        })
+        self.begun(&self.frugal(&logical)?, &logical).await.map_err(|e| self.explained(e))
+    }
+
+    /// The same tables, for what needs more memory than there is: little at a time, and joins by sorting, which goes on on
+    /// disk. Without statistics, since all that is wanted is an answer.
+    fn frugal(&self, logical: &LogicalPlan) -> Result<SessionContext, QueryError> {
+        let joins = logical.exists(|plan| Ok(matches!(plan, LogicalPlan::Join(_)))).unwrap_or(false);
+        let config = self.context.copied_config();
+        let config = config
+            // One sort instead of several that are merged in memory; but only of two parts does DataFusion join by sorting.
+            .with_target_partitions(if joins { 2 } else { 1 })
+            .with_batch_size(FRUGAL_BATCH_ROWS)
+            .with_collect_statistics(false)
+            .with_sort_spill_reservation_bytes((self.memory / if joins { 32 } else { 8 }).min(10 << 20))
+            .set_bool("datafusion.optimizer.prefer_hash_join", false);
+        // Memory of its own: what the first attempt held is given back only when its last task has seen that it is over.
+        let runtime = RuntimeEnvBuilder::from_runtime_env(&self.context.runtime_env());
+        let runtime = runtime.with_memory_pool(Arc::new(FairSpillPool::new(self.memory))).build_arc()?;
+        let state = SessionStateBuilder::new_from_existing(self.context.state()).with_config(config).with_runtime_env(runtime);
+        Ok(SessionContext::new_with_state(state.build()))
     }
 
     /// How a statement is carried out. Of DataFusion's own operators alone: its codec can take it to another process.
@@ -146,6 +151,8 @@ impl Session {
         // Not told where a parameter is compared with several kinds of text: text it is.
         let kinds = plan.get_parameter_types().unwrap_or_default();
         let kind = |name: &str| kinds.get(&format!("${name}")).cloned().flatten().filter(|kind| *kind != DataType::Null);
+        let counts = counts(&plan);
+        let kind = |name: &str| kind(name).or_else(|| counts.contains(&format!("${name}")).then_some(DataType::Int64));
         let values = arguments.iter().map(|(name, value)| Ok((name.clone(), scalar(value, kind(name))?)));
         let values = values.collect::<Result<HashMap<String, ScalarValue>, QueryError>>()?;
         Ok(if values.is_empty() { plan } else { plan.with_param_values(ParamValues::from(values))? })
@@ -183,6 +190,9 @@ impl Session {
 
     /// What isn't there is told with what may have been meant.
     fn explained(&self, error: DataFusionError) -> QueryError {
+        if is_exhausted(&error) {
+            return error.into();
+        }
         if let DataFusionError::External(cause) = error.find_root() {
             return QueryError::Sql(cause.to_string());
         }
@@ -243,13 +253,33 @@ fn documented(kind: &DataType) -> String {
     }
 }
 
+/// The parameters that stand for a number of rows, of which the planner tells no type.
+fn counts(plan: &LogicalPlan) -> HashSet<String> {
+    let mut found = HashSet::new();
+    let limits = plan.apply(|node| {
+        if let LogicalPlan::Limit(limit) = node {
+            for expr in [&limit.skip, &limit.fetch].into_iter().flatten() {
+                expr.apply(|e| {
+                    if let Expr::Placeholder(placeholder) = e {
+                        found.insert(placeholder.id.clone());
+                    }
+                    Ok(TreeNodeRecursion::Continue)
+                })?;
+            }
+        }
+        Ok(TreeNodeRecursion::Continue)
+    });
+    // Looking fails at nothing.
+    limits.map(|_| found).unwrap_or_default()
+}
+
 /// A value for a parameter that the statement takes for a `kind`, if it tells.
 fn scalar(value: &Value, kind: Option<DataType>) -> Result<ScalarValue, QueryError> {
     Ok(match value {
         Value::Untyped(text) => match kind {
             Some(kind) => ScalarValue::try_from_string(text.clone(), &kind)
                 .map_err(|_| QueryError::Sql(format!("`{text}` is no {}", documented(&kind))))?,
-            None => text.parse().map_or_else(|_| ScalarValue::Utf8View(Some(text.clone())), |n| ScalarValue::Int64(Some(n))),
+            None => ScalarValue::Utf8View(Some(text.clone())),
         },
         Value::Text(text) => ScalarValue::Utf8View(Some(text.clone())),
         Value::Integer(number) => ScalarValue::Int64(Some(*number)),

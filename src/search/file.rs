@@ -20,13 +20,11 @@ use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
 
 use super::needle::Needle;
-use crate::ingest::file::ROW_GROUP_ROWS;
+use crate::ingest::file::footer_guess;
 use crate::ingest::lookup::{self, Place};
 use crate::query::bloom;
-use crate::schema::Standard;
+use crate::schema::{Standard, timestamp_type};
 
-/// What is read at a file's end for each of its row groups, in the hope that the footer is in it.
-const FOOTER_GUESS: u64 = 16 << 10;
 const DAY: i64 = 86_400_000_000;
 
 /// A file, and how much of it was read.
@@ -40,6 +38,8 @@ pub struct Metered {
     pub size: u64,
     /// Rows.
     pub rows: u64,
+    /// Columns of its table.
+    pub columns: usize,
     /// Bytes read so far, of all files.
     pub read: Arc<AtomicU64>,
 }
@@ -68,7 +68,7 @@ impl Metered {
     /// The footer; and where pages are, if it is pages that will be read.
     async fn open(&mut self, pages: PageIndexPolicy) -> Result<ArrowReaderMetadata> {
         let size = self.size;
-        let guess = FOOTER_GUESS * self.rows.div_ceil(ROW_GROUP_ROWS as u64).max(1);
+        let guess = footer_guess(self.columns, self.rows);
         let reader = ParquetMetaDataReader::new().with_offset_index_policy(pages).with_column_index_policy(PageIndexPolicy::Skip);
         let metadata = reader.with_prefetch_hint(Some(guess.min(size) as usize)).load_and_finish(&mut *self, size).await?;
         // By the Parquet types alone: whoever rewrote the file, text is text of one kind.
@@ -141,7 +141,7 @@ pub async fn search(mut file: Metered, needles: &[Needle], since: i64, newest: u
         let mut first = 0;
         while let Some(batch) = batches.try_next().await? {
             for n in &wanted {
-                let found = matches(&batch, &needles[*n]);
+                let found = matches(&batch, &needles[*n])?;
                 found.into_iter().filter(|(_, time)| *time >= since).for_each(|(row, time)| hits[*n].add((time, group, first + row)));
                 hits[*n].keep_newest(newest);
             }
@@ -181,8 +181,10 @@ async fn may_hold(file: &mut Metered, metadata: &ParquetMetaData, group: usize, 
 }
 
 /// The rows of a batch whose lists hold the value, with their times.
-fn matches(batch: &RecordBatch, needle: &Needle) -> Vec<(usize, i64)> {
-    let Some(times) = batch.column_by_name(Standard::EventTime.name()) else { return Vec::new() };
+fn matches(batch: &RecordBatch, needle: &Needle) -> Result<Vec<(usize, i64)>> {
+    let Some(times) = batch.column_by_name(Standard::EventTime.name()) else { return Ok(Vec::new()) };
+    // Other engines write other units.
+    let times = arrow::compute::cast(times, &timestamp_type())?;
     let times = times.as_primitive::<TimestampMicrosecondType>().values();
     let mut found = vec![false; batch.num_rows()];
     for name in needle.columns().iter().map(|c| c.name()) {
@@ -192,7 +194,7 @@ fn matches(batch: &RecordBatch, needle: &Needle) -> Vec<(usize, i64)> {
             found[row] |= list.is_valid(row) && (ends[0]..ends[1]).any(|at| needle.is(values.value(at as usize)));
         }
     }
-    found.iter().enumerate().filter(|(_, found)| **found).map(|(row, _)| (row, times[row])).collect()
+    Ok(found.iter().enumerate().filter(|(_, found)| **found).map(|(row, _)| (row, times[row])).collect())
 }
 
 /// Reads rows of a file in full, in the order in which they stand in it: of each column the pages that they are in.

@@ -105,12 +105,14 @@ pub async fn search(store: &Store, catalog: &Catalog, needles: &[Needle], since:
     let snapshots = open_tables(store, &tables).await?;
     for (table, snapshot) in tables.into_iter().zip(snapshots) {
         let Some(snapshot) = snapshot else { continue };
+        let columns = snapshot.columns()?.fields().len();
         for file in snapshot.files()?.into_iter().filter(|file| is_recent(file, since)) {
             let reader = Metered {
                 store: store.objects.clone(),
                 path: file.location(store, &table),
                 size: file.size,
                 rows: file.rows,
+                columns,
                 read: read.clone(),
             };
             places.push(Place { table: table.clone(), reader });

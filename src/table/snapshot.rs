@@ -43,7 +43,23 @@ impl Snapshot {
         }
         let mut table = Self(DeltaTable::new(log_store(store, name)));
         table.0.load().await.map_err(|e| table.failed("opening the table", e))?;
+        table.check()?;
         Ok(Some(table))
+    }
+
+    /// Whether reading its files as they are gives its rows. Deletion vectors and renamed columns, which another engine may
+    /// have brought in, would make that wrong.
+    fn check(&self) -> Result<(), TableError> {
+        let snapshot = self.0.snapshot().map_err(|e| self.failed("reading the log", e))?;
+        let reader = snapshot.protocol().min_reader_version();
+        if reader <= 1 {
+            return Ok(());
+        }
+        let message = format!(
+            "another engine made it a table of reader version {reader} (deletion vectors or renamed columns), which flarelake does not \
+             read; ask that engine, or have it rewritten with version 1"
+        );
+        Err(TableError::Layout { table: self.0.log_store().root_url().to_string(), message })
     }
 
     /// Whether there is such a table.
@@ -57,6 +73,7 @@ impl Snapshot {
     pub async fn update(&mut self) -> Result<bool, TableError> {
         let before = self.0.version();
         self.0.update_incremental(None).await.map_err(|e| self.failed("reading the log", e))?;
+        self.check()?;
         Ok(self.0.version() != before)
     }
 

@@ -176,7 +176,7 @@ async fn what_is_nowhere_costs_footers_and_a_few_bytes_a_filter() {
     for value in values {
         let searched = stage.searched(&[value], 0).await;
         assert!(searched.found[0].tables.is_empty());
-        let footers = searched.files as u64 * (16 << 10);
+        let footers = searched.files as u64 * (14 << 10);
         let (read, total) = (searched.bytes_read, searched.bytes_total);
         assert!(read <= footers + searched.files as u64 * 256, "{value}: {read} bytes of {total}");
     }
