@@ -22,7 +22,7 @@ pub struct DateTrunc(Arc<ScalarUDF>);
 
 impl DateTrunc {
     /// The function that stands for DataFusion's `original`.
-    pub fn new(original: Arc<ScalarUDF>) -> ScalarUDF {
+    pub fn over(original: Arc<ScalarUDF>) -> ScalarUDF {
         ScalarUDF::new_from_impl(Self(original))
     }
 }

@@ -87,7 +87,7 @@ impl Session {
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(memory))).build_arc()?;
         runtime.register_object_store(store_url(store)?.as_ref(), store.objects.clone());
         let context = SessionContext::new_with_config_rt(config, runtime);
-        context.register_udf(DateTrunc::new(context.udf("date_trunc")?));
+        context.register_udf(DateTrunc::over(context.udf("date_trunc")?));
         let tables = LakeTables::open(store, catalog, partitioning).await?;
         let mut vocabulary = tables.register(&context)?;
         vocabulary.add_functions(context.udfs().into_iter().chain(context.udafs()).chain(context.udwfs()));
