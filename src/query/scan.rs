@@ -47,6 +47,8 @@ use crate::table::{DataFile, Snapshot, TableError, TableSpec, TimeBounds};
 
 /// Of more files than this the planner is told less: statistics of every column of every file take memory.
 const MOST_DESCRIBED: usize = 2_000;
+/// Up to this many columns beside those of conditions are read whole.
+const MOST_AT_ONCE: usize = 8;
 /// Files whose filters are asked at once.
 const ASKED_AT_ONCE: usize = 16;
 
@@ -354,8 +356,12 @@ impl TableProvider for LakeTable {
         let options = TableParquetOptions { global: state.config_options().execution.parquet.clone(), ..Default::default() };
         // Pages are told apart by the time alone, which rows are sorted by: for other conditions their index is read in vain.
         let of_time = |filter: &Expr| filter.column_refs().iter().any(|column| column.name == Standard::EventTime.name());
+        // To read a column only where a condition holds pays where many columns are read: it takes a second pass over the rows.
+        let asked: HashSet<&Column> = filters.iter().flat_map(|filter| filter.column_refs()).collect();
+        let read = projection.map_or(self.schema().fields().len(), Vec::len);
         let source = ParquetSource::new(self.schema.clone())
             .with_table_parquet_options(options)
+            .with_pushdown_filters(read > asked.len() + MOST_AT_ONCE)
             .with_enable_page_index(filters.iter().any(|filter| of_time(filter) && !self.decided_by_files(filter)))
             // They were asked: with 32 bytes, where this would read all of them.
             .with_bloom_filter_on_read(false)

@@ -81,7 +81,6 @@ impl Session {
             .with_information_schema(true)
             // Columns keep the documented spelling: ClientIP is ClientIP, with or without quotes.
             .set_bool("datafusion.sql_parser.enable_ident_normalization", false)
-            .set_bool("datafusion.execution.parquet.pushdown_filters", true)
             .set_str("datafusion.execution.time_zone", "UTC");
         // What can go on on disk gets even shares, so that none starves another.
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(memory))).build_arc()?;
