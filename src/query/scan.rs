@@ -48,7 +48,7 @@ use crate::table::{DataFile, Snapshot, TableError, TableSpec, TimeBounds};
 /// Of more files than this the planner is told less: statistics of every column of every file take memory.
 const MOST_DESCRIBED: usize = 2_000;
 /// Up to this many columns beside those of conditions are read whole.
-const MOST_AT_ONCE: usize = 8;
+const READ_WHOLE: usize = 8;
 /// Files whose filters are asked at once.
 const ASKED_AT_ONCE: usize = 16;
 
@@ -361,7 +361,7 @@ impl TableProvider for LakeTable {
         let read = projection.map_or(self.schema().fields().len(), Vec::len);
         let source = ParquetSource::new(self.schema.clone())
             .with_table_parquet_options(options)
-            .with_pushdown_filters(read > asked.len() + MOST_AT_ONCE)
+            .with_pushdown_filters(read > asked.len() + READ_WHOLE)
             .with_enable_page_index(filters.iter().any(|filter| of_time(filter) && !self.decided_by_files(filter)))
             // They were asked: with 32 bytes, where this would read all of them.
             .with_bloom_filter_on_read(false)
