@@ -10,6 +10,7 @@
 //! | [`schema`] | what a log type is |
 //! | [`table`] | Delta tables: the ledger and its projections |
 //! | [`ingest`] | the record's journey, bytes to landed rows |
+//! | [`maintain`] | upkeep: compaction, retention, vacuum, on a schedule |
 //! | [`query`] | SQL over the lake |
 //! | [`search`] | one value in every table |
 //! | [`serve`] | metrics and health over HTTP |
@@ -29,6 +30,7 @@ pub mod config;
 pub mod schema;
 pub mod table;
 pub mod ingest;
+pub mod maintain;
 pub mod query;
 pub mod search;
 pub mod serve;

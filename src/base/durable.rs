@@ -17,7 +17,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult, Result,
+    PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 
 const STORE: &str = "DurableFileSystem";
@@ -61,7 +61,10 @@ impl ObjectStore for DurableFileSystem {
     }
 
     async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(location, opts).await
+        let target = self.inner.path_to_filesystem(location)?;
+        let folder = target.parent().unwrap_or(&target).to_owned();
+        blocking(location, move || make_folders(&folder)).await?;
+        Ok(Box::new(DurableUpload { inner: self.inner.put_multipart_opts(location, opts).await?, location: location.clone(), target }))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
@@ -91,6 +94,73 @@ impl ObjectStore for DurableFileSystem {
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         self.inner.copy_opts(from, to, options).await
     }
+}
+
+/// A large file that is written in parts; it has its name when it is whole and on the disk.
+#[derive(Debug)]
+struct DurableUpload {
+    inner: Box<dyn MultipartUpload>,
+    location: Path,
+    target: PathBuf,
+}
+
+#[async_trait]
+impl MultipartUpload for DurableUpload {
+    fn put_part(&mut self, data: PutPayload) -> UploadPart {
+        self.inner.put_part(data)
+    }
+
+    async fn complete(&mut self) -> Result<PutResult> {
+        let result = self.inner.complete().await?;
+        let target = self.target.clone();
+        blocking(&self.location, move || {
+            File::open(&target)?.sync_all()?;
+            sync_folder(target.parent().unwrap_or(&target))
+        })
+        .await?;
+        Ok(result)
+    }
+
+    async fn abort(&mut self) -> Result<()> {
+        self.inner.abort().await
+    }
+}
+
+async fn blocking(location: &Path, work: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<()> {
+    let failed = |e: &dyn std::fmt::Display| Error::Generic { store: STORE, source: format!("writing {location}: {e}").into() };
+    tokio::task::spawn_blocking(work).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))
+}
+
+/// Removes what was begun before a time and has not got its name: `put…#0` of ours, `….parquet#1` of object_store's.
+pub fn remove_unfinished(folder: &FilePath, before: i64, dry_run: bool) -> io::Result<u64> {
+    let is_unfinished = |name: &str| {
+        let Some((name, digits)) = name.rsplit_once('#') else { return false };
+        let is_ours = name.starts_with("put") || [".parquet", ".json", "_last_checkpoint"].iter().any(|end| name.ends_with(end));
+        is_ours && !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
+    };
+    let mut removed = 0;
+    for entry in walkdir::WalkDir::new(folder) {
+        let remove = || {
+            let entry = entry?;
+            if !entry.file_type().is_file() || !is_unfinished(&entry.file_name().to_string_lossy()) {
+                return Ok(0);
+            }
+            if super::micros_since_epoch(entry.metadata()?.modified()?) >= before {
+                return Ok(0);
+            }
+            if !dry_run {
+                fs::remove_file(entry.path())?;
+            }
+            Ok::<_, io::Error>(1)
+        };
+        match remove() {
+            Ok(count) => removed += count,
+            // Its writer has finished it, or someone else removed it.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(removed)
 }
 
 fn put(target: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> {

@@ -10,7 +10,7 @@ use object_store::{ClientOptions, ObjectStore, ObjectStoreExt as _, PutMode};
 use url::Url;
 
 use super::aws::{Access, ChainCredentials};
-use super::durable::DurableFileSystem;
+use super::durable::{self, DurableFileSystem};
 
 /// Long enough for a file of a few dozen MB on a slow line; a connection that hangs longer is tried again.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -183,6 +183,16 @@ impl Store {
             Ok(_) | Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+}
+
+impl Store {
+    /// Removes files of a local lake that were begun before a time, in microseconds since the epoch, and never finished.
+    /// Listings don't show them. How many.
+    pub async fn remove_unfinished(&self, before: i64, dry_run: bool) -> std::io::Result<u64> {
+        let Ok(folder) = self.url.to_file_path() else { return Ok(0) };
+        let task = tokio::task::spawn_blocking(move || durable::remove_unfinished(&folder, before, dry_run));
+        task.await.map_err(std::io::Error::other)?
     }
 }
 

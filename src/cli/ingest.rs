@@ -14,7 +14,14 @@ use crate::ingest::metrics::Metrics;
 use crate::ingest::queue::sqs::SqsQueue;
 use crate::ingest::service::{Ended, Feed, Ingest, Pace};
 use crate::ingest::worker::WorkerSettings;
+use crate::maintain::Maintainer;
 use crate::serve;
+use crate::table::Lake;
+
+/// How long a stop waits for upkeep.
+const UPKEEP_END: Duration = Duration::from_secs(2);
+/// The part of the memory that upkeep takes where it is beside ingest.
+const UPKEEP_SHARE: usize = 4;
 
 /// How long to work.
 #[derive(Debug, Args)]
@@ -28,9 +35,6 @@ pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Resu
     let feeds = feeds(&settings).await?;
     let stop = stop_on_signal();
     let config = &settings.config;
-    if config.maintenance.is_set() || !config.retention.is_empty() {
-        tracing::warn!("[maintenance] and [retention] are not acted on yet: nothing is compacted, vacuumed or dropped");
-    }
     let (metrics, registry) = Metrics::new();
     let metrics = Arc::new(metrics);
     match serve::serve(config.http.listen, metrics.clone(), registry).await {
@@ -44,21 +48,53 @@ pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Resu
     };
     let workers = if config.ingest.workers > 0 { config.ingest.workers } else { parts::affordable_workers(config) };
     tracing::info!(lake = config.lake()?, objects = lake.objects(), queues = feeds.len(), workers, "ingesting");
+    let (memory, upkeep) = embedded(&settings, &lake);
     let ingest = Ingest {
         catalog: settings.catalog.clone(),
         tables: Arc::new(Tables::new(&settings.catalog, config.partition)),
         lake,
-        settings: WorkerSettings { max_age: config.flush.max_age, ..parts::worker_settings(config, workers) },
+        settings: WorkerSettings { max_age: config.flush.max_age, ..parts::worker_settings(config, memory, workers) },
         pace: pace(config, workers, arguments.until_idle),
         feeds,
         metrics: metrics.clone(),
         meter: Arc::default(),
     };
     let status = Status::show(metrics.clone());
-    let ended = ingest.run(stop).await?;
+    let ended = beside_upkeep(upkeep, ingest.run(stop)).await?;
     drop(status);
     output::say(Report { metrics: &metrics, ended })?;
     Ok(if ended.given_up > 0 && arguments.until_idle.is_some() { End::Incomplete } else { End::Done })
+}
+
+/// The memory that is left to the workers, and the upkeep beside them.
+fn embedded(settings: &Settings, lake: &Arc<Lake>) -> (usize, Option<Maintainer>) {
+    let memory = settings.config.memory.as_u64() as usize;
+    if !settings.config.maintenance.embedded {
+        return (memory, None);
+    }
+    let share = memory / UPKEEP_SHARE;
+    let upkeep = parts::maintainer(settings, lake.clone(), CancellationToken::new());
+    (memory - share, Some(Maintainer { memory: share, at_once: 1, ..upkeep }))
+}
+
+/// Works with upkeep beside it, if there is any. Upkeep ends with the work: what it has at hand is not visible before it is
+/// whole, and the next one does it.
+async fn beside_upkeep<T>(upkeep: Option<Maintainer>, work: impl Future<Output = T>) -> T {
+    let Some(upkeep) = upkeep else { return work.await };
+    let keeping = async {
+        if let Err(error) = upkeep.run().await {
+            tracing::error!("no upkeep: {error}");
+        }
+    };
+    tokio::pin!(work, keeping);
+    let ended = tokio::select! {
+        ended = &mut work => ended,
+        () = &mut keeping => return work.await,
+    };
+    upkeep.stop.cancel();
+    // So that what is idle gives its lease back.
+    drop(tokio::time::timeout(UPKEEP_END, keeping).await);
+    ended
 }
 
 /// Every source that has a queue, with the ways to it.

@@ -3,9 +3,11 @@
 
 mod backfill;
 mod check;
+mod compact;
 mod demo;
 mod generate;
 mod ingest;
+mod maintain;
 mod output;
 mod parts;
 mod progress;
@@ -52,6 +54,10 @@ enum Command {
     Backfill(backfill::BackfillArguments),
     /// Can this configuration work? Tries each permission that it needs, and names those that are missing
     Check,
+    /// Merge small files into large ones, once, now
+    Compact(compact::CompactArguments),
+    /// All upkeep on its schedules: compaction, retention, vacuum, checkpoints, and what dead workers left undone
+    Maintain(maintain::MaintainArguments),
     /// Ask the lake in SQL
     Query(query::QueryArguments),
     /// Look for an address, a network, a domain or a trace id in every table
@@ -133,6 +139,8 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<End> {
         Command::Ingest(own) => ingest::run(own, settings).await,
         Command::Backfill(own) => backfill::run(own, settings).await,
         Command::Check => check::run(settings).await,
+        Command::Compact(own) => compact::run(own, settings).await,
+        Command::Maintain(own) => maintain::run(own, settings).await,
         Command::Query(own) => query::run(own, settings).await,
         Command::Search(own) => search::run(own, settings).await,
         Command::Tables(own) => tables::run(own, settings).await,

@@ -4,19 +4,43 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use super::Settings;
 use crate::base::store::Store;
 use crate::config::{self, Config, Source};
 use crate::ingest::decode::RecordLimits;
 use crate::ingest::inflate::ObjectLimits;
+use crate::ingest::batch::Tables;
 use crate::ingest::worker::WorkerSettings;
+use crate::maintain::Maintainer;
 use crate::table::Lake;
+
+/// A merge with less memory reads in small batches, and takes more than this for its writer all the same.
+const LEAST_MERGE: usize = 128 << 20;
 
 /// Opens the lake to write to; refuses a store that can't guard commits.
 pub async fn open_lake(config: &Config) -> anyhow::Result<Arc<Lake>> {
     let store = Store::open(config.lake()?, &config.reach()).await?;
     store.probe().await?;
     Ok(Arc::new(Lake::open(store).await?))
+}
+
+/// The upkeep of the lake, with all of the memory and every core.
+pub fn maintainer(settings: &Settings, lake: Arc<Lake>, stop: CancellationToken) -> Maintainer {
+    let Settings { config, catalog } = settings;
+    let Tables { log_types, failures, ledger } = Tables::new(catalog, config.partition);
+    let memory = config.memory.as_u64() as usize;
+    Maintainer {
+        lake,
+        tables: Arc::new(log_types.into_iter().chain([failures, ledger]).collect()),
+        settings: config.maintenance.clone(),
+        retention: config.retention.clone(),
+        memory,
+        at_once: config::cores().min(memory / LEAST_MERGE).max(1),
+        progress: Arc::default(),
+        stop,
+    }
 }
 
 /// One worker a core, as far as memory allows.
@@ -27,9 +51,9 @@ pub fn affordable_workers(config: &Config) -> usize {
 }
 
 /// Shares the memory out: rows waiting to be written take most of a worker's part, an inflated object some.
-pub fn worker_settings(config: &Config, workers: usize) -> WorkerSettings {
+pub fn worker_settings(config: &Config, memory: usize, workers: usize) -> WorkerSettings {
     let limits = &config.limits;
-    let share = config.memory.as_u64() as usize / workers.max(1);
+    let share = memory / workers.max(1);
     WorkerSettings {
         records: RecordLimits { max_record: limits.max_record.as_u64() as usize, max_depth: limits.max_depth },
         objects: ObjectLimits {

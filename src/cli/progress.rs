@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
@@ -9,6 +10,7 @@ use std::sync::LazyLock;
 
 use crate::ingest::metrics::Metrics;
 use crate::ingest::worker::Meter;
+use crate::maintain::rewrite::Progress as Totals;
 
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
@@ -96,6 +98,45 @@ impl Status {
 }
 
 impl Drop for Status {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A bar that follows merges until it is dropped; nothing if stderr is no terminal.
+pub struct Merging {
+    bar: ProgressBar,
+    task: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Merging {
+    /// Shows what `totals` says.
+    pub fn show(totals: Arc<Totals>) -> Self {
+        if !io::stderr().is_terminal() {
+            return Self { bar: ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()), task: None };
+        }
+        let bar = BARS.add(ProgressBar::new(0));
+        let template = "{bar:30} {human_pos}/{human_len} rows, {per_sec}, {msg}, {eta} left";
+        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let shown = bar.clone();
+        let task = tokio::spawn(async move {
+            let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            loop {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                shown.set_length(get(&totals.rows));
+                shown.set_position(get(&totals.rows_done));
+                shown.set_message(format!("{}/{} merges", get(&totals.bins_done), get(&totals.bins)));
+                shown.tick();
+            }
+        });
+        Self { bar, task: Some(task) }
+    }
+}
+
+impl Drop for Merging {
     fn drop(&mut self) {
         if let Some(task) = self.task.take() {
             task.abort();

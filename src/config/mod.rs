@@ -1,6 +1,8 @@
 //! Settings: one TOML file, over it the environment, over that the command line. The only reader of the
 //! environment. Every key has a default but `lake`; unknown keys are errors.
 
+mod every;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,8 @@ use figment::Figment;
 use figment::error::Kind;
 use figment::providers::{Env, Format as _, Toml};
 use serde::Deserialize;
+
+pub use every::Every;
 
 use crate::base::aws::Access;
 use crate::base::store::Reach;
@@ -33,6 +37,9 @@ pub enum ConfigError {
     #[error("no lake: give --lake FOLDER or --lake s3://bucket/prefix, set FLARELAKE_LAKE, or write lake = \"…\" in the configuration")]
     NoLake,
 }
+
+/// Checkpoints of a table's log tell for this long which files were taken out of it.
+const MOST_VACUUM_AFTER: Duration = Duration::from_secs(10 * 86_400);
 
 /// How a table's files are laid out by `p_event_time`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -208,17 +215,18 @@ impl Default for Http {
 }
 
 /// Upkeep of the tables.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Maintenance {
     /// Inside `flarelake ingest`.
     pub embedded: bool,
-    /// Between two compactions.
-    #[serde(with = "humantime_serde")]
-    pub compact_every: Duration,
+    /// When small files are merged.
+    pub compact_every: Every,
     /// What files are merged to.
     pub target_file_size: ByteSize,
-    /// How long files that no snapshot names are kept.
+    /// When retention, vacuum and log clean-up run.
+    pub vacuum_every: Every,
+    /// How long files that were taken out of a table, and its old versions, are kept for their readers.
     #[serde(with = "humantime_serde")]
     pub vacuum_after: Duration,
 }
@@ -227,17 +235,11 @@ impl Default for Maintenance {
     fn default() -> Self {
         Self {
             embedded: true,
-            compact_every: Duration::from_secs(600),
+            compact_every: Every::Interval(Duration::from_secs(600)),
             target_file_size: ByteSize::mib(256),
+            vacuum_every: Every::Interval(Duration::from_secs(6 * 3600)),
             vacuum_after: Duration::from_secs(7 * 86_400),
         }
-    }
-}
-
-impl Maintenance {
-    /// Whether anything differs from the defaults.
-    pub fn is_set(&self) -> bool {
-        *self != Self::default()
     }
 }
 
@@ -308,6 +310,15 @@ impl Config {
         }
         if self.flush.max_rows == 0 || self.flush.max_age.is_zero() {
             return wrong("flush.max_rows and flush.max_age must be more than 0".into());
+        }
+        if self.maintenance.target_file_size < ByteSize::mib(1) {
+            return wrong(format!("maintenance.target_file_size = {}: at least 1 MiB", self.maintenance.target_file_size));
+        }
+        if self.maintenance.vacuum_after > MOST_VACUUM_AFTER {
+            return wrong("maintenance.vacuum_after: at most 10 days, for as long as a table's log tells which files were taken out".into());
+        }
+        if let Some((table, _)) = self.retention.iter().find(|(_, keep)| keep.is_zero()) {
+            return wrong(format!("retention.{table}: must be more than 0; without an entry a table's rows are kept for ever"));
         }
         let ingest = &self.ingest;
         if ingest.receivers == 0 || ingest.fetches == 0 || ingest.max_messages < 10 {

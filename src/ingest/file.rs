@@ -3,8 +3,11 @@
 //! Rows are never copied whole: the sort orders (batch, row) pairs, and the writer gathers a few thousand at a
 //! time. So writing costs little memory beyond the file itself.
 
+use std::collections::BTreeMap;
+use std::io::Write;
+
 use arrow::array::AsArray;
-use arrow::compute::{concat_batches, interleave_record_batch};
+use arrow::compute::interleave_record_batch;
 use arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;
@@ -24,7 +27,7 @@ use crate::base::{new_uuid, now_micros};
 use crate::table::{DataFile, TableSpec};
 
 /// How many rows are gathered at once for the writer.
-const GATHER_ROWS: usize = 8 * 1024;
+pub const GATHER_ROWS: usize = 8 * 1024;
 /// A row group is what a reader takes in at once.
 pub const ROW_GROUP_ROWS: usize = 256 * 1024;
 const PAGE_ROWS: usize = 16 * 1024;
@@ -60,28 +63,117 @@ pub struct EncodedFile {
 
 /// Writes all rows of `batches`, which have the table's columns, as one file for each partition.
 pub fn encode(spec: &TableSpec, batches: &[RecordBatch]) -> Result<Vec<EncodedFile>, FileError> {
-    let failed = |message: String| FileError { table: spec.name.clone(), message };
     let sorted = sort(spec, batches);
+    let sources: Vec<&RecordBatch> = batches.iter().collect();
     let mut files = Vec::new();
     for run in partition::cut(&sorted.times, spec.partitioning) {
         let rows = &sorted.rows[run.start..run.end];
         if rows.is_empty() {
             continue;
         }
-        let (bytes, metadata) = write(spec, batches, rows).map_err(|e| failed(e.to_string()))?;
-        let folders = spec.partitioning.map_or(&[][..], |p| p.columns()).iter().map(|c| format!("{c}={}/", run.values[*c]));
-        let file = DataFile {
-            path: format!("{}{}.parquet", folders.collect::<String>(), new_uuid()),
-            size: bytes.len() as u64,
-            rows: rows.len() as u64,
-            modified_ms: now_micros() / 1000,
-            stats: stats(spec, &metadata).to_string(),
-            times: spec.sort_column.as_ref().map(|_| (sorted.times[run.start], sorted.times[run.end - 1])),
-            partition_values: run.values,
-        };
+        let mut bytes = Vec::new();
+        let mut writer = FileWriter::new(spec, run.values, rows.len(), &mut bytes)?;
+        for chunk in rows.chunks(GATHER_ROWS) {
+            writer.write(&gather(spec, &sources, chunk)?)?;
+        }
+        let file = writer.finish()?;
         files.push(EncodedFile { file, bytes });
     }
     Ok(files)
+}
+
+fn failed(spec: &TableSpec, error: impl std::fmt::Display) -> FileError {
+    FileError { table: spec.name.clone(), message: error.to_string() }
+}
+
+/// One Parquet file under way into a sink, in the form that all of a table's files have.
+pub struct FileWriter<'a, W: Write + Send> {
+    spec: &'a TableSpec,
+    writer: ArrowWriter<W>,
+    lookup: LookupBuilder,
+    rows: usize,
+    times: Option<(i64, i64)>,
+    path: String,
+    partition_values: BTreeMap<String, String>,
+}
+
+impl<'a, W: Write + Send> FileWriter<'a, W> {
+    /// Begins a file of a partition for at most `rows` rows.
+    pub fn new(spec: &'a TableSpec, partition_values: BTreeMap<String, String>, rows: usize, sink: W) -> Result<Self, FileError> {
+        // Without the Arrow schema, which would make readers hold text as we do; the Parquet types say all there is to say.
+        let options = ArrowWriterOptions::new().with_properties(properties(spec, rows)).with_skip_arrow_metadata(true);
+        let writer = ArrowWriter::try_new_with_options(sink, spec.schema.clone(), options).map_err(|e| failed(spec, e))?;
+        let folders = spec.partitioning.map_or(&[][..], |p| p.columns()).iter();
+        let folders = folders.filter_map(|column| Some(format!("{column}={}/", partition_values.get(*column)?)));
+        let path = format!("{}{}.parquet", folders.collect::<String>(), new_uuid());
+        Ok(Self { spec, writer, lookup: LookupBuilder::new(spec), rows: 0, times: None, path, partition_values })
+    }
+
+    /// Its path below the table.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Writes rows that come after those before, at most [`GATHER_ROWS`].
+    pub fn write(&mut self, rows: &RecordBatch) -> Result<(), FileError> {
+        if rows.num_rows() == 0 {
+            return Ok(());
+        }
+        self.lookup.add(rows, self.rows / ROW_GROUP_ROWS);
+        self.writer.write(rows).map_err(|e| failed(self.spec, e))?;
+        self.rows += rows.num_rows();
+        if let Some(times) = self.spec.sort_column.as_ref().and_then(|column| rows.column_by_name(column)) {
+            let times = times.as_primitive::<TimestampMicrosecondType>().values();
+            self.times = Some((self.times.map_or(times[0], |(least, _)| least), times[times.len() - 1]));
+        }
+        Ok(())
+    }
+
+    /// Rows written.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Rows of the row group at hand.
+    pub fn rows_of_group(&self) -> usize {
+        self.writer.in_progress_rows()
+    }
+
+    /// Bytes so far, those of the row group at hand by estimation.
+    pub fn bytes(&self) -> usize {
+        self.writer.bytes_written() + self.writer.in_progress_size()
+    }
+
+    /// The last time written.
+    pub fn last_time(&self) -> Option<i64> {
+        self.times.map(|(_, greatest)| greatest)
+    }
+
+    /// Writes what is left, and tells what the log has to say of the file.
+    pub fn finish(self) -> Result<DataFile, FileError> {
+        let Self { spec, writer, lookup, rows, times, path, partition_values } = self;
+        let finish = || {
+            let (mut writer, _) = writer.into_serialized_writer()?;
+            let written = writer.bytes_written();
+            let (index, places) = lookup.finish(written as u64, written / LOOKUP_SHARE);
+            if !places.is_empty() {
+                writer.write_all(&index)?;
+                let places = serde_json::to_string(&places).map_err(|e| ParquetError::External(Box::new(e)))?;
+                writer.append_key_value_metadata(KeyValue::new(lookup::METADATA_KEY.to_owned(), places));
+            }
+            Ok::<_, ParquetError>((writer.finish()?, writer.bytes_written()))
+        };
+        let (metadata, size) = finish().map_err(|e| failed(spec, e))?;
+        Ok(DataFile {
+            path,
+            size: size as u64,
+            rows: rows as u64,
+            modified_ms: now_micros() / 1000,
+            stats: stats(spec, &metadata).to_string(),
+            times,
+            partition_values,
+        })
+    }
 }
 
 /// The order in which rows are written, as (batch, row), and their times.
@@ -105,31 +197,8 @@ fn sort(spec: &TableSpec, batches: &[RecordBatch]) -> Sorted {
     Sorted { rows: keyed.iter().map(|k| (k.1 as usize, k.2 as usize)).collect(), times: keyed.iter().map(|k| k.0).collect() }
 }
 
-fn write(spec: &TableSpec, batches: &[RecordBatch], rows: &[(usize, usize)]) -> Result<(Vec<u8>, ParquetMetaData), ParquetError> {
-    let schema = &spec.schema;
-    // Without the Arrow schema, which would make readers hold text as we do; the Parquet types say all there is to say.
-    let options = ArrowWriterOptions::new().with_properties(properties(spec, rows.len())).with_skip_arrow_metadata(true);
-    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), schema.clone(), options)?;
-    let sources: Vec<&RecordBatch> = batches.iter().collect();
-    let mut lookup = LookupBuilder::new(spec);
-    for (n, chunk) in rows.chunks(GATHER_ROWS).enumerate() {
-        let gathered = gather(schema, &sources, chunk)?;
-        lookup.add(&gathered, n * GATHER_ROWS / ROW_GROUP_ROWS);
-        writer.write(&gathered)?;
-    }
-    let (mut writer, _) = writer.into_serialized_writer()?;
-    let written = writer.bytes_written();
-    let (index, places) = lookup.finish(written as u64, written / LOOKUP_SHARE);
-    if !places.is_empty() {
-        writer.write_all(&index)?;
-        let places = serde_json::to_string(&places).map_err(|e| ParquetError::External(Box::new(e)))?;
-        writer.append_key_value_metadata(KeyValue::new(lookup::METADATA_KEY.to_owned(), places));
-    }
-    let metadata = writer.finish()?;
-    Ok((std::mem::take(writer.inner_mut()), metadata))
-}
-
-fn gather(schema: &SchemaRef, sources: &[&RecordBatch], rows: &[(usize, usize)]) -> Result<RecordBatch, ParquetError> {
+/// Rows of several batches of a table's columns, each named by batch and row, as one batch. At least one row.
+pub fn gather(spec: &TableSpec, sources: &[&RecordBatch], rows: &[(usize, usize)]) -> Result<RecordBatch, FileError> {
     let (batch, first) = rows[0];
     let consecutive = rows.iter().enumerate().all(|(i, row)| *row == (batch, first + i));
     if consecutive {
@@ -141,9 +210,9 @@ fn gather(schema: &SchemaRef, sources: &[&RecordBatch], rows: &[(usize, usize)])
     used.dedup();
     let local: Vec<(usize, usize)> = rows.iter().map(|(b, r)| (used.binary_search(b).unwrap_or_default(), *r)).collect();
     let sources: Vec<&RecordBatch> = used.iter().map(|b| sources[*b]).collect();
-    let gathered = interleave_record_batch(&sources, &local)?;
-    // No rows can't be; the schema stays the table's own object.
-    Ok(if gathered.schema() == *schema { gathered } else { concat_batches(schema, [&gathered])? })
+    let gathered = interleave_record_batch(&sources, &local).map_err(|e| failed(spec, e))?;
+    // The schema stays the table's own object.
+    gathered.with_schema(spec.schema.clone()).map_err(|e| failed(spec, e))
 }
 
 fn properties(spec: &TableSpec, rows: usize) -> WriterProperties {

@@ -4,14 +4,17 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use deltalake::kernel::transaction::CommitData;
-use deltalake::kernel::{Action, Add, Metadata, Protocol, Transaction};
+use deltalake::kernel::{Action, Add, Metadata, Protocol, Remove, Transaction};
 use deltalake::protocol::{DeltaOperation, SaveMode};
+use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// The app id of the `txn` that says up to which ledger version a table has been brought; and the key in the
 /// ledger's commitInfo.
 pub(super) const APP: &str = "flarelake";
+/// The key in the commitInfo of upkeep's commits: the run that made it, so that it finds its own commit again.
+const RUN: &str = "flarelakeRun";
 /// The version of [`Landing`]'s form.
 const FORMAT: u32 = 1;
 
@@ -39,20 +42,43 @@ pub struct DataFile {
 pub(super) const TIME_TAGS: [&str; 2] = ["flarelake.min_event_time_us", "flarelake.max_event_time_us"];
 
 impl DataFile {
-    fn add(&self) -> Add {
-        let tags = self.times.map(|(least, greatest)| {
+    fn tags(&self) -> Option<HashMap<String, Option<String>>> {
+        self.times.map(|(least, greatest)| {
             let values = [least, greatest].map(|time| Some(time.to_string()));
             TIME_TAGS.map(str::to_owned).into_iter().zip(values).collect()
-        });
+        })
+    }
+
+    fn partition(&self) -> HashMap<String, Option<String>> {
+        self.partition_values.iter().map(|(name, value)| (name.clone(), Some(value.clone()))).collect()
+    }
+
+    fn add(&self, data_change: bool) -> Add {
         Add {
             path: self.path.clone(),
-            partition_values: self.partition_values.iter().map(|(k, v)| (k.clone(), Some(v.clone()))).collect(),
+            partition_values: self.partition(),
             size: self.size as i64,
             modification_time: self.modified_ms,
-            data_change: true,
+            data_change,
             stats: Some(self.stats.clone()),
-            tags,
+            tags: self.tags(),
             ..Add::default()
+        }
+    }
+
+    /// `at_ms`: readers of older versions may need the file from then on for as long as a vacuum leaves it.
+    fn remove(&self, data_change: bool, at_ms: i64) -> Remove {
+        Remove {
+            path: self.path.clone(),
+            data_change,
+            deletion_timestamp: Some(at_ms),
+            extended_file_metadata: Some(true),
+            partition_values: Some(self.partition()),
+            size: Some(self.size as i64),
+            tags: self.tags(),
+            deletion_vector: None,
+            base_row_id: None,
+            default_row_commit_version: None,
         }
     }
 }
@@ -100,6 +126,20 @@ pub struct ReadCommit {
     pub metadata: Option<TableMetadata>,
     /// The protocol versions (reader, writer), if the commit sets them.
     pub protocol: Option<(i64, i64)>,
+    /// The paths of files that it takes out of the table.
+    pub removed: Vec<String>,
+    /// The run of upkeep that made it.
+    pub run: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RemoveLine {
+    remove: RemovedPath,
+}
+
+#[derive(Deserialize)]
+struct RemovedPath {
+    path: String,
 }
 
 /// The part of a `metaData` action that decides whether our files fit.
@@ -117,10 +157,18 @@ pub fn read(bytes: &[u8]) -> Result<ReadCommit, String> {
     let mut commit = ReadCommit::default();
     for line in bytes.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).filter(|l| !l.is_empty()) {
         // Most lines are files, whose statistics we have no use for.
-        if line.starts_with(br#"{"add":"#) || line.starts_with(br#"{"remove":"#) {
+        if line.starts_with(br#"{"add":"#) {
+            continue;
+        }
+        if line.starts_with(br#"{"remove":"#) {
+            let line: RemoveLine = serde_json::from_slice(line).map_err(|e| e.to_string())?;
+            commit.removed.push(percent_decode_str(&line.remove.path).decode_utf8_lossy().into_owned());
             continue;
         }
         let mut action: Value = serde_json::from_slice(line).map_err(|e| e.to_string())?;
+        if let Some(run) = action.get("commitInfo").and_then(|info| info.get(RUN)) {
+            commit.run = run.as_str().map(str::to_owned);
+        }
         if let Some(envelope) = action.get_mut("commitInfo").and_then(|info| info.get_mut(APP)) {
             let envelope: Envelope = serde_json::from_value(envelope.take()).map_err(|e| format!("its {APP} entry can't be read: {e}"))?;
             if envelope.v != FORMAT {
@@ -142,24 +190,61 @@ pub fn read(bytes: &[u8]) -> Result<ReadCommit, String> {
     Ok(commit)
 }
 
-fn append_operation() -> DeltaOperation {
-    DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None }
-}
-
-fn bytes(actions: Vec<Action>, metadata: HashMap<String, Value>, txn: Vec<Transaction>) -> Result<Bytes, String> {
-    CommitData::new(actions, append_operation(), metadata, txn).get_bytes().map_err(|e| e.to_string())
+fn append(actions: Vec<Action>, metadata: HashMap<String, Value>, txn: Vec<Transaction>) -> Result<Bytes, String> {
+    let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
+    CommitData::new(actions, operation, metadata, txn).get_bytes().map_err(|e| e.to_string())
 }
 
 /// The ledger's commit that lands a batch.
 pub fn landing(landing: &Landing, ledger_file: &DataFile) -> Result<Bytes, String> {
     let envelope = serde_json::to_value(Envelope { v: FORMAT, landing: landing.clone() }).map_err(|e| e.to_string())?;
-    bytes(vec![Action::Add(ledger_file.add())], HashMap::from([(APP.to_owned(), envelope)]), Vec::new())
+    append(vec![Action::Add(ledger_file.add(true))], HashMap::from([(APP.to_owned(), envelope)]), Vec::new())
 }
 
 /// The commit that brings a table up to ledger version `to`.
 pub fn projection<'a>(files: impl IntoIterator<Item = &'a DataFile>, to: u64) -> Result<Bytes, String> {
-    let adds = files.into_iter().map(|file| Action::Add(file.add())).collect();
-    bytes(adds, HashMap::new(), vec![Transaction::new(APP, to as i64)])
+    let adds = files.into_iter().map(|file| Action::Add(file.add(true))).collect();
+    append(adds, HashMap::new(), vec![Transaction::new(APP, to as i64)])
+}
+
+/// What upkeep does to a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// The same rows in other files.
+    Compact {
+        /// Bytes that a file is meant to have.
+        target: u64,
+    },
+    /// Rows go.
+    Delete,
+    /// Nothing: whoever has not read this version can't commit before it has.
+    Fence {
+        /// How long files that no version names are kept, in milliseconds.
+        keep_ms: i64,
+    },
+}
+
+impl Change {
+    fn operation(self) -> DeltaOperation {
+        match self {
+            Self::Compact { target } => DeltaOperation::Optimize { predicate: None, target_size: target as i64 },
+            Self::Delete => DeltaOperation::Delete { predicate: None },
+            Self::Fence { keep_ms } => DeltaOperation::VacuumStart {
+                retention_check_enabled: true,
+                specified_retention_millis: Some(keep_ms),
+                default_retention_millis: keep_ms,
+            },
+        }
+    }
+}
+
+/// The commit by which upkeep puts `adds` in the place of `removes`. A table's `txn` stays as it is.
+pub fn replacement(run: &str, change: Change, removes: &[DataFile], adds: &[DataFile], at_ms: i64) -> Result<Bytes, String> {
+    let data_change = change == Change::Delete;
+    let removes = removes.iter().map(|file| Action::Remove(file.remove(data_change, at_ms)));
+    let actions = removes.chain(adds.iter().map(|file| Action::Add(file.add(data_change)))).collect();
+    let metadata = HashMap::from([(RUN.to_owned(), Value::from(run))]);
+    CommitData::new(actions, change.operation(), metadata, Vec::new()).get_bytes().map_err(|e| e.to_string())
 }
 
 /// A table's first commit. `txn`: the ledger's version of that moment; none for the ledger itself.

@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 
 use super::commit::{self, DataFile, Landing, TableMetadata};
 use super::ledger::{self, Known};
-use super::log::{Beginning, Log, Put, TableError};
+use super::log::{Beginning, Log, TableError};
 use super::snapshot::Snapshot;
 use super::spec::{LEDGER_TABLE, TableSpec, ledger_spec};
 use crate::base::Watch;
@@ -21,12 +21,10 @@ use crate::base::store::Store;
 
 /// Files older than this are not landed: an upkeep that thinks their writer dead may have removed them.
 pub const MAX_FILE_AGE: Duration = Duration::from_secs(3600);
-/// A put that took longer than this since the log's end was read may have won a number that was cleaned up.
-const MAX_CURSOR_AGE: Duration = Duration::from_secs(600);
 /// How many ledger versions are remembered for a table before it is looked at.
 const MAX_PENDING: usize = 64;
-/// How often a put that may or may not have landed is looked into before giving up.
-const MAX_UNKNOWN_PUTS: u32 = 5;
+/// How often the reading of a log begins anew because entries were cleaned up meanwhile.
+const MAX_BEGINNINGS: u32 = 3;
 
 /// What came of landing a batch.
 #[derive(Debug, PartialEq, Eq)]
@@ -62,24 +60,48 @@ struct Table {
 impl Lake {
     /// Opens a lake to write to, creating its ledger if there is none; then brings every table up to the ledger.
     pub async fn open(store: Store) -> Result<Self, TableError> {
-        let mut log = Log::new(&store, LEDGER_TABLE);
-        let mut beginning = log.beginning().await?;
-        if beginning == Beginning::Empty {
-            log.create(&ledger_spec(), None).await?;
-            beginning = Beginning::First;
-        }
         let known = Known::default();
-        if let Beginning::After(version) = beginning {
-            // What landed up to there stands in the ledger's own table.
-            let snapshot = Snapshot::open(&store, LEDGER_TABLE).await?;
-            let snapshot = snapshot.ok_or_else(|| TableError::request(&log.table, "opening its checkpoint", "it is not there"))?;
-            known.extend(read_object_ids(&snapshot).await?);
-            log.version = Some(version);
-        }
-        ledger::catch_up(&mut log, &known, None).await?;
+        let log = Self::begin(&store, &known).await?;
         let lake = Self { known, tables: SyncMutex::default(), ledger: Mutex::new(log), store };
         lake.project_all().await?;
         Ok(lake)
+    }
+
+    /// Reads the ledger from where its reading can begin.
+    async fn begin(store: &Store, known: &Known) -> Result<Log, TableError> {
+        for _ in 0..MAX_BEGINNINGS {
+            let mut log = Log::new(store, LEDGER_TABLE);
+            let mut extent = log.extent().await?;
+            if extent.beginning == Beginning::Empty {
+                log.create(&ledger_spec(), None).await?;
+                extent.beginning = Beginning::First;
+            }
+            if let Beginning::After(version) = extent.beginning {
+                // What landed up to there stands in the ledger's own table. All of it is in the data tables: no checkpoint
+                // of the ledger is made before.
+                let snapshot = Snapshot::open(store, LEDGER_TABLE).await?;
+                let snapshot = snapshot.ok_or_else(|| TableError::request(&log.table, "opening its checkpoint", "it is not there"))?;
+                known.extend(read_object_ids(&snapshot).await?);
+                log.version = Some(version);
+            }
+            ledger::catch_up(&mut log, known, None).await?;
+            if log.version >= extent.last {
+                return Ok(log);
+            }
+        }
+        Err(TableError::Outrun { table: format!("{}{LEDGER_TABLE}/", store.url) })
+    }
+
+    /// Reads the ledger's new entries; begins anew if it was away for so long that some of them are gone. True if one of them
+    /// is `batch`.
+    async fn catch_up(&self, ledger: &mut Log, batch: Option<&str>) -> Result<bool, TableError> {
+        match ledger::catch_up(ledger, &self.known, batch).await {
+            Err(TableError::Outrun { .. }) => {
+                *ledger = Self::begin(&self.store, &self.known).await?;
+                Ok(false)
+            }
+            other => other,
+        }
     }
 
     /// The store that holds it.
@@ -108,7 +130,7 @@ impl Lake {
             None => {
                 // Its txn is the ledger's version of a moment in which no entry named it.
                 let mut ledger = self.ledger.lock().await;
-                ledger::catch_up(&mut ledger, &self.known, None).await?;
+                self.catch_up(&mut ledger, None).await?;
                 let txn = ledger.version.unwrap_or(0);
                 drop(ledger);
                 Log::new(&self.store, &spec.name).create(spec, Some(txn)).await?;
@@ -130,7 +152,7 @@ impl Lake {
         let mut ledger = self.ledger.lock().await;
         let mut unknown = 0;
         loop {
-            if ledger::catch_up(&mut ledger, &self.known, Some(&landing.batch)).await? {
+            if self.catch_up(&mut ledger, Some(&landing.batch)).await? {
                 break;
             }
             let there: HashSet<u128> = landing.objects.iter().copied().filter(|o| self.known.contains(*o)).collect();
@@ -141,23 +163,9 @@ impl Lake {
                 return Ok(LandOutcome::Stale);
             }
             let bytes = bytes(&ledger)?;
-            match ledger.put(bytes).await {
-                Put::Won => {
-                    let version = ledger.version.unwrap_or_default();
-                    if ledger.read.elapsed() > MAX_CURSOR_AGE && ledger.checkpoint().await?.is_some_and(|c| c >= version) {
-                        return Err(TableError::Outrun { table: ledger.table.clone() });
-                    }
-                    self.known.apply(version, landing.clone());
-                    break;
-                }
-                Put::Lost => {}
-                Put::Unknown(message) => {
-                    unknown += 1;
-                    if unknown == MAX_UNKNOWN_PUTS {
-                        return Err(TableError::request(&ledger.table, "putting a log entry", message));
-                    }
-                    tokio::time::sleep(Duration::from_millis(50 << unknown)).await;
-                }
+            if ledger.try_put(bytes, &mut unknown).await? {
+                self.known.apply(ledger.version.unwrap_or_default(), landing.clone());
+                break;
             }
         }
         drop(ledger);
@@ -179,64 +187,77 @@ impl Lake {
         Ok(())
     }
 
+    /// Reads the ledger to its end, and brings every table up to it. The version of the ledger up to which nothing is left to
+    /// be brought into a table, for ever: what a checkpoint of the ledger may stand for.
+    pub async fn settle(&self) -> Result<u64, TableError> {
+        let mut ledger = self.ledger.lock().await;
+        self.catch_up(&mut ledger, None).await?;
+        let version = ledger.version.unwrap_or(0);
+        drop(ledger);
+        self.project_all().await?;
+        Ok(version)
+    }
+
     async fn project(&self, name: &str) -> Result<(), TableError> {
         let known = self.tables.lock().get(name).cloned();
         let table = match known {
             Some(table) => table,
-            None => {
-                let opened = Table::open(&self.store, name).await?.ok_or_else(|| TableError::Layout {
-                    table: format!("{}{name}/", self.store.url),
-                    message: "the ledger gives it files, but it is not there; restore it from a copy".into(),
-                })?;
-                // Not kept: whether it fits its schema is checked when something is to be landed in it.
-                Arc::new(Mutex::new(opened))
-            }
+            // Not kept: whether it fits its schema is checked when something is to be landed in it.
+            None => Arc::new(Mutex::new(self.reopen(name).await?)),
         };
         let mut table = table.lock().await;
         let mut unknown = 0;
         loop {
-            table.catch_up().await?;
+            match table.catch_up().await {
+                Err(TableError::Outrun { .. }) => {
+                    let spec = table.spec.take();
+                    *table = Table { spec, ..self.reopen(name).await? };
+                    table.check()?;
+                }
+                other => other?,
+            }
             let Some((to, files)) = self.known.missing(name, table.txn.unwrap_or(0)) else { return Ok(()) };
             let bytes = commit::projection(&files, to).map_err(|message| TableError::Layout { table: table.log.table.clone(), message })?;
-            match table.log.put(bytes).await {
-                Put::Won => {
-                    let version = table.log.version.unwrap_or_default();
-                    if table.log.read.elapsed() > MAX_CURSOR_AGE && table.log.checkpoint().await?.is_some_and(|c| c >= version) {
-                        return Err(TableError::Outrun { table: table.log.table.clone() });
-                    }
-                    table.txn = Some(to);
-                }
-                Put::Lost => {}
-                Put::Unknown(message) => {
-                    unknown += 1;
-                    if unknown == MAX_UNKNOWN_PUTS {
-                        return Err(TableError::request(&table.log.table, "putting a log entry", message));
-                    }
-                    tokio::time::sleep(Duration::from_millis(50 << unknown)).await;
-                }
+            if table.log.try_put(bytes, &mut unknown).await? {
+                table.txn = Some(to);
             }
         }
+    }
+
+    /// A table that the ledger gives files.
+    async fn reopen(&self, name: &str) -> Result<Table, TableError> {
+        Table::open(&self.store, name).await?.ok_or_else(|| TableError::Layout {
+            table: format!("{}{name}/", self.store.url),
+            message: "the ledger gives it files, but it is not there; restore it from a copy".into(),
+        })
     }
 }
 
 impl Table {
     /// Opens a table at its newest version; none if it is not there.
     async fn open(store: &Store, name: &str) -> Result<Option<Self>, TableError> {
-        let log = Log::new(store, name);
-        let mut table = match log.beginning().await? {
-            Beginning::Empty => return Ok(None),
-            Beginning::First => Self { log, txn: None, metadata: None, protocol: (0, 0), spec: None },
-            Beginning::After(_) => Self::open_checkpointed(store, name, log).await?,
-        };
-        table.catch_up().await?;
-        if table.txn.is_none() {
-            let message = "no commit of it tells its ledger version: it was not made by flarelake; move it away".to_owned();
-            return Err(TableError::Layout { table: table.log.table, message });
+        for _ in 0..MAX_BEGINNINGS {
+            let log = Log::new(store, name);
+            let extent = log.extent().await?;
+            let mut table = match extent.beginning {
+                Beginning::Empty => return Ok(None),
+                Beginning::First => Self { log, txn: None, metadata: None, protocol: (0, 0), spec: None },
+                Beginning::After(_) => Self::open_checkpointed(store, name, log).await?,
+            };
+            table.catch_up().await?;
+            if table.log.version < extent.last {
+                continue;
+            }
+            if table.txn.is_none() {
+                let message = "no commit of it tells its ledger version: it was not made by flarelake; move it away".to_owned();
+                return Err(TableError::Layout { table: table.log.table, message });
+            }
+            return Ok(Some(table));
         }
-        Ok(Some(table))
+        Err(TableError::Outrun { table: format!("{}{name}/", store.url) })
     }
 
-    /// The log's beginning was cleaned up: what it said stands in a checkpoint.
+    /// What the log's beginning said stands in a checkpoint.
     async fn open_checkpointed(store: &Store, name: &str, mut log: Log) -> Result<Self, TableError> {
         let failed = |e: deltalake::DeltaTableError| TableError::request(name, "reading the table's checkpoint", e);
         let table = Snapshot::open(store, name).await?;

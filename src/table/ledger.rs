@@ -15,8 +15,15 @@ type Versions = VecDeque<(u64, Vec<DataFile>)>;
 #[derive(Debug, Default)]
 pub struct Known {
     objects: RwLock<FxHashSet<u128>>,
+    pending: RwLock<Pending>,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    /// The last version that was taken note of: a reading that begins anew comes by it again.
+    version: Option<u64>,
     /// By table: what it is not known to have.
-    pending: RwLock<BTreeMap<String, Versions>>,
+    tables: BTreeMap<String, Versions>,
 }
 
 impl Known {
@@ -33,8 +40,12 @@ impl Known {
     /// Takes note of what a ledger version lands.
     pub fn apply(&self, version: u64, landing: Landing) {
         let mut pending = self.pending.write();
+        if pending.version >= Some(version) {
+            return;
+        }
+        pending.version = Some(version);
         for (table, files) in landing.adds.into_iter().filter(|(_, files)| !files.is_empty()) {
-            pending.entry(table).or_default().push_back((version, files));
+            pending.tables.entry(table).or_default().push_back((version, files));
         }
         drop(pending);
         // Only now: who finds an object here relies on its tables to be named above until they have it.
@@ -48,13 +59,13 @@ impl Known {
 
     /// The tables that may have something to get, from `least` ledger versions on.
     pub fn lagging(&self, least: usize) -> Vec<String> {
-        self.pending.read().iter().filter(|(_, versions)| versions.len() >= least).map(|(table, _)| table.clone()).collect()
+        self.pending.read().tables.iter().filter(|(_, versions)| versions.len() >= least).map(|(table, _)| table.clone()).collect()
     }
 
     /// The files that a table at ledger version `has` has still to get, and the version it then is at.
     pub fn missing(&self, table: &str, has: u64) -> Option<(u64, Vec<DataFile>)> {
         let mut pending = self.pending.write();
-        let versions = pending.get_mut(table)?;
+        let versions = pending.tables.get_mut(table)?;
         while versions.front().is_some_and(|(version, _)| *version <= has) {
             versions.pop_front();
         }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use deltalake::kernel::engine::arrow_conversion::TryIntoKernel as _;
@@ -18,6 +19,13 @@ use crate::base::{Watch, new_uuid};
 
 /// How many log entries are fetched at once while catching up.
 const READ_AHEAD: u64 = 64;
+/// Entries are cleaned up when they are a day old. Who saw the log's end less than this ago knows that what is absent
+/// beyond it is not yet there; who saw it earlier has to ask whether it is there no more.
+const MAX_CURSOR_AGE: Duration = Duration::from_secs(600);
+/// For how many days checkpoints keep telling of files that were taken out of a table: vacuum must know of them.
+pub const TOMBSTONE_DAYS: u64 = 10;
+/// How often a put that may or may not have landed is looked into before giving up.
+const MAX_UNKNOWN_PUTS: u32 = 5;
 
 /// Why a table can't be read or written. Each says which table, and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -56,8 +64,8 @@ pub enum TableError {
         /// How it differs, and what to do.
         message: String,
     },
-    /// The version that a put won had been cleaned up before: nobody reads it.
-    #[error("{table}: this writer was away so long that its place in the log was cleaned up; run it again")]
+    /// The log goes on beyond entries that were cleaned up since it was last read: reading has to begin anew.
+    #[error("{table}: this process was away so long that its place in the log was cleaned up; nothing was lost, run it again")]
     Outrun {
         /// The table's URL.
         table: String,
@@ -81,9 +89,18 @@ pub enum Beginning {
     After(u64),
 }
 
+/// Where a log's reading begins, and how far it has to get at least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Where it begins.
+    pub beginning: Beginning,
+    /// The last version there was: who gets less far has met with a clean-up on the way.
+    pub last: Option<u64>,
+}
+
 /// What came of a put.
 #[derive(Debug)]
-pub enum Put {
+enum Put {
     /// The version is ours.
     Won,
     /// Someone else has it, or perhaps we: read it.
@@ -100,7 +117,7 @@ pub struct Log {
     /// The last version read; none if the table has none yet.
     pub version: Option<u64>,
     /// When the end of the log was last seen.
-    pub read: Watch,
+    read: Watch,
 }
 
 /// The table's log store in a lake's store.
@@ -117,6 +134,11 @@ impl Log {
         Self { table: log_store.root_url().to_string(), store: log_store, version: None, read: Watch::start() }
     }
 
+    /// The cursor on a version that was read elsewhere, just now.
+    pub fn at(self, version: Option<u64>) -> Self {
+        Self { version, read: Watch::start(), ..self }
+    }
+
     fn next_version(&self) -> u64 {
         self.version.map_or(0, |v| v + 1)
     }
@@ -128,7 +150,8 @@ impl Log {
         bytes.map(parse).transpose().map_err(|message| TableError::Entry { table: self.table.clone(), version, message })
     }
 
-    /// Reads every entry beyond the cursor, in order, into `each`.
+    /// Reads every entry beyond the cursor, in order, into `each`. After an error that says [`TableError::Outrun`] the
+    /// reading has to begin anew.
     pub async fn catch_up(&mut self, mut each: impl FnMut(u64, ReadCommit)) -> Result<(), TableError> {
         let mut ahead = 1;
         loop {
@@ -139,6 +162,9 @@ impl Log {
             let entries: Vec<_> = entries.collect().await;
             for entry in entries {
                 let Some(entry) = entry? else {
+                    if self.read.elapsed() > MAX_CURSOR_AGE && self.goes_on_beyond(self.next_version()).await? {
+                        return Err(TableError::Outrun { table: self.table.clone() });
+                    }
                     self.read = read;
                     return Ok(());
                 };
@@ -150,8 +176,37 @@ impl Log {
         }
     }
 
-    /// Puts the version after the cursor, if it is absent. A won put moves the cursor.
-    pub async fn put(&mut self, bytes: Bytes) -> Put {
+    /// Whether there is an entry or a checkpoint at or above `version`.
+    async fn goes_on_beyond(&self, version: u64) -> Result<bool, TableError> {
+        let (entries, checkpoint) = self.list(Some(version)).await?;
+        Ok(entries.last().copied().max(checkpoint).is_some_and(|last| last >= version))
+    }
+
+    /// Puts the version after the cursor, if it is absent. True: it is ours, and the cursor is on it. False: it is someone
+    /// else's, or perhaps ours: read it and decide again. `unknown` counts the puts of which nothing is known.
+    pub async fn try_put(&mut self, bytes: Bytes, unknown: &mut u32) -> Result<bool, TableError> {
+        match self.put(bytes).await {
+            Put::Won => {
+                let version = self.version.unwrap_or_default();
+                if self.read.elapsed() > MAX_CURSOR_AGE && self.checkpoint().await?.is_some_and(|c| c >= version) {
+                    // The number had been cleaned up before: nobody reads what was put under it.
+                    return Err(TableError::Outrun { table: self.table.clone() });
+                }
+                Ok(true)
+            }
+            Put::Lost => Ok(false),
+            Put::Unknown(message) => {
+                *unknown += 1;
+                if *unknown == MAX_UNKNOWN_PUTS {
+                    return Err(TableError::request(&self.table, "putting a log entry", message));
+                }
+                tokio::time::sleep(Duration::from_millis(50 << *unknown)).await;
+                Ok(false)
+            }
+        }
+    }
+
+    async fn put(&mut self, bytes: Bytes) -> Put {
         let version = self.next_version();
         match self.store.write_commit_entry(version, CommitOrBytes::LogBytes(bytes), new_uuid()).await {
             Ok(()) => {
@@ -163,11 +218,16 @@ impl Log {
         }
     }
 
-    /// Where reading can begin: entries may have been cleaned up below a checkpoint. A gap anywhere else would be taken
-    /// for the log's end, and filled: it is an error.
-    pub async fn beginning(&self) -> Result<Beginning, TableError> {
+    /// The log's entries and its newest checkpoint, from a version on.
+    async fn list(&self, from: Option<u64>) -> Result<(BTreeSet<u64>, Option<u64>), TableError> {
         let objects = self.store.object_store(None);
-        let listed: Result<Vec<_>, _> = objects.list(Some(self.store.log_path())).try_collect().await;
+        let path = self.store.log_path();
+        let listing = match from {
+            // Names of this version are longer than the digits alone, and so come after them.
+            Some(version) => objects.list_with_offset(Some(path), &path.clone().join(format!("{version:020}"))),
+            None => objects.list(Some(path)),
+        };
+        let listed: Result<Vec<_>, _> = listing.try_collect().await;
         let listed = listed.map_err(|e| TableError::request(&self.table, "listing the log", e))?;
         let (mut versions, mut checkpoint) = (BTreeSet::new(), None);
         for meta in &listed {
@@ -179,18 +239,27 @@ impl Log {
                 _ => {}
             }
         }
-        let Some(last) = versions.last().copied().max(checkpoint) else { return Ok(Beginning::Empty) };
-        let mut first = last + 1;
-        while first > 0 && versions.contains(&(first - 1)) {
-            first -= 1;
-        }
-        match checkpoint {
-            _ if first == 0 => Ok(Beginning::First),
-            Some(checkpoint) if checkpoint + 1 >= first => Ok(Beginning::After(first - 1)),
-            _ => Err(TableError::Layout {
+        Ok((versions, checkpoint))
+    }
+
+    /// Where reading can begin: at the newest checkpoint, below which entries may have been cleaned up. A gap anywhere else
+    /// would be taken for the log's end, and filled: it is an error.
+    pub async fn extent(&self) -> Result<Extent, TableError> {
+        let (versions, checkpoint) = match self.checkpoint().await? {
+            Some(hint) => self.list(Some(hint)).await?,
+            None => self.list(None).await?,
+        };
+        let Some(last) = versions.last().copied().max(checkpoint) else {
+            return Ok(Extent { beginning: Beginning::Empty, last: None });
+        };
+        let (beginning, first) = checkpoint.map_or((Beginning::First, 0), |c| (Beginning::After(c), c + 1));
+        match (first..=last).rev().find(|version| !versions.contains(version)) {
+            None => Ok(Extent { beginning, last: Some(last) }),
+            Some(missing) => Err(TableError::Layout {
                 table: self.table.clone(),
                 message: format!(
-                    "its log has a gap before version {first} and no checkpoint there; restore the missing entries from a copy"
+                    "its log has a gap before version {} and no checkpoint there; restore the missing entries from a copy",
+                    missing + 1
                 ),
             }),
         }
@@ -219,7 +288,7 @@ impl Log {
             ("delta.appendOnly", "false".to_owned()),
             // Log clean-up is decided by what the ledger and its projections still need.
             ("delta.enableExpiredLogCleanup", "false".to_owned()),
-            ("delta.deletedFileRetentionDuration", "interval 10 days".to_owned()),
+            ("delta.deletedFileRetentionDuration", format!("interval {TOMBSTONE_DAYS} days")),
             ("delta.dataSkippingStatsColumns", spec.stats.join(",")),
         ];
         let metadata = new_metadata(&schema, partitions, properties).map_err(|e| layout(e.to_string()))?;

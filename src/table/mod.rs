@@ -5,6 +5,7 @@
 //! ```text
 //!  land:     read the ledger's log → is an object there already? → put version v+1 if absent → landed
 //!  project:  read a table's log → which ledger versions has it not got? → put their adds, with the new txn
+//!  upkeep:   read a table's log → are the inputs still there? → put removes and adds, the txn stays
 //! ```
 
 mod commit;
@@ -13,9 +14,11 @@ mod ledger;
 mod log;
 mod snapshot;
 mod spec;
+mod upkeep;
 
-pub use commit::{DataFile, Landing};
+pub use commit::{Change, DataFile, Landing};
 pub use lake::{Lake, LandOutcome, MAX_FILE_AGE};
-pub use log::TableError;
+pub use log::{TOMBSTONE_DAYS, TableError};
 pub use snapshot::{Snapshot, TimeBounds, open_tables};
 pub use spec::{FAILURES_TABLE, LEDGER_TABLE, TableSpec, failures_spec, ledger_spec, log_type_spec};
+pub use upkeep::{Replaced, Upkeep};

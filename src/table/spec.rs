@@ -30,6 +30,11 @@ pub struct TableSpec {
 }
 
 impl TableSpec {
+    /// The column that tells each row from every other.
+    pub fn id_column(&self) -> &'static str {
+        if self.name == LEDGER_TABLE { "object_id" } else { Standard::RowId.name() }
+    }
+
     /// All columns, partition columns last.
     pub fn full_schema(&self) -> SchemaRef {
         let partitions = self.partitioning.map_or(&[][..], Partitioning::columns).iter().map(|name| match *name {

@@ -1,0 +1,120 @@
+//! `flarelake compact`: small files into large ones, once, now.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arrow::array::{ArrayRef, StringArray, UInt64Array};
+use arrow::record_batch::RecordBatch;
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::output::{self, grouped};
+use super::progress::Merging;
+use super::query::FormatName;
+use super::{End, Settings, Usage, parts, signal};
+use crate::maintain::Maintainer;
+use crate::maintain::compact::Compacted;
+use crate::maintain::plan::Bin;
+use crate::query::{Expanded, Renderer};
+use crate::table::TableSpec;
+
+/// What to compact.
+#[derive(Debug, Args)]
+pub struct CompactArguments {
+    /// One table only, such as cloudflare_httprequest
+    #[arg(long, value_name = "T")]
+    table: Option<String>,
+    /// Show what would be merged, and why; change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// The form of the plan
+    #[arg(long, value_enum, default_value_t = FormatName::Table, requires = "dry_run")]
+    format: FormatName,
+}
+
+pub async fn run(arguments: CompactArguments, settings: Settings) -> anyhow::Result<End> {
+    let stop = CancellationToken::new();
+    let maintainer = parts::maintainer(&settings, parts::open_lake(&settings.config).await?, stop.clone());
+    let tables = chosen(&maintainer, arguments.table.as_deref())?;
+    if arguments.dry_run {
+        let plans = maintainer.plan(&tables).await?;
+        return print(&plans, maintainer.settings.target_file_size.as_u64(), arguments.format);
+    }
+    let interrupted = stop_on_signal(stop);
+    let began = Instant::now();
+    let progress = Merging::show(maintainer.progress.clone());
+    let compacted = maintainer.compact(&tables).await?;
+    drop(progress);
+    output::say(Report { compacted: &compacted, seconds: began.elapsed().as_secs_f64() })?;
+    Ok(if interrupted.is_cancelled() { End::Interrupted } else { End::Done })
+}
+
+fn chosen<'a>(maintainer: &'a Maintainer, name: Option<&str>) -> anyhow::Result<Vec<&'a TableSpec>> {
+    let tables: Vec<&TableSpec> = maintainer.tables.iter().filter(|spec| name.is_none_or(|name| spec.name == name)).collect();
+    if tables.is_empty() {
+        let known: Vec<&str> = maintainer.tables.iter().map(|spec| spec.name.as_str()).collect();
+        return Err(Usage(format!("--table {}: there is no such table; known are {}", name.unwrap_or_default(), known.join(", "))).into());
+    }
+    Ok(tables)
+}
+
+/// On the first SIGINT or SIGTERM nothing further is begun; the second ends the process, which is safe.
+pub fn stop_on_signal(stop: CancellationToken) -> CancellationToken {
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        signal().await;
+        tracing::warn!("stopping: merges at hand are finished first; interrupt again to stop at once, which is safe");
+        stopping.cancel();
+        signal().await;
+        std::process::exit(130);
+    });
+    stop
+}
+
+/// The plan, a row a merge.
+fn print(plans: &[(String, Vec<Bin>)], target: u64, format: FormatName) -> anyhow::Result<End> {
+    let bins: Vec<(&String, &Bin)> = plans.iter().flat_map(|(table, bins)| bins.iter().map(move |bin| (table, bin))).collect();
+    let text = |of: &dyn Fn(&(&String, &Bin)) -> String| Arc::new(StringArray::from_iter_values(bins.iter().map(of))) as ArrayRef;
+    let count = |of: &dyn Fn(&Bin) -> u64| Arc::new(bins.iter().map(|(_, bin)| of(bin)).collect::<UInt64Array>()) as ArrayRef;
+    let partition = |bin: &Bin| bin.partition.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("/");
+    let batch = RecordBatch::try_from_iter([
+        ("table", text(&|(table, _)| (*table).clone())),
+        ("partition", text(&|(_, bin)| partition(bin))),
+        ("files_in", count(&|bin| bin.inputs.len() as u64)),
+        ("bytes_in", count(&Bin::bytes)),
+        ("rows", count(&Bin::rows)),
+        ("files_out", count(&|bin| bin.files_out(target))),
+        ("why", text(&|(_, bin)| bin.why.as_str().to_owned())),
+    ])?;
+    let mut renderer = Renderer::new(format.format(Expanded::Off), batch.schema(), output::stdout())?;
+    renderer.write(batch)?;
+    renderer.finish()?;
+    Ok(End::Done)
+}
+
+/// What a compaction did, as a person reads it.
+pub struct Report<'a> {
+    pub compacted: &'a Compacted,
+    pub seconds: f64,
+}
+
+impl std::fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Compacted { merges, files_in, files_out, bytes_in, bytes_out, rows, overtaken } = *self.compacted;
+        if merges == 0 && overtaken == 0 {
+            return writeln!(f, "nothing to merge");
+        }
+        writeln!(f, "merged:  {} files ({}) into {} ({})", grouped(files_in), bytes(bytes_in), grouped(files_out), bytes(bytes_out))?;
+        writeln!(f, "rows:    {}, in {} merges", grouped(rows), grouped(merges))?;
+        if overtaken > 0 {
+            writeln!(f, "         {} merges given up: another maintainer was faster", grouped(overtaken))?;
+        }
+        let rate = bytes_in as f64 / 1e6 / self.seconds.max(0.001);
+        writeln!(f, "took:    {:.2} s, {rate:.0} MB/s, {} rows/s", self.seconds, grouped((rows as f64 / self.seconds.max(0.001)) as u64))
+    }
+}
+
+/// Bytes, as a person reads them.
+pub fn bytes(count: u64) -> String {
+    bytesize::ByteSize(count).to_string()
+}

@@ -1,0 +1,81 @@
+//! `flarelake maintain`: all upkeep, once or on its schedules.
+
+use std::time::Instant;
+
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::compact::{Report, bytes, stop_on_signal};
+use super::output::{self, grouped};
+use super::progress::Merging;
+use super::{End, Settings, parts};
+use crate::base::now_micros;
+use crate::maintain::Tidied;
+
+/// How long.
+#[derive(Debug, Args)]
+pub struct MaintainArguments {
+    /// Do everything once, now, and end; without it, keep to the schedules until stopped
+    #[arg(long)]
+    once: bool,
+    /// Show what retention and vacuum would drop and delete; change nothing. What would be merged, compact --dry-run shows
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub async fn run(arguments: MaintainArguments, settings: Settings) -> anyhow::Result<End> {
+    let stop = CancellationToken::new();
+    let maintainer = parts::maintainer(&settings, parts::open_lake(&settings.config).await?, stop.clone());
+    if arguments.dry_run {
+        let tidied = maintainer.tidied_by_now(now_micros()).await?;
+        output::say(Freed { tidied: &tidied, dry_run: true })?;
+        return Ok(End::Done);
+    }
+    let interrupted = stop_on_signal(stop);
+    if !arguments.once {
+        tracing::info!(lake = settings.config.lake()?, "maintaining");
+        maintainer.run().await?;
+        return Ok(End::Done);
+    }
+    let began = Instant::now();
+    let progress = Merging::show(maintainer.progress.clone());
+    let (compacted, tidied) = maintainer.once(now_micros()).await?;
+    drop(progress);
+    output::say(Report { compacted: &compacted, seconds: began.elapsed().as_secs_f64() })?;
+    output::say(Freed { tidied: &tidied, dry_run: false })?;
+    Ok(if interrupted.is_cancelled() { End::Interrupted } else { End::Done })
+}
+
+/// What retention, vacuum and clean-up freed, as a person reads it.
+struct Freed<'a> {
+    tidied: &'a Tidied,
+    dry_run: bool,
+}
+
+impl std::fmt::Display for Freed<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Tidied { dropped, deleted, unfinished, log_entries, checkpoints } = self.tidied;
+        let would = if self.dry_run { "would be " } else { "" };
+        for (table, files) in dropped {
+            let (rows, size) = (files.iter().map(|f| f.rows).sum::<u64>(), files.iter().map(|f| f.size).sum());
+            writeln!(f, "{would}dropped: {table}: {} rows in {} files ({}), older than is kept", grouped(rows), files.len(), bytes(size))?;
+        }
+        for (table, files) in deleted {
+            let size = files.iter().map(|f| f.size).sum();
+            writeln!(f, "{would}deleted: {table}: {} files ({}) that no version needs", grouped(files.len() as u64), bytes(size))?;
+        }
+        if *unfinished > 0 {
+            writeln!(f, "{would}deleted: {} unfinished files of writers that died", grouped(*unfinished))?;
+        }
+        if *log_entries > 0 {
+            writeln!(f, "removed: {} old log entries", grouped(*log_entries))?;
+        }
+        for (table, version) in checkpoints {
+            writeln!(f, "checkpoint: {table} at version {}", grouped(*version))?;
+        }
+        if dropped.is_empty() && deleted.is_empty() && *log_entries == 0 && *unfinished == 0 {
+            writeln!(f, "nothing to free")?;
+        }
+        Ok(())
+    }
+}

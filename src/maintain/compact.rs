@@ -1,0 +1,175 @@
+//! Compaction of one table: plan, run, and commit each merge by itself, until there is nothing left to do.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use arrow::datatypes::{FieldRef, Fields, Schema};
+use futures::{StreamExt as _, TryStreamExt as _};
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::plan::{Bin, Policy, plan};
+use super::rewrite::{Progress, RewriteError, Rewriter};
+use crate::base::store::Store;
+use crate::config::Partitioning;
+use crate::table::{Change, Replaced, TableError, TableSpec, Upkeep};
+
+/// How often a table is planned anew. Plans come to an end long before, unless something is wrong.
+const MOST_ROUNDS: u32 = 32;
+
+/// Why a table can't be compacted further.
+#[derive(Debug, thiserror::Error)]
+pub enum CompactError {
+    /// A merge failed.
+    #[error(transparent)]
+    Rewrite(#[from] RewriteError),
+    /// The table can't be read or written.
+    #[error(transparent)]
+    Table(#[from] TableError),
+}
+
+/// How to compact.
+#[derive(Clone)]
+pub struct Compaction {
+    /// Where the lake is.
+    pub store: Store,
+    /// What to merge.
+    pub policy: Policy,
+    /// Bytes that all merges at once may take.
+    pub memory: usize,
+    /// Merges at once.
+    pub at_once: usize,
+    /// What a progress display reads.
+    pub progress: Arc<Progress>,
+    /// Set from outside: no further merge is begun.
+    pub stop: CancellationToken,
+}
+
+/// What came of it.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Compacted {
+    /// Merges that were committed.
+    pub merges: u64,
+    /// Files that were taken out.
+    pub files_in: u64,
+    /// Their bytes.
+    pub bytes_in: u64,
+    /// Their rows.
+    pub rows: u64,
+    /// Files that were put in their place.
+    pub files_out: u64,
+    /// Their bytes.
+    pub bytes_out: u64,
+    /// Merges that were given up because someone else was faster.
+    pub overtaken: u64,
+}
+
+impl Compacted {
+    /// Adds what came of another table.
+    pub fn add(&mut self, other: &Self) {
+        self.merges += other.merges;
+        self.files_in += other.files_in;
+        self.bytes_in += other.bytes_in;
+        self.rows += other.rows;
+        self.files_out += other.files_out;
+        self.bytes_out += other.bytes_out;
+        self.overtaken += other.overtaken;
+    }
+}
+
+impl Compaction {
+    /// What would be merged first in a table as it is now.
+    pub async fn plan(&self, name: &str) -> Result<Vec<Bin>, TableError> {
+        let Some(table) = Upkeep::open(&self.store, name).await? else { return Ok(Vec::new()) };
+        Ok(plan(&table.snapshot().files()?, &self.policy))
+    }
+
+    /// Merges until nothing is left to merge.
+    pub async fn run(&self, spec: &TableSpec) -> Result<Compacted, CompactError> {
+        let mut all = Compacted::default();
+        for _ in 0..MOST_ROUNDS {
+            let Some(table) = Upkeep::open(&self.store, &spec.name).await? else { return Ok(all) };
+            let bins = plan(&table.snapshot().files()?, &self.policy);
+            if bins.is_empty() || self.stop.is_cancelled() {
+                return Ok(all);
+            }
+            let round = self.round(table, spec, bins).await?;
+            all.add(&round);
+            if round.merges == 0 && round.overtaken == 0 {
+                return Ok(all);
+            }
+        }
+        tracing::warn!(table = spec.name, "compaction stopped after {MOST_ROUNDS} rounds with work left; the next run goes on");
+        Ok(all)
+    }
+
+    async fn round(&self, table: Upkeep, spec: &TableSpec, bins: Vec<Bin>) -> Result<Compacted, CompactError> {
+        let at_once = self.at_once.clamp(1, bins.len());
+        self.progress.bins.fetch_add(bins.len() as u64, Ordering::Relaxed);
+        self.progress.rows.fetch_add(bins.iter().map(Bin::rows).sum(), Ordering::Relaxed);
+        let rewriter = Rewriter {
+            store: self.store.clone(),
+            spec: Arc::new(as_it_is(&table, spec)?),
+            target: self.policy.target,
+            memory: self.memory / at_once,
+            progress: self.progress.clone(),
+        };
+        let table = Arc::new(Mutex::new(table));
+        let merges = futures::stream::iter(bins).map(|bin| {
+            let (own, rewriter, table) = (self.clone(), rewriter.clone(), table.clone());
+            async move { if own.stop.is_cancelled() { Ok(Compacted::default()) } else { own.merge(&rewriter, &table, &bin).await } }
+        });
+        let merged: Vec<Compacted> = merges.buffer_unordered(at_once).try_collect().await?;
+        let mut all = Compacted::default();
+        merged.iter().for_each(|merged| all.add(merged));
+        Ok(all)
+    }
+
+    async fn merge(&self, rewriter: &Rewriter, table: &Mutex<Upkeep>, bin: &Bin) -> Result<Compacted, CompactError> {
+        let overtaken = Compacted { overtaken: 1, ..Compacted::default() };
+        let written = match rewriter.run(bin).await {
+            Ok(written) => written,
+            // Another upkeep has merged it, and vacuumed it since.
+            Err(error) if error.is_gone() => return Ok(overtaken),
+            Err(error) => return Err(error.into()),
+        };
+        let change = Change::Compact { target: self.policy.target };
+        let replaced = table.lock().await.replace(change, &bin.inputs, &written.files, written.made).await?;
+        // What was written for nothing is left to vacuum: a put of which nothing is known may still name it.
+        if replaced != Replaced::Done {
+            tracing::info!(table = rewriter.spec.name, partition = ?bin.partition, "a merge was given up: {replaced:?}");
+            return Ok(overtaken);
+        }
+        Ok(Compacted {
+            merges: 1,
+            files_in: bin.inputs.len() as u64,
+            bytes_in: bin.bytes(),
+            rows: bin.rows(),
+            files_out: written.files.len() as u64,
+            bytes_out: written.files.iter().map(|file| file.size).sum(),
+            overtaken: 0,
+        })
+    }
+}
+
+/// The table with the columns that it really has: another engine may have added some, and they are kept.
+fn as_it_is(table: &Upkeep, spec: &TableSpec) -> Result<TableSpec, TableError> {
+    let (columns, by) = (table.snapshot().columns()?, table.snapshot().partition_columns()?);
+    let partitioning = [None, Some(Partitioning::Day), Some(Partitioning::Hour)];
+    let found = partitioning.into_iter().find(|p| p.map_or(&[][..], Partitioning::columns).iter().eq(by.iter()));
+    let Some(partitioning) = found else {
+        let message = format!("it is partitioned by {}, which flarelake does not write", by.join(", "));
+        return Err(TableError::Layout { table: spec.name.clone(), message });
+    };
+    let own = columns.fields().iter().filter(|field| !by.contains(field.name()));
+    let fields: Fields = own.map(|field| known(field, spec)).collect();
+    Ok(TableSpec { schema: Arc::new(Schema::new(fields)), partitioning, ..spec.clone() })
+}
+
+/// A column as flarelake holds it: text in views, maps with the key names that it writes.
+fn known(field: &FieldRef, spec: &TableSpec) -> FieldRef {
+    match spec.schema.field_with_name(field.name()) {
+        Ok(known) => Arc::new(known.clone().with_nullable(field.is_nullable())),
+        Err(_) => field.clone(),
+    }
+}

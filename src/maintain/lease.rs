@@ -1,0 +1,203 @@
+//! One maintainer at a time, with nothing but the lake's store.
+//!
+//! Who wants to be it puts the next of a row of numbered entries, if that is absent: of two, one wins. An entry tells whose it
+//! is and until when; the holder puts a new one before that, and others wait. A holder that died is waited for half a
+//! minute at most, by the entry's time or, where clocks differ, by watching that it stays the newest.
+//!
+//! The lease saves work; safety does not rest on it. A holder that slept over its end finds out at its next entry, and
+//! until then does no harm: merges are committed only if their inputs are still there, vacuum deletes only behind its
+//! fence, and readers look past a hint at an older checkpoint.
+
+use std::time::Duration;
+
+use object_store::path::Path;
+use object_store::{Error, ObjectStore as _, ObjectStoreExt as _, PutMode};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::MaintainError;
+use crate::base::store::Store;
+use crate::base::{Watch, now_micros};
+
+/// How long an entry holds.
+pub const TERM: Duration = Duration::from_secs(30);
+/// How often the holder puts a new one.
+const RENEWAL: Duration = Duration::from_secs(10);
+/// How often one who waits looks.
+const LOOK: Duration = Duration::from_secs(1);
+/// The folder of the entries; readers of tables don't look into it.
+const FOLDER: &str = "_lease";
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Entry {
+    holder: String,
+    /// In milliseconds since the epoch; 0: it was given back.
+    until_ms: i64,
+}
+
+impl Entry {
+    fn of(holder: &str) -> Self {
+        Self { holder: holder.to_owned(), until_ms: now_micros() / 1000 + TERM.as_millis() as i64 }
+    }
+}
+
+/// The row of entries in a lake.
+#[derive(Clone)]
+struct Entries(Store);
+
+impl Entries {
+    fn path(&self, number: u64) -> Path {
+        self.0.root.clone().join(FOLDER).join(format!("{number:020}.json"))
+    }
+
+    fn failed(&self, doing: &'static str, source: Error) -> MaintainError {
+        MaintainError::Store { doing, location: format!("{}{FOLDER}/", self.0.url), source }
+    }
+
+    /// The newest entry and its number; none if there is none.
+    async fn newest(&self) -> Result<Option<(u64, Entry)>, MaintainError> {
+        let listed = self.0.objects.list_with_delimiter(Some(&self.0.root.clone().join(FOLDER))).await;
+        let listed = listed.map_err(|e| self.failed("listing the leases of maintainers", e))?;
+        let number = |path: &Path| path.filename()?.strip_suffix(".json")?.parse::<u64>().ok();
+        let Some(newest) = listed.objects.iter().filter_map(|meta| number(&meta.location)).max() else { return Ok(None) };
+        match self.0.objects.get(&self.path(newest)).await {
+            Ok(found) => {
+                let bytes = found.bytes().await.map_err(|e| self.failed("reading the lease of a maintainer", e))?;
+                // What can't be read holds nothing.
+                let entry = serde_json::from_slice(&bytes).unwrap_or(Entry { holder: String::new(), until_ms: 0 });
+                Ok(Some((newest, entry)))
+            }
+            // Its holder has put a newer one meanwhile: it is held.
+            Err(Error::NotFound { .. }) => Ok(Some((newest, Entry { holder: String::new(), until_ms: i64::MAX }))),
+            Err(e) => Err(self.failed("reading the lease of a maintainer", e)),
+        }
+    }
+
+    /// Puts an entry, if its number is free. True: it is ours.
+    async fn put(&self, number: u64, entry: &Entry) -> Result<bool, MaintainError> {
+        let bytes = serde_json::to_vec(entry).expect("plain data");
+        match self.0.objects.put_opts(&self.path(number), bytes.into(), PutMode::Create.into()).await {
+            Ok(_) => Ok(true),
+            // Perhaps by an earlier try of this very put.
+            Err(Error::AlreadyExists { .. }) => {
+                Ok(self.newest().await?.is_some_and(|(newest, there)| newest == number && there.holder == entry.holder))
+            }
+            Err(e) => Err(self.failed("putting the lease of a maintainer", e)),
+        }
+    }
+
+    async fn remove(&self, number: u64) {
+        // Old entries are only clutter; the next holder removes its own.
+        if let Err(e) = self.0.objects.delete(&self.path(number)).await {
+            tracing::debug!(number, error = %e, "an old lease entry stays");
+        }
+    }
+}
+
+/// A lease that is held until it is given back, or lost.
+pub struct Lease {
+    entries: Entries,
+    holder: String,
+    /// Cancelled when it is lost.
+    pub lost: CancellationToken,
+    renewing: Option<JoinHandle<u64>>,
+    give_back: CancellationToken,
+}
+
+impl Lease {
+    /// Takes the lease. While someone else has it: waits, or with `wait` false gives none.
+    pub async fn take(store: &Store, holder: &str, wait: bool) -> Result<Option<Self>, MaintainError> {
+        let entries = Entries(store.clone());
+        let mut watched: Option<(u64, Watch)> = None;
+        let mut told = false;
+        loop {
+            let newest = entries.newest().await?;
+            let (number, free) = match &newest {
+                None => (0, true),
+                Some((number, entry)) => {
+                    if watched.as_ref().is_none_or(|(last, _)| last != number) {
+                        watched = Some((*number, Watch::start()));
+                    }
+                    let stays = watched.as_ref().is_some_and(|(_, since)| since.elapsed() > TERM);
+                    (*number, stays || entry.until_ms <= now_micros() / 1000)
+                }
+            };
+            if free {
+                let next = newest.as_ref().map_or(0, |_| number + 1);
+                if entries.put(next, &Entry::of(holder)).await? {
+                    if newest.is_some() {
+                        entries.remove(number).await;
+                    }
+                    return Ok(Some(Self::held(entries, holder, next)));
+                }
+                continue;
+            }
+            if !wait {
+                return Ok(None);
+            }
+            if !std::mem::replace(&mut told, true) {
+                let holder = newest.map(|(_, entry)| entry.holder).unwrap_or_default();
+                tracing::info!(%holder, "waiting for another maintainer; one that died is waited for {} s at most", TERM.as_secs());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn held(entries: Entries, holder: &str, number: u64) -> Self {
+        let (lost, give_back) = (CancellationToken::new(), CancellationToken::new());
+        let renewing = tokio::spawn(renew(entries.clone(), holder.to_owned(), number, lost.clone(), give_back.clone()));
+        Self { entries, holder: holder.to_owned(), lost, renewing: Some(renewing), give_back }
+    }
+
+    /// Gives it back, so that nobody has to wait.
+    pub async fn give_back(mut self) {
+        self.give_back.cancel();
+        let Some(renewing) = self.renewing.take() else { return };
+        let Ok(number) = renewing.await else { return };
+        if self.lost.is_cancelled() {
+            return;
+        }
+        let entry = Entry { holder: self.holder.clone(), until_ms: 0 };
+        if matches!(self.entries.put(number + 1, &entry).await, Ok(true)) {
+            self.entries.remove(number).await;
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(renewing) = self.renewing.take() {
+            renewing.abort();
+        }
+    }
+}
+
+/// Puts a new entry now and then, until it is lost or given back. The number of the last.
+async fn renew(entries: Entries, holder: String, mut number: u64, lost: CancellationToken, give_back: CancellationToken) -> u64 {
+    let mut renewed = Watch::start();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(RENEWAL) => {}
+            () = give_back.cancelled() => return number,
+        }
+        match entries.put(number + 1, &Entry::of(&holder)).await {
+            Ok(true) => {
+                entries.remove(number).await;
+                number += 1;
+                renewed = Watch::start();
+            }
+            Ok(false) => {
+                tracing::warn!("another maintainer has taken over; this one stops");
+                lost.cancel();
+                return number;
+            }
+            Err(error) if renewed.elapsed() > TERM => {
+                tracing::warn!("{error}; the lease could not be renewed, so this maintainer stops");
+                lost.cancel();
+                return number;
+            }
+            Err(error) => tracing::warn!("{error}; trying again"),
+        }
+    }
+}

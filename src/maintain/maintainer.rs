@@ -1,0 +1,320 @@
+//! All upkeep of a lake: what is done, in which order, and when.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::MaintainError;
+use super::compact::{Compacted, Compaction};
+use super::lease::Lease;
+use super::plan::{Bin, Policy, partition_end};
+use super::rewrite::Progress;
+use super::schedule::until_next;
+use super::vacuum::{self, Ages, ListedFile, NEVER_NAMED};
+use crate::base::store::Store;
+use crate::base::{Watch, new_uuid, now_micros};
+use crate::config::{Every, Maintenance};
+use crate::table::{Change, DataFile, LEDGER_TABLE, Lake, Replaced, TableError, TableSpec, Upkeep};
+
+/// A checkpoint is written when there are this many entries that it would spare.
+const CHECKPOINT_EVERY: u64 = 50;
+/// How often a table's expired partitions are looked for anew because someone else had changed them.
+const MOST_TRIES: u32 = 5;
+/// Old versions can be read for at least as long, whatever the configuration says: entries of the last hours guard writers
+/// that sleep.
+const LEAST_LOG: Duration = Duration::from_secs(86_400);
+
+/// See the module.
+#[derive(Clone)]
+pub struct Maintainer {
+    /// The lake.
+    pub lake: Arc<Lake>,
+    /// Its tables.
+    pub tables: Arc<Vec<TableSpec>>,
+    /// When and how.
+    pub settings: Maintenance,
+    /// How long a table's rows are kept, by its name.
+    pub retention: BTreeMap<String, Duration>,
+    /// Bytes that merges may take.
+    pub memory: usize,
+    /// Merges at once.
+    pub at_once: usize,
+    /// What a progress display reads.
+    pub progress: Arc<Progress>,
+    /// Set from outside: nothing further is begun.
+    pub stop: CancellationToken,
+}
+
+/// What retention, vacuum and log clean-up did, or would do.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Tidied {
+    /// Partitions that were dropped, with their files, by table.
+    pub dropped: BTreeMap<String, Vec<DataFile>>,
+    /// Files that were deleted, by table.
+    pub deleted: BTreeMap<String, Vec<ListedFile>>,
+    /// Files that a dead writer had begun in a local lake.
+    pub unfinished: u64,
+    /// Log entries that were removed.
+    pub log_entries: u64,
+    /// Checkpoints that were written, by table, with their version.
+    pub checkpoints: BTreeMap<String, u64>,
+}
+
+impl Maintainer {
+    fn store(&self) -> &Store {
+        self.lake.store()
+    }
+
+    fn ages(&self) -> Ages {
+        Ages { taken_out: self.settings.vacuum_after, never_named: NEVER_NAMED }
+    }
+
+    fn compaction(&self, patient: bool, stop: CancellationToken) -> Compaction {
+        Compaction {
+            store: self.store().clone(),
+            policy: Policy { target: self.settings.target_file_size.as_u64(), now: now_micros(), patient },
+            memory: self.memory,
+            at_once: self.at_once,
+            progress: self.progress.clone(),
+            stop,
+        }
+    }
+
+    /// What would be merged first, by table.
+    pub async fn plan(&self, tables: &[&TableSpec]) -> Result<Vec<(String, Vec<Bin>)>, MaintainError> {
+        let compaction = self.compaction(false, self.stop.clone());
+        let mut plans = Vec::new();
+        for spec in tables {
+            plans.push((spec.name.clone(), compaction.plan(&spec.name).await?));
+        }
+        Ok(plans)
+    }
+
+    /// Compacts these tables, under the lease.
+    pub async fn compact(&self, tables: &[&TableSpec]) -> Result<Compacted, MaintainError> {
+        self.under_lease(async |stop| {
+            self.lake.settle().await?;
+            self.compact_all(tables, false, stop).await
+        })
+        .await
+    }
+
+    /// Everything, once, under the lease; nothing waits.
+    pub async fn once(&self, now: i64) -> Result<(Compacted, Tidied), MaintainError> {
+        self.check_retention()?;
+        self.under_lease(async |stop| {
+            self.lake.settle().await?;
+            let mut tidied = Tidied { dropped: self.drop_expired(now, false).await?, ..Tidied::default() };
+            let tables: Vec<&TableSpec> = self.tables.iter().collect();
+            let compacted = self.compact_all(&tables, false, stop.clone()).await?;
+            tidied.checkpoints = self.checkpoint().await?;
+            self.tidy(now, &mut tidied, &stop).await?;
+            Ok((compacted, tidied))
+        })
+        .await
+    }
+
+    /// What retention and vacuum would do.
+    pub async fn tidied_by_now(&self, now: i64) -> Result<Tidied, MaintainError> {
+        self.check_retention()?;
+        let mut tidied = Tidied { dropped: self.drop_expired(now, true).await?, ..Tidied::default() };
+        for spec in self.tables.iter() {
+            if let Some(found) = vacuum::look(self.store(), &spec.name, now / 1000, self.ages()).await?
+                && !found.files.is_empty()
+            {
+                tidied.deleted.insert(spec.name.clone(), found.files);
+            }
+        }
+        tidied.unfinished = self.unfinished(now, true).await?;
+        Ok(tidied)
+    }
+
+    /// Keeps the lake on its schedules until it is stopped. What fails is told, and tried again when it is next due.
+    pub async fn run(&self) -> Result<(), MaintainError> {
+        self.check_retention()?;
+        let due = |every: &Every| (Watch::start(), until_next(every, now_micros()));
+        let left = |(since, wait): &(Watch, Duration)| wait.saturating_sub(since.elapsed());
+        let (mut compact, mut tidy) = (due(&self.settings.compact_every), due(&self.settings.vacuum_every));
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(left(&compact).min(left(&tidy))) => {}
+                () = self.stop.cancelled() => return Ok(()),
+            }
+            let tidies = left(&tidy).is_zero();
+            if let Err(error) = self.scheduled(tidies).await {
+                tracing::error!("upkeep: {error}");
+            }
+            // What takes longer than its interval is not begun twice at once.
+            compact = due(&self.settings.compact_every);
+            if tidies {
+                tidy = due(&self.settings.vacuum_every);
+            }
+        }
+    }
+
+    /// One scheduled run; nothing if another maintainer is at it.
+    async fn scheduled(&self, tidies: bool) -> Result<(), MaintainError> {
+        let Some(lease) = Lease::take(self.store(), &holder(), false).await? else { return Ok(()) };
+        let done = self
+            .guarded(&lease, async |stop| {
+                self.lake.settle().await?;
+                let mut tidied = Tidied::default();
+                if tidies {
+                    tidied.dropped = self.drop_expired(now_micros(), false).await?;
+                }
+                let tables: Vec<&TableSpec> = self.tables.iter().collect();
+                let compacted = self.compact_all(&tables, true, stop.clone()).await?;
+                tidied.checkpoints = self.checkpoint().await?;
+                if tidies {
+                    self.tidy(now_micros(), &mut tidied, &stop).await?;
+                }
+                report(&compacted, &tidied);
+                Ok(())
+            })
+            .await;
+        lease.give_back().await;
+        done
+    }
+
+    async fn under_lease<T>(&self, work: impl AsyncFnOnce(CancellationToken) -> Result<T, MaintainError>) -> Result<T, MaintainError> {
+        let lease = Lease::take(self.store(), &holder(), true).await?.expect("it was waited for");
+        let done = self.guarded(&lease, work).await;
+        lease.give_back().await;
+        done
+    }
+
+    /// Runs under a token that ends when the lease is lost or a stop is asked for.
+    async fn guarded<T>(
+        &self,
+        lease: &Lease,
+        work: impl AsyncFnOnce(CancellationToken) -> Result<T, MaintainError>,
+    ) -> Result<T, MaintainError> {
+        let stop = self.stop.child_token();
+        let watching = {
+            let (lost, stop) = (lease.lost.clone(), stop.clone());
+            tokio::spawn(async move {
+                lost.cancelled().await;
+                stop.cancel();
+            })
+        };
+        let done = work(stop).await;
+        watching.abort();
+        if lease.lost.is_cancelled() { done.and(Err(MaintainError::Overtaken)) } else { done }
+    }
+
+    async fn compact_all(&self, tables: &[&TableSpec], patient: bool, stop: CancellationToken) -> Result<Compacted, MaintainError> {
+        let compaction = self.compaction(patient, stop);
+        let mut all = Compacted::default();
+        for spec in tables {
+            all.add(&compaction.run(spec).await?);
+        }
+        Ok(all)
+    }
+
+    /// Writes a checkpoint of each table whose log has grown since the last.
+    async fn checkpoint(&self) -> Result<BTreeMap<String, u64>, MaintainError> {
+        let mut written = BTreeMap::new();
+        // A reader that begins at a checkpoint of the ledger takes all that landed before it for brought into the tables.
+        let settled = self.lake.settle().await?;
+        for spec in self.tables.iter() {
+            let Some(table) = Upkeep::open(self.store(), &spec.name).await? else { continue };
+            let since = table.checkpointed().await?.map_or(0, |version| version + 1);
+            if table.version() + 1 < since + CHECKPOINT_EVERY {
+                continue;
+            }
+            let is_ledger = spec.name == LEDGER_TABLE;
+            let version = table.checkpoint(if is_ledger { settled } else { u64::MAX }).await?;
+            written.insert(spec.name.clone(), version);
+        }
+        Ok(written)
+    }
+
+    fn check_retention(&self) -> Result<(), MaintainError> {
+        let known: Vec<&str> = self.tables.iter().filter(|spec| spec.partitioning.is_some()).map(|spec| spec.name.as_str()).collect();
+        match self.retention.keys().find(|name| !known.contains(&name.as_str())) {
+            Some(name) => Err(MaintainError::Retention { name: name.clone(), known: known.join(", ") }),
+            None => Ok(()),
+        }
+    }
+
+    /// Drops partitions all of whose rows are older than the table keeps them. The files, by table.
+    async fn drop_expired(&self, now: i64, dry_run: bool) -> Result<BTreeMap<String, Vec<DataFile>>, MaintainError> {
+        let mut dropped = BTreeMap::new();
+        for (name, keep) in &self.retention {
+            let before = now - keep.as_micros() as i64;
+            let is_expired = |file: &DataFile| partition_end(&file.partition_values).is_some_and(|end| end <= before);
+            for _ in 0..MOST_TRIES {
+                let Some(mut table) = Upkeep::open(self.store(), name).await? else { break };
+                let expired: Vec<DataFile> = table.snapshot().files()?.into_iter().filter(is_expired).collect();
+                if expired.is_empty() {
+                    break;
+                }
+                if dry_run || table.replace(Change::Delete, &expired, &[], Watch::start()).await? == Replaced::Done {
+                    dropped.insert(name.clone(), expired);
+                    break;
+                }
+            }
+        }
+        Ok(dropped)
+    }
+
+    /// Vacuum and log clean-up.
+    async fn tidy(&self, now: i64, tidied: &mut Tidied, stop: &CancellationToken) -> Result<(), MaintainError> {
+        let mut found = Vec::new();
+        for spec in self.tables.iter() {
+            found.extend(vacuum::look(self.store(), &spec.name, now / 1000, self.ages()).await?.filter(|found| !found.files.is_empty()));
+        }
+        if !found.is_empty()
+            && let Some(mut ledger) = Upkeep::open(self.store(), LEDGER_TABLE).await?
+        {
+            ledger.fence(self.ages().taken_out.as_millis() as i64).await?;
+        }
+        for found in found {
+            if stop.is_cancelled() {
+                return Ok(());
+            }
+            let (table, files) = vacuum::delete(&self.lake, found, now / 1000, self.ages()).await?;
+            if !files.is_empty() {
+                tidied.deleted.insert(table, files);
+            }
+        }
+        self.clean_logs(now, tidied).await?;
+        tidied.unfinished = self.unfinished(now, false).await?;
+        Ok(())
+    }
+
+    async fn unfinished(&self, now: i64, dry_run: bool) -> Result<u64, MaintainError> {
+        let before = now - NEVER_NAMED.as_micros() as i64;
+        self.store().remove_unfinished(before, dry_run).await.map_err(|source| MaintainError::Unfinished { source })
+    }
+
+    async fn clean_logs(&self, now: i64, tidied: &mut Tidied) -> Result<(), TableError> {
+        let keep = self.settings.vacuum_after.max(LEAST_LOG);
+        for spec in self.tables.iter() {
+            if let Some(table) = Upkeep::open(self.store(), &spec.name).await? {
+                tidied.log_entries += table.clean_log(now / 1000 - keep.as_millis() as i64).await? as u64;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Who holds a lease, for those who wait for it.
+fn holder() -> String {
+    format!("process {} ({})", std::process::id(), new_uuid().simple())
+}
+
+fn report(compacted: &Compacted, tidied: &Tidied) {
+    if compacted.merges > 0 {
+        let Compacted { files_in, files_out, bytes_in, bytes_out, rows, .. } = compacted;
+        tracing::info!(files_in, files_out, bytes_in, bytes_out, rows, "compacted");
+    }
+    for (table, files) in &tidied.dropped {
+        tracing::info!(table, files = files.len(), rows = files.iter().map(|f| f.rows).sum::<u64>(), "dropped what is older than is kept");
+    }
+    for (table, files) in &tidied.deleted {
+        tracing::info!(table, files = files.len(), bytes = files.iter().map(|f| f.size).sum::<u64>(), "vacuumed");
+    }
+}

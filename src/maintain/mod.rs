@@ -1,0 +1,62 @@
+//! Upkeep of a lake that is read and written meanwhile.
+//!
+//! ```text
+//! lease → bring tables up to the ledger → retention → compaction → checkpoints → vacuum → log clean-up
+//!
+//! compaction:  plan (pure) → rewrite: input → merge (pure) → files → commit (table::Upkeep)
+//! ```
+//!
+//! Any step may fail or be killed anywhere: what is not committed is not visible, and what was written for it is an orphan that
+//! vacuum finds. A second run with nothing new does nothing.
+
+pub mod plan;
+pub mod merge;
+mod input;
+pub mod rewrite;
+pub mod compact;
+pub mod vacuum;
+pub mod lease;
+mod schedule;
+mod maintainer;
+
+pub use maintainer::{Maintainer, Tidied};
+
+use crate::table::TableError;
+
+/// Why upkeep stopped. What it had committed stays, and is whole.
+#[derive(Debug, thiserror::Error)]
+pub enum MaintainError {
+    /// A merge failed.
+    #[error(transparent)]
+    Compact(#[from] compact::CompactError),
+    /// A table can't be read or written.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The store can't be listed, or something not be deleted.
+    #[error("{doing} {location} failed: {source}; the next run goes on from there")]
+    Store {
+        /// What was being done.
+        doing: &'static str,
+        /// Where.
+        location: String,
+        /// What the store said.
+        source: object_store::Error,
+    },
+    /// What dead writers left in a local lake can't be removed.
+    #[error("removing unfinished files failed: {source}; remove what is named put*#* by hand, or run it again")]
+    Unfinished {
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A retention for a table that is not there to be cut.
+    #[error("retention: there is no table {name} whose rows could be dropped; it has to be one of {known}")]
+    Retention {
+        /// What the configuration names.
+        name: String,
+        /// The tables that have partitions.
+        known: String,
+    },
+    /// The lease went to someone else in the middle.
+    #[error("another maintainer took over; what was done is committed, and it goes on with the rest")]
+    Overtaken,
+}

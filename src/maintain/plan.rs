@@ -1,0 +1,309 @@
+//! What to merge: a pure function of a table's files, the policy and the time.
+//!
+//! Each partition stands for itself.
+//!
+//! * **Open**, while its day or hour lasts: *tiers*. A tier is a power of eight of rows; when eight files are in one, they are
+//!   merged with all smaller ones. So a row is rewritten once a tier, a handful of times from a file of a minute to a full one.
+//! * **Closed**: *settled*. Files that overlap in time are merged so that they no longer do, and neighbours that are small
+//!   become files of the target size. Late rows re-open nothing but what they touch; and on a schedule they wait until
+//!   merging them is worth it: until they are an eighth of what has to be rewritten, or no more came for an hour, or
+//!   they waited for a day, or it is little work anyway. What waits is kept few by tiers.
+//! * What overlaps and is too much for one merge is first *split* at common times, late rows alone where that is enough.
+//!   So no merge grows with its partition.
+//!
+//! Every merge takes out more files than it puts in, or ends an overlap: plan, run, plan again comes to an end, and then
+//! plans nothing.
+
+use std::collections::BTreeMap;
+
+use crate::table::DataFile;
+
+const HOUR: i64 = 3_600_000_000;
+const DAY: i64 = 24 * HOUR;
+/// Files of a tier, and how many times more than the rewritten is worth it.
+const FAN: u64 = 8;
+/// Files that one merge takes in: each has a reader and a parsed footer.
+const MOST_INPUTS: usize = 128;
+/// Bytes that one merge takes in, in target sizes.
+const MOST_TARGETS: u64 = 4;
+/// A merge of less than this part of the target size is little work.
+const LITTLE: u64 = 16;
+/// Points in a file's time that stand for its rows when times to split at are looked for.
+const SAMPLES: i64 = 16;
+
+/// What decides beside the files themselves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// Bytes that a file is meant to have. From half of it on a file is full.
+    pub target: u64,
+    /// In microseconds since the epoch.
+    pub now: i64,
+    /// Whether late rows wait until merging them is worth it; else all is settled at once.
+    pub patient: bool,
+}
+
+/// Why files are merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Why {
+    /// Eight or more of one size.
+    Tier,
+    /// They overlap in time.
+    Overlap,
+    /// They are neighbours, and small.
+    Small,
+    /// They overlap with more than one merge can take: they are cut where the others begin.
+    Split,
+}
+
+impl Why {
+    /// As a person reads it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tier => "eight or more of one size",
+            Self::Overlap => "overlap in time",
+            Self::Small => "small neighbours",
+            Self::Split => "cut to end a large overlap",
+        }
+    }
+}
+
+/// One merge.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bin {
+    /// Partition column to value.
+    pub partition: BTreeMap<String, String>,
+    /// By their first time.
+    pub inputs: Vec<DataFile>,
+    /// A file begins at each of these times, at the latest.
+    pub cuts: Vec<i64>,
+    /// Why.
+    pub why: Why,
+}
+
+impl Bin {
+    /// Bytes that are read.
+    pub fn bytes(&self) -> u64 {
+        self.inputs.iter().map(|file| file.size).sum()
+    }
+
+    /// Rows that are read.
+    pub fn rows(&self) -> u64 {
+        self.inputs.iter().map(|file| file.rows).sum()
+    }
+
+    /// How many files it will make, by what its inputs take.
+    pub fn files_out(&self, target: u64) -> u64 {
+        let cut = self.cuts.iter().filter(|cut| self.inputs.iter().any(|file| file.least() < **cut && **cut <= file.greatest()));
+        (cut.count() as u64 + 1).max(self.bytes().div_ceil(target.max(1)))
+    }
+}
+
+/// The times of a file; a table without times has none that differ.
+trait Times {
+    fn least(&self) -> i64;
+    fn greatest(&self) -> i64;
+}
+
+impl Times for DataFile {
+    fn least(&self) -> i64 {
+        self.time_bounds().map_or(0, |times| times.least)
+    }
+
+    fn greatest(&self) -> i64 {
+        self.time_bounds().map_or(0, |times| times.greatest)
+    }
+}
+
+/// Everything that is to be merged now. No file is in two merges.
+pub fn plan(files: &[DataFile], policy: &Policy) -> Vec<Bin> {
+    let mut partitions: BTreeMap<&BTreeMap<String, String>, Vec<&DataFile>> = BTreeMap::new();
+    for file in files {
+        partitions.entry(&file.partition_values).or_default().push(file);
+    }
+    let mut bins = Vec::new();
+    for (partition, mut files) in partitions {
+        files.sort_by_cached_key(|file| (file.least(), file.greatest(), file.path.clone()));
+        let is_open = partition_end(partition).is_none_or(|end| policy.now < end);
+        let planned = if is_open { tiers(&files, policy) } else { settle(&files, policy) };
+        bins.extend(planned.into_iter().map(|draft| Bin {
+            partition: partition.clone(),
+            inputs: draft.files.into_iter().cloned().collect(),
+            cuts: draft.cuts,
+            why: draft.why,
+        }));
+    }
+    bins
+}
+
+/// When a partition's time is over; none if it has none.
+pub fn partition_end(partition: &BTreeMap<String, String>) -> Option<i64> {
+    let date: chrono::NaiveDate = partition.get("p_event_date")?.parse().ok()?;
+    let day = i64::from(date.to_epoch_days()) * DAY;
+    match partition.get("p_event_hour") {
+        Some(hour) => Some(day + (hour.parse::<i64>().ok()? + 1) * HOUR),
+        None => Some(day + DAY),
+    }
+}
+
+/// A merge of a partition at hand.
+struct Draft<'a> {
+    files: Vec<&'a DataFile>,
+    cuts: Vec<i64>,
+    why: Why,
+}
+
+fn bytes(files: &[&DataFile]) -> u64 {
+    files.iter().map(|file| file.size).sum()
+}
+
+fn is_full(file: &DataFile, policy: &Policy) -> bool {
+    file.size >= policy.target / 2
+}
+
+/// Merges of eight or more files of one tier with all smaller ones, the highest such tier.
+fn tiers<'a>(files: &[&'a DataFile], policy: &Policy) -> Vec<Draft<'a>> {
+    let tier = |file: &DataFile| file.rows.max(1).ilog(FAN);
+    let small: Vec<&DataFile> = files.iter().copied().filter(|file| !is_full(file, policy)).collect();
+    let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
+    for file in &small {
+        *counts.entry(tier(file)).or_default() += 1;
+    }
+    let Some((highest, _)) = counts.iter().rev().find(|(_, count)| **count >= FAN) else { return Vec::new() };
+    let taken: Vec<&DataFile> = small.into_iter().filter(|file| tier(file) <= *highest).collect();
+    in_portions(&taken, policy, Why::Tier)
+}
+
+/// Files as they follow one another in portions that one merge can take; none of one file alone.
+fn in_portions<'a>(files: &[&'a DataFile], policy: &Policy, why: Why) -> Vec<Draft<'a>> {
+    let mut drafts = Vec::new();
+    let mut portion: Vec<&DataFile> = Vec::new();
+    for file in files {
+        let is_too_much = bytes(&portion) + file.size > MOST_TARGETS * policy.target && portion.len() > 1;
+        if is_too_much || portion.len() == MOST_INPUTS {
+            drafts.push(Draft { files: std::mem::take(&mut portion), cuts: Vec::new(), why });
+        }
+        portion.push(file);
+    }
+    drafts.push(Draft { files: portion, cuts: Vec::new(), why });
+    drafts.retain(|draft| draft.files.len() > 1);
+    drafts
+}
+
+/// What a closed partition needs. `files` by their first time.
+fn settle<'a>(files: &[&'a DataFile], policy: &Policy) -> Vec<Draft<'a>> {
+    let mut drafts = Vec::new();
+    let mut small: Vec<Vec<&DataFile>> = Vec::new();
+    for cluster in clusters(files) {
+        let size = bytes(&cluster);
+        let is_large = size >= policy.target / 2;
+        if is_large || bytes(&small.concat()) + size > policy.target {
+            drafts.extend(join(&std::mem::take(&mut small), policy));
+        }
+        if !is_large {
+            small.push(cluster);
+        } else if cluster.len() > 1 && is_worth_it(&cluster, policy) {
+            drafts.extend(end_overlap(&cluster, policy));
+        }
+    }
+    drafts.extend(join(&small, policy));
+    // What waits is kept few.
+    if drafts.is_empty() && policy.patient { tiers(files, policy) } else { drafts }
+}
+
+/// Merges small clusters that follow one another.
+fn join<'a>(clusters: &[Vec<&'a DataFile>], policy: &Policy) -> Vec<Draft<'a>> {
+    let files = clusters.concat();
+    let why = if clusters.len() < files.len() { Why::Overlap } else { Why::Small };
+    if is_worth_it(&files, policy) { in_portions(&files, policy, why) } else { Vec::new() }
+}
+
+/// Files in groups that overlap, directly or over others; a shared time is an overlap.
+fn clusters<'a>(files: &[&'a DataFile]) -> Vec<Vec<&'a DataFile>> {
+    let mut clusters: Vec<Vec<&DataFile>> = Vec::new();
+    let mut reached = i64::MIN;
+    for file in files {
+        match clusters.last_mut() {
+            Some(cluster) if file.least() <= reached => cluster.push(file),
+            _ => clusters.push(vec![file]),
+        }
+        reached = reached.max(file.greatest());
+    }
+    clusters
+}
+
+/// Whether merging is worth what it rewrites. What is not the largest of the files counts as new.
+fn is_worth_it(files: &[&DataFile], policy: &Policy) -> bool {
+    let total = bytes(files);
+    let Some(largest) = files.iter().max_by_key(|file| file.size) else { return false };
+    if !policy.patient {
+        return true;
+    }
+    let fresh = files.iter().filter(|file| file.path != largest.path);
+    let written = || fresh.clone().map(|file| file.modified_ms * 1000);
+    let newest = written().max().unwrap_or(i64::MIN);
+    let oldest = written().min().unwrap_or(i64::MIN);
+    total <= policy.target / LITTLE
+        || (total - largest.size) * FAN >= total
+        || newest <= policy.now - HOUR
+        || oldest <= policy.now - DAY
+}
+
+/// Merges that end a cluster's overlap, or, if it is too much for one merge, come closer to that.
+fn end_overlap<'a>(cluster: &[&'a DataFile], policy: &Policy) -> Vec<Draft<'a>> {
+    let total = bytes(cluster);
+    if total <= MOST_TARGETS * policy.target {
+        return in_portions(cluster, policy, Why::Overlap);
+    }
+    let cuts = cuts(cluster, policy);
+    let crosses = |file: &&&DataFile| cuts.iter().any(|cut| file.least() < *cut && *cut <= file.greatest());
+    let crossing: Vec<&DataFile> = cluster.iter().filter(crosses).copied().collect();
+    if crossing.is_empty() {
+        // They overlap at single times, by which nothing can be cut.
+        return in_portions(cluster, policy, Why::Overlap);
+    }
+    let mut drafts = in_portions(&crossing, policy, Why::Split);
+    let taken: usize = drafts.iter().map(|draft| draft.files.len()).sum();
+    if taken < crossing.len() {
+        // What is left is one file alone, the last: it is cut all the same.
+        drafts.push(Draft { files: vec![crossing[crossing.len() - 1]], cuts: Vec::new(), why: Why::Split });
+    }
+    for draft in &mut drafts {
+        draft.cuts.clone_from(&cuts);
+    }
+    drafts
+}
+
+/// The times at which a cluster is cut: where the full files of a chain begin that hold most of it without an overlap; else
+/// so that about as many rows are between any two as make a full file.
+fn cuts(cluster: &[&DataFile], policy: &Policy) -> Vec<i64> {
+    let mut by_end: Vec<&DataFile> = cluster.iter().copied().filter(|file| is_full(file, policy)).collect();
+    by_end.sort_by_key(|file| file.greatest());
+    let mut chain: Vec<&DataFile> = Vec::new();
+    for file in by_end {
+        if chain.last().is_none_or(|last| last.greatest() < file.least()) {
+            chain.push(file);
+        }
+    }
+    let total = bytes(cluster);
+    if bytes(&chain) * 2 >= total && chain.len() > 1 {
+        return chain[1..].iter().map(|file| file.least()).collect();
+    }
+    let mut points: Vec<(i64, u64)> = Vec::new();
+    for file in cluster {
+        let width = file.greatest() - file.least();
+        let point = |n: i64| file.least() + (i128::from(width) * i128::from(2 * n + 1) / i128::from(2 * SAMPLES)) as i64;
+        points.extend((0..SAMPLES).map(|n| (point(n), file.size)));
+    }
+    points.sort_unstable();
+    let pieces = u128::from(total.div_ceil(policy.target.max(1)));
+    let all = u128::from(total) * SAMPLES as u128;
+    let (mut cuts, mut passed) = (Vec::new(), 0);
+    for (time, weight) in points {
+        if passed * pieces >= all * (cuts.len() as u128 + 1) {
+            cuts.push(time);
+        }
+        passed += u128::from(weight);
+    }
+    cuts.dedup();
+    cuts
+}

@@ -1,0 +1,374 @@
+//! One merge: inputs read, merged by their time, and written as files of the target size, in bounded memory.
+//!
+//! ```text
+//! a thread an input: read, decode → merge, encode (a thread) → upload → read back the ids of what was written
+//! ```
+//!
+//! Rows are counted, and their ids hashed, as they are read and again out of the files that stand in the store. Unless both
+//! agree with one another and with the log, nothing of it may be committed.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arrow::array::Array as _;
+use arrow::record_batch::RecordBatch;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use object_store::buffered::BufWriter;
+use object_store::path::Path;
+use parquet::errors::ParquetError;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use twox_hash::XxHash64;
+
+use super::input::{self, Inputs, Reading};
+use super::merge::{Chunk, Merge};
+use super::plan::Bin;
+use crate::base::Watch;
+use crate::base::store::Store;
+use crate::ingest::file::{FileError, FileWriter, GATHER_ROWS, ROW_GROUP_ROWS, gather};
+use crate::table::{DataFile, TableSpec};
+
+/// Files of at most this many bytes are uploaded by one put, larger ones in parts of this size.
+const PART_BYTES: usize = 8 << 20;
+/// A file is ended with a row group that is at least this full, so that it has no tiny one.
+const FULL_GROUP_ROWS: usize = ROW_GROUP_ROWS / 16 * 15;
+/// Of the memory of a merge the part for batches that were read; the rest is the writer's.
+const READING: usize = 3;
+
+/// Why a merge failed. Nothing of it was committed.
+#[derive(Debug, thiserror::Error)]
+pub enum RewriteError {
+    /// An input or an output can't be read.
+    #[error("{location}: can't be read: {source}")]
+    Read {
+        /// The file's path in the store.
+        location: String,
+        /// What the reader said.
+        source: ParquetError,
+    },
+    /// A fault of this program.
+    #[error(transparent)]
+    Write(#[from] FileError),
+    /// An output can't be uploaded.
+    #[error("uploading {location} failed: {message}")]
+    Upload {
+        /// The file's path in the store.
+        location: String,
+        /// What the store said.
+        message: String,
+    },
+    /// What was written is not what was read, or what was read not what the log says.
+    #[error(
+        "{table}: merging {files} files gave {written}, read were {read}, and the log says {told} rows; the files stay as they are: \
+         please report it"
+    )]
+    Differs {
+        /// The table.
+        table: String,
+        /// How many.
+        files: usize,
+        /// What the outputs hold.
+        written: Checksum,
+        /// What the inputs gave.
+        read: Checksum,
+        /// Rows of the inputs, by the log.
+        told: u64,
+    },
+    /// A table's rows have no id of the expected kind.
+    #[error("{table}: the column {column} is missing or of another type; compaction has no way to check its work, so it is left out")]
+    NoId {
+        /// The table.
+        table: String,
+        /// The column.
+        column: String,
+    },
+}
+
+impl RewriteError {
+    /// Whether an input is not in the store any more.
+    pub fn is_gone(&self) -> bool {
+        let Self::Read { source: ParquetError::External(source), .. } = self else { return false };
+        matches!(source.downcast_ref(), Some(object_store::Error::NotFound { .. }))
+    }
+}
+
+/// A count of rows and a hash of their ids in whatever order.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Checksum {
+    /// Rows.
+    pub rows: u64,
+    /// The sum of the hashes of their ids.
+    pub ids: u64,
+}
+
+impl Checksum {
+    /// Adds a batch's rows.
+    pub fn add(&mut self, spec: &TableSpec, batch: &RecordBatch) -> Result<(), RewriteError> {
+        let ids = input::ids(spec, batch).filter(|ids| ids.null_count() == 0);
+        let ids = ids.ok_or_else(|| RewriteError::NoId { table: spec.name.clone(), column: spec.id_column().to_owned() })?;
+        self.rows += ids.len() as u64;
+        for id in ids.iter().flatten() {
+            self.ids = self.ids.wrapping_add(XxHash64::oneshot(0, id.as_bytes()));
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Display for Checksum {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} rows (ids {:016x})", self.rows, self.ids)
+    }
+}
+
+/// Running totals that a progress display reads.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Merges planned.
+    pub bins: AtomicU64,
+    /// Merges done.
+    pub bins_done: AtomicU64,
+    /// Rows of all merges planned.
+    pub rows: AtomicU64,
+    /// Rows written.
+    pub rows_done: AtomicU64,
+    /// Bytes of the inputs of merges done.
+    pub bytes_done: AtomicU64,
+}
+
+/// What merges have in common.
+#[derive(Clone)]
+pub struct Rewriter {
+    /// Where the table is.
+    pub store: Store,
+    /// The table, with the columns that it really has.
+    pub spec: Arc<TableSpec>,
+    /// Bytes that a file is meant to have.
+    pub target: u64,
+    /// Bytes that one merge may take.
+    pub memory: usize,
+    /// What a progress display reads.
+    pub progress: Arc<Progress>,
+}
+
+/// Files that a merge wrote and that no log names yet.
+#[derive(Debug)]
+pub struct Rewritten {
+    /// The files.
+    pub files: Vec<DataFile>,
+    /// Started before the first was written.
+    pub made: Watch,
+}
+
+impl Rewriter {
+    /// Merges a bin's inputs.
+    pub async fn run(&self, bin: &Bin) -> Result<Rewritten, RewriteError> {
+        let made = Watch::start();
+        let (own, merged, runtime) = (self.clone(), bin.clone(), Handle::current());
+        let merging = tokio::task::spawn_blocking(move || own.merge(&merged, runtime));
+        let (files, read) = merging.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let mut written = Checksum::default();
+        for file in &files {
+            let failed = |source| RewriteError::Read { location: file.location(&self.store, &self.spec.name).to_string(), source };
+            let id = self.spec.id_column();
+            let mut ids = input::stream(&self.store, &self.spec, file, self.memory, |name| name == id).await.map_err(failed)?;
+            while let Some(batch) = ids.next().await {
+                written.add(&self.spec, &batch.map_err(failed)?)?;
+            }
+        }
+        let told = bin.rows();
+        if written != read || read.rows != told {
+            return Err(RewriteError::Differs { table: self.spec.name.clone(), files: bin.inputs.len(), written, read, told });
+        }
+        self.progress.bins_done.fetch_add(1, Ordering::Relaxed);
+        self.progress.bytes_done.fetch_add(bin.bytes(), Ordering::Relaxed);
+        Ok(Rewritten { files, made })
+    }
+
+    /// Blocking.
+    fn merge(&self, bin: &Bin, runtime: Handle) -> Result<(Vec<DataFile>, Checksum), RewriteError> {
+        let reading =
+            Reading { store: self.store.clone(), spec: self.spec.clone(), memory: self.memory / READING, runtime: runtime.clone() };
+        let bounds: Vec<i64> = bin.inputs.iter().map(|file| file.time_bounds().map_or(0, |times| times.least)).collect();
+        let column = self.spec.sort_column.as_ref().and_then(|column| self.spec.schema.index_of(column).ok());
+        let mut merge = Merge::new(Inputs::new(reading, &bin.inputs), column, &bounds);
+        let mut output = Output { rewriter: self, bin, runtime, writer: None, files: Vec::new(), left: bin.rows() };
+        while let Some(chunk) = merge.next(GATHER_ROWS)? {
+            output.write(&chunk)?;
+        }
+        let files = output.finish()?;
+        Ok((files, merge.inputs().read))
+    }
+}
+
+/// The files that a merge writes, one after another.
+struct Output<'a> {
+    rewriter: &'a Rewriter,
+    bin: &'a Bin,
+    runtime: Handle,
+    writer: Option<(FileWriter<'a, Parts>, Upload)>,
+    files: Vec<DataFile>,
+    /// Rows to come, by the log.
+    left: u64,
+}
+
+impl Output<'_> {
+    fn write(&mut self, chunk: &Chunk) -> Result<(), RewriteError> {
+        let mut at = 0;
+        while at < chunk.rows.len() {
+            let end = self.end_of_file(chunk, at);
+            self.append(chunk, at..end.unwrap_or(chunk.rows.len()))?;
+            if end.is_some() {
+                self.end_file()?;
+            }
+            at = end.unwrap_or(chunk.rows.len());
+        }
+        Ok(())
+    }
+
+    /// Where in the chunk, from `at` on, the file at hand ends; none if it goes on beyond the chunk. Always between rows of
+    /// different times: files that share a time overlap.
+    fn end_of_file(&self, chunk: &Chunk, at: usize) -> Option<usize> {
+        let (writer, _) = self.writer.as_ref()?;
+        let last = writer.last_time()?;
+        let next_cut = self.bin.cuts.iter().copied().find(|cut| *cut > last);
+        let at_cut = next_cut.map(|cut| at + chunk.times[at..].partition_point(|time| *time < cut)).filter(|end| *end < chunk.rows.len());
+        let at_size = if self.is_large_enough(writer) {
+            Some(at + chunk.times[at..].partition_point(|time| *time <= last)).filter(|end| *end < chunk.rows.len())
+        } else {
+            None
+        };
+        [at_cut, at_size].into_iter().flatten().min()
+    }
+
+    fn is_large_enough(&self, writer: &FileWriter<'_, Parts>) -> bool {
+        let (rows, bytes) = (writer.rows() as u64, writer.bytes() as u64);
+        // What is left had better not be a file of its own if it is small.
+        let left = (u128::from(self.left) * u128::from(bytes) / u128::from(rows.max(1))) as u64;
+        let is_group_full = writer.rows_of_group() >= FULL_GROUP_ROWS || writer.rows_of_group() == writer.rows();
+        is_group_full && bytes >= self.rewriter.target && left >= self.rewriter.target / 4
+    }
+
+    fn append(&mut self, chunk: &Chunk, rows: Range<usize>) -> Result<(), RewriteError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let spec = &*self.rewriter.spec;
+        if self.writer.is_none() {
+            let (send, receive) = mpsc::channel(2);
+            let sink = Parts { send: send.clone(), held: Vec::new() };
+            let writer = FileWriter::new(spec, self.bin.partition.clone(), self.left as usize, sink)?;
+            let path = self.rewriter.store.root.clone().join(spec.name.as_str());
+            let path: Path = path.parts().chain(Path::from(writer.path()).parts()).collect();
+            let upload = Upload::start(&self.runtime, &self.rewriter.store, path, receive, send);
+            self.writer = Some((writer, upload));
+        }
+        let sources: Vec<&RecordBatch> = chunk.batches.iter().collect();
+        let (writer, _) = self.writer.as_mut().expect("made above");
+        let gathered = gather(spec, &sources, &chunk.rows[rows])?;
+        if let Err(error) = writer.write(&gathered) {
+            // The writer only meets with a closed channel where the upload has failed.
+            let (writer, upload) = self.writer.take().expect("made above");
+            drop(writer);
+            return Err(upload.failure(&self.runtime).unwrap_or(error.into()));
+        }
+        self.left = self.left.saturating_sub(gathered.num_rows() as u64);
+        self.rewriter.progress.rows_done.fetch_add(gathered.num_rows() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn end_file(&mut self) -> Result<(), RewriteError> {
+        if let Some((writer, upload)) = self.writer.take() {
+            match writer.finish() {
+                Ok(file) => {
+                    upload.end(&self.runtime)?;
+                    self.files.push(file);
+                }
+                Err(error) => return Err(upload.failure(&self.runtime).unwrap_or(error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Vec<DataFile>, RewriteError> {
+        self.end_file()?;
+        Ok(self.files)
+    }
+}
+
+/// A piece of a file on its way to the store.
+enum Part {
+    Bytes(Bytes),
+    /// Nothing comes after it. Without it a file is not whole and is not uploaded to its end.
+    End,
+}
+
+/// A file's bytes in parts, as they are written.
+struct Parts {
+    send: mpsc::Sender<Part>,
+    held: Vec<u8>,
+}
+
+impl std::io::Write for Parts {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.held.extend_from_slice(bytes);
+        if self.held.len() >= PART_BYTES {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        if self.held.is_empty() {
+            return Ok(());
+        }
+        let part = Part::Bytes(std::mem::take(&mut self.held).into());
+        self.send.blocking_send(part).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// A file on its way to the store.
+struct Upload {
+    location: String,
+    send: mpsc::Sender<Part>,
+    task: JoinHandle<object_store::Result<()>>,
+}
+
+impl Upload {
+    fn start(runtime: &Handle, store: &Store, path: Path, mut receive: mpsc::Receiver<Part>, send: mpsc::Sender<Part>) -> Self {
+        let location = path.to_string();
+        let mut to = BufWriter::with_capacity(store.objects.clone(), path, PART_BYTES);
+        let task = runtime.spawn(async move {
+            loop {
+                match receive.recv().await {
+                    Some(Part::Bytes(bytes)) => to.put(bytes).await?,
+                    Some(Part::End) => return tokio::io::AsyncWriteExt::shutdown(&mut to).await.map_err(store_error),
+                    // The merge failed: what is there of the file goes.
+                    None => return to.abort().await,
+                }
+            }
+        });
+        Self { location, send, task }
+    }
+
+    /// Waits until the file is in the store.
+    fn end(self, runtime: &Handle) -> Result<(), RewriteError> {
+        // An upload that has failed hears nothing any more.
+        drop(self.send.blocking_send(Part::End));
+        self.failure(runtime).map_or(Ok(()), Err)
+    }
+
+    /// Ends the upload where it is. Why it failed, if it did.
+    fn failure(self, runtime: &Handle) -> Option<RewriteError> {
+        let Self { location, send, task } = self;
+        drop(send);
+        let ended = runtime.block_on(task).unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        ended.err().map(|e| RewriteError::Upload { location, message: e.to_string() })
+    }
+}
+
+fn store_error(error: std::io::Error) -> object_store::Error {
+    object_store::Error::Generic { store: "upload", source: error.into() }
+}

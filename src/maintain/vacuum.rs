@@ -1,0 +1,114 @@
+//! Files that no table needs any more: which they are, as a pure function, and deleting them behind a fence.
+//!
+//! A file that no version of a table names may still be about to be named: by a writer's batch, or by a merge. Neither
+//! commits files that are older than an hour. So the order of steps is: list; put a fence into the ledger and into the table;
+//! bring the table up to the ledger; read it; delete what was listed, is older than a day, and is not named. Who was frozen
+//! with its put under way finds the fence at that version, reads on, and sees that its files are too old.
+//!
+//! Files that were taken out of a table are kept for readers of older versions, for as long as the configuration says.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use object_store::ObjectStore as _;
+use object_store::path::Path;
+
+use super::MaintainError;
+use crate::base::store::Store;
+use crate::table::{Lake, TableError, Upkeep};
+
+/// How old files and log entries have to be to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ages {
+    /// Since they were taken out of their table; log entries as well.
+    pub taken_out: Duration,
+    /// Since they were written, if no table ever named them.
+    pub never_named: Duration,
+}
+
+/// A day is far beyond the hour after which no writer commits a file, whatever the clocks of store and machines say.
+pub const NEVER_NAMED: Duration = Duration::from_secs(86_400);
+
+/// A file below a table, as a listing tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedFile {
+    /// Its path below the table.
+    pub path: String,
+    /// Bytes.
+    pub size: u64,
+    /// In milliseconds since the epoch.
+    pub written_ms: i64,
+}
+
+/// Which of these files can go.
+pub fn deletable(
+    files: &[ListedFile],
+    named: &HashSet<String>,
+    taken_out: &HashMap<String, i64>,
+    now_ms: i64,
+    ages: Ages,
+) -> Vec<ListedFile> {
+    let before = |age: Duration| now_ms - age.as_millis() as i64;
+    let can_go = |file: &&ListedFile| {
+        let is_old = file.written_ms <= before(ages.never_named);
+        let is_free = taken_out.get(&file.path).is_none_or(|at_ms| *at_ms <= before(ages.taken_out));
+        is_old && is_free && !named.contains(&file.path)
+    };
+    files.iter().filter(can_go).cloned().collect()
+}
+
+/// What a vacuum of one table has found.
+pub struct Found {
+    table: String,
+    /// What can go.
+    pub files: Vec<ListedFile>,
+}
+
+/// Lists what can go from a table; none if the table is not there.
+pub async fn look(store: &Store, table: &str, now_ms: i64, ages: Ages) -> Result<Option<Found>, MaintainError> {
+    let listed = list(store, table).await?;
+    let Some(upkeep) = Upkeep::open(store, table).await? else { return Ok(None) };
+    let files = deletable(&listed, &named(&upkeep)?, &upkeep.tombstones().await?, now_ms, ages);
+    Ok(Some(Found { table: table.to_owned(), files }))
+}
+
+/// Deletes what was found, behind a fence that the ledger has already got. The table, and what was deleted.
+pub async fn delete(lake: &Lake, found: Found, now_ms: i64, ages: Ages) -> Result<(String, Vec<ListedFile>), MaintainError> {
+    let store = lake.store();
+    if let Some(mut upkeep) = Upkeep::open(store, &found.table).await? {
+        upkeep.fence(ages.taken_out.as_millis() as i64).await?;
+    }
+    lake.settle().await?;
+    let Some(upkeep) = Upkeep::open(store, &found.table).await? else { return Ok((found.table, Vec::new())) };
+    let files = deletable(&found.files, &named(&upkeep)?, &upkeep.tombstones().await?, now_ms, ages);
+    let root = store.root.clone().join(found.table.as_str());
+    let paths: Vec<Path> = files.iter().map(|file| root.parts().chain(Path::from(file.path.as_str()).parts()).collect()).collect();
+    let mut deleting = store.objects.delete_stream(futures::stream::iter(paths.into_iter().map(Ok)).boxed());
+    while let Some(deleted) = deleting.next().await {
+        match deleted {
+            // Another vacuum was faster.
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+            Err(source) => return Err(MaintainError::Store { doing: "deleting files below", location: root.to_string(), source }),
+        }
+    }
+    Ok((found.table, files))
+}
+
+fn named(table: &Upkeep) -> Result<HashSet<String>, TableError> {
+    Ok(table.snapshot().files()?.into_iter().map(|file| file.path).collect())
+}
+
+/// Every Parquet file below a table but those of its log. Whatever else someone put there is theirs.
+async fn list(store: &Store, table: &str) -> Result<Vec<ListedFile>, MaintainError> {
+    let root = store.root.clone().join(table);
+    let listed: Result<Vec<_>, _> = store.objects.list(Some(&root)).try_collect().await;
+    let listed = listed.map_err(|source| MaintainError::Store { doing: "listing", location: root.to_string(), source })?;
+    let below = |path: &Path| path.prefix_match(&root).map(|parts| parts.collect::<Path>().to_string());
+    let files = listed.iter().filter_map(|meta| {
+        let path = below(&meta.location)?;
+        let is_ours = path.ends_with(".parquet") && !path.starts_with(['_', '.']);
+        is_ours.then(|| ListedFile { path, size: meta.size, written_ms: meta.last_modified.timestamp_millis() })
+    });
+    Ok(files.collect())
+}
