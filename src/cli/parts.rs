@@ -16,8 +16,8 @@ use crate::ingest::worker::WorkerSettings;
 use crate::maintain::Maintainer;
 use crate::table::Lake;
 
-/// A merge with less memory reads in small batches, and takes more than this for its writer all the same.
-const LEAST_MERGE: usize = 128 << 20;
+/// What a merge takes, measured on files of a hundred columns. With less it reads in small batches; its writer takes most.
+const LEAST_MERGE: usize = 384 << 20;
 
 /// Opens the lake to write to; refuses a store that can't guard commits.
 pub async fn open_lake(config: &Config) -> anyhow::Result<Arc<Lake>> {
@@ -37,7 +37,8 @@ pub fn maintainer(settings: &Settings, lake: Arc<Lake>, stop: CancellationToken)
         settings: config.maintenance.clone(),
         retention: config.retention.clone(),
         memory,
-        at_once: config::cores().min(memory / LEAST_MERGE).max(1),
+        // A merge has two threads.
+        at_once: (config::cores() / 2).min(memory / LEAST_MERGE).max(1),
         progress: Arc::default(),
         stop,
     }

@@ -18,7 +18,7 @@ use parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask};
 use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::merge::Batches;
 use super::rewrite::{Checksum, RewriteError};
@@ -26,10 +26,12 @@ use crate::base::store::Store;
 use crate::ingest::file::footer_guess;
 use crate::table::{DataFile, TableSpec};
 
-/// Inputs that are begun before the merge comes to them.
-const OPEN_AHEAD: usize = 3;
-/// Batches of one input in memory: with the merge, in the channel, being decoded, and in the chunk being written.
-const IN_MEMORY: usize = 4;
+/// Inputs whose bytes are fetched before the merge comes to them.
+const FETCH_AHEAD: usize = 8;
+/// Files of at most this many bytes are fetched whole, larger ones by row groups.
+const WHOLE_BYTES: u64 = 4 << 20;
+/// Batches of one input in memory: with the merge, and in what is gathered.
+const IN_MEMORY: usize = 2;
 /// Rows that a batch has at least and at most.
 const BATCH_ROWS: (usize, usize) = (64, 8 * 1024);
 
@@ -41,18 +43,29 @@ pub struct Reading {
     pub spec: Arc<TableSpec>,
     /// Bytes that the batches of all open inputs may take.
     pub memory: usize,
-    /// Where tasks run.
+    /// Where requests run.
     pub runtime: Handle,
 }
 
-/// The inputs of a merge, by their first time.
+/// An input, as far as the merge has come to it.
+enum Input {
+    /// Its bytes are on their way, if it is fetched whole.
+    Fetching(Option<JoinHandle<object_store::Result<Bytes>>>),
+    Open(Box<ParquetRecordBatchStream<StoredFile>>),
+    /// All its rows, in order.
+    Sorted(RecordBatch),
+    Ended,
+}
+
+/// The inputs of a merge, by their first time. They are decoded by the merge's thread: as many threads as there are inputs
+/// would each keep memory for themselves.
 pub struct Inputs {
-    reading: Arc<Reading>,
+    reading: Reading,
     files: Vec<DataFile>,
     /// Bytes for the batches of one input.
     share: usize,
     /// Those begun.
-    begun: Vec<Option<mpsc::Receiver<std::result::Result<RecordBatch, RewriteError>>>>,
+    begun: Vec<Input>,
     /// Of all rows that were given.
     pub read: Checksum,
 }
@@ -60,22 +73,38 @@ pub struct Inputs {
 impl Inputs {
     /// Inputs none of which is open yet.
     pub fn new(reading: Reading, files: &[DataFile]) -> Self {
-        let share = reading.memory / (open_at_once(files) + OPEN_AHEAD);
-        Self { reading: Arc::new(reading), files: files.to_vec(), share, begun: Vec::new(), read: Checksum::default() }
+        let share = reading.memory / open_at_once(files).max(1);
+        Self { reading, files: files.to_vec(), share, begun: Vec::new(), read: Checksum::default() }
     }
 
-    fn begin(&mut self, input: usize) {
-        let (reading, file, share) = (self.reading.clone(), self.files[input].clone(), self.share);
-        let (send, receive) = mpsc::channel(1);
-        let runtime = reading.runtime.clone();
-        self.reading.runtime.spawn_blocking(move || {
-            // A merge that ended early hangs up.
-            if let Err(error) = runtime.block_on(reading.give(&file, share, &send)) {
-                let location = file.location(&reading.store, &reading.spec.name).to_string();
-                drop(send.blocking_send(Err(RewriteError::Read { location, source: error })));
-            }
+    fn begin(&mut self) {
+        let file = &self.files[self.begun.len()];
+        let fetching = (file.size <= WHOLE_BYTES).then(|| {
+            let (objects, path) = (self.reading.store.objects.clone(), file.location(&self.reading.store, &self.reading.spec.name));
+            self.reading.runtime.spawn(async move { objects.get(&path).await?.bytes().await })
         });
-        self.begun.push(Some(receive));
+        self.begun.push(Input::Fetching(fetching));
+    }
+
+    fn read(&mut self, input: usize) -> Result<Option<RecordBatch>> {
+        let (reading, file) = (&self.reading, &self.files[input]);
+        loop {
+            match std::mem::replace(&mut self.begun[input], Input::Ended) {
+                Input::Fetching(fetching) => self.begun[input] = reading.runtime.block_on(reading.open(file, fetching, self.share))?,
+                Input::Open(mut batches) => match reading.runtime.block_on(batches.next()) {
+                    Some(batch) => {
+                        let batch = adapt(&batch?, &reading.spec.schema)?;
+                        self.begun[input] = Input::Open(batches);
+                        if batch.num_rows() > 0 {
+                            return Ok(Some(batch));
+                        }
+                    }
+                    None => return Ok(None),
+                },
+                Input::Sorted(batch) => return Ok((batch.num_rows() > 0).then_some(batch)),
+                Input::Ended => return Ok(None),
+            }
+        }
     }
 }
 
@@ -83,14 +112,15 @@ impl Batches for Inputs {
     type Error = RewriteError;
 
     fn next(&mut self, input: usize) -> std::result::Result<Option<RecordBatch>, RewriteError> {
-        while self.begun.len() < self.files.len().min(input + 1 + OPEN_AHEAD) {
-            self.begin(self.begun.len());
+        while self.begun.len() < self.files.len().min(input + 1 + FETCH_AHEAD) {
+            self.begin();
         }
-        let Some(batches) = &mut self.begun[input] else { return Ok(None) };
-        let next = batches.blocking_recv().transpose()?;
-        match &next {
-            Some(batch) => self.read.add(&self.reading.spec, batch)?,
-            None => self.begun[input] = None,
+        let next = self.read(input).map_err(|source| {
+            let location = self.files[input].location(&self.reading.store, &self.reading.spec.name).to_string();
+            RewriteError::Read { location, source }
+        })?;
+        if let Some(batch) = &next {
+            self.read.add(&self.reading.spec, batch)?;
         }
         Ok(next)
     }
@@ -117,6 +147,15 @@ pub struct StoredFile {
     size: u64,
     /// How much of its end is read at first, in the hope that it holds the footer.
     footer: usize,
+    /// All of it, if it was fetched whole.
+    whole: Option<Bytes>,
+}
+
+impl StoredFile {
+    fn held(&self, range: &Range<u64>) -> Option<Bytes> {
+        let range = range.start as usize..range.end as usize;
+        self.whole.as_ref().filter(|whole| range.end <= whole.len()).map(|whole| whole.slice(range))
+    }
 }
 
 fn external(error: object_store::Error) -> ParquetError {
@@ -125,12 +164,24 @@ fn external(error: object_store::Error) -> ParquetError {
 
 impl AsyncFileReader for StoredFile {
     fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, Result<Bytes>> {
-        async move { self.objects.get_range(&self.path, range).await.map_err(external) }.boxed()
+        async move {
+            match self.held(&range) {
+                Some(held) => Ok(held),
+                None => self.objects.get_range(&self.path, range).await.map_err(external),
+            }
+        }
+        .boxed()
     }
 
     fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, Result<Vec<Bytes>>> {
-        // Neighbours are one request.
-        async move { self.objects.get_ranges(&self.path, &ranges).await.map_err(external) }.boxed()
+        async move {
+            match ranges.iter().map(|range| self.held(range)).collect() {
+                Some(held) => Ok(held),
+                // Neighbours are one request.
+                None => self.objects.get_ranges(&self.path, &ranges).await.map_err(external),
+            }
+        }
+        .boxed()
     }
 
     fn get_metadata<'a>(&'a mut self, _: Option<&'a ArrowReaderOptions>) -> BoxFuture<'a, Result<Arc<ParquetMetaData>>> {
@@ -143,17 +194,19 @@ impl AsyncFileReader for StoredFile {
     }
 }
 
-/// A stream of a file's rows, in the types that the table has them in, of those columns that `wanted` wants.
+/// A stream of a file's rows, in the types that the table has them in, of those columns that `wanted` wants. `whole`: its
+/// bytes, if they are there already.
 pub async fn stream(
     store: &Store,
     spec: &TableSpec,
     file: &DataFile,
+    whole: Option<Bytes>,
     memory: usize,
     wanted: impl Fn(&str) -> bool,
 ) -> Result<ParquetRecordBatchStream<StoredFile>> {
     let path = file.location(store, &spec.name);
     let footer = footer_guess(spec.schema.fields().len(), file.rows).min(file.size) as usize;
-    let mut reader = StoredFile { objects: store.objects.clone(), path, size: file.size, footer };
+    let mut reader = StoredFile { objects: store.objects.clone(), path, size: file.size, footer, whole };
     // By the Parquet types alone: whoever wrote the file, text is text of one kind.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
     let metadata = ArrowReaderMetadata::load_async(&mut reader, options.clone()).await?;
@@ -192,34 +245,28 @@ fn views(there: &DataType, wanted: &DataType) -> DataType {
 }
 
 impl Reading {
-    /// Reads a file into a channel, until its end or until nobody listens.
-    async fn give(&self, file: &DataFile, share: usize, send: &mpsc::Sender<std::result::Result<RecordBatch, RewriteError>>) -> Result<()> {
+    async fn open(&self, file: &DataFile, fetching: Option<JoinHandle<object_store::Result<Bytes>>>, share: usize) -> Result<Input> {
+        let whole = match fetching {
+            Some(fetching) => Some(fetching.await.map_err(|e| ParquetError::External(Box::new(e)))?.map_err(external)?),
+            None => None,
+        };
         let schema = &self.spec.schema;
-        let mut batches = stream(&self.store, &self.spec, file, share, |name| schema.column_with_name(name).is_some()).await?;
+        let mut batches = stream(&self.store, &self.spec, file, whole, share, |name| schema.column_with_name(name).is_some()).await?;
         if file.times.is_some() || self.spec.sort_column.is_none() {
-            while let Some(batch) = batches.next().await {
-                let batch = adapt(&batch?, schema)?;
-                if batch.num_rows() > 0 && send.send(Ok(batch)).await.is_err() {
-                    break;
-                }
-            }
-            return Ok(());
+            return Ok(Input::Open(Box::new(batches)));
         }
         // Not of our writing, or of long ago: its rows may be in any order.
-        let mut whole = Vec::new();
+        let (mut rows, mut held) = (Vec::new(), 0);
         while let Some(batch) = batches.next().await {
-            whole.push(adapt(&batch?, schema)?);
-            let held: usize = whole.iter().map(RecordBatch::get_array_memory_size).sum();
+            let batch = adapt(&batch?, schema)?;
+            held += batch.get_array_memory_size();
+            rows.push(batch);
             if held > self.memory * 2 {
-                let message = format!("its rows are not known to be in order, and sorting them takes more memory than the {held} bytes there are");
+                let message = format!("its rows are not known to be in order, and sorting them takes more memory than there is ({held} bytes)");
                 return Err(ParquetError::General(message));
             }
         }
-        let sorted = sort(&concat_batches(schema, &whole)?, &self.spec)?;
-        if sorted.num_rows() > 0 {
-            drop(send.send(Ok(sorted)).await);
-        }
-        Ok(())
+        Ok(Input::Sorted(sort(&concat_batches(schema, &rows)?, &self.spec)?))
     }
 }
 

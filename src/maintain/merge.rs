@@ -27,8 +27,6 @@ pub struct Chunk {
     pub batches: Vec<RecordBatch>,
     /// Batch and row.
     pub rows: Vec<(usize, usize)>,
-    /// Their times; all 0 in a table without one.
-    pub times: Vec<i64>,
 }
 
 /// An input at hand.
@@ -80,10 +78,7 @@ impl<B: Batches> Merge<B> {
                 chunk.batches.push(head.batch.clone());
                 chunk.batches.len() - 1
             });
-            for row in head.at..end {
-                chunk.rows.push((place, row));
-                chunk.times.push(self.time(&head, row));
-            }
+            chunk.rows.extend((head.at..end).map(|row| (place, row)));
             if end < head.batch.num_rows() {
                 let head = Head { at: end, ..head };
                 self.next.push(Reverse((self.time(&head, end), input)));

@@ -1,17 +1,17 @@
 //! One merge: inputs read, merged by their time, and written as files of the target size, in bounded memory.
 //!
 //! ```text
-//! a thread an input: read, decode → merge, encode (a thread) → upload → read back the ids of what was written
+//! read, decode, merge (a thread) → encode (a thread) → upload → read back the ids of what was written
 //! ```
 //!
 //! Rows are counted, and their ids hashed, as they are read and again out of the files that stand in the store. Unless both
 //! agree with one another and with the log, nothing of it may be committed.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrow::array::Array as _;
+use arrow::array::{Array as _, AsArray as _};
+use arrow::datatypes::TimestampMicrosecondType;
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -35,6 +35,8 @@ use crate::table::{DataFile, TableSpec};
 const PART_BYTES: usize = 8 << 20;
 /// A file is ended with a row group that is at least this full, so that it has no tiny one.
 const FULL_GROUP_ROWS: usize = ROW_GROUP_ROWS / 16 * 15;
+/// Batches on their way from merging to writing.
+const GATHERED: usize = 2;
 /// Of the memory of a merge the part for batches that were read; the rest is the writer's.
 const READING: usize = 3;
 
@@ -166,14 +168,18 @@ impl Rewriter {
     /// Merges a bin's inputs.
     pub async fn run(&self, bin: &Bin) -> Result<Rewritten, RewriteError> {
         let made = Watch::start();
-        let (own, merged, runtime) = (self.clone(), bin.clone(), Handle::current());
-        let merging = tokio::task::spawn_blocking(move || own.merge(&merged, runtime));
-        let (files, read) = merging.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
+        let (send, receive) = mpsc::channel(GATHERED);
+        let (reader, writer) = ((self.clone(), bin.clone(), Handle::current()), (self.clone(), bin.clone(), Handle::current()));
+        let reading = on_a_thread("merge", move || reader.0.merge(&reader.1, reader.2, send));
+        let writing = on_a_thread("encode", move || writer.0.write(&writer.1, writer.2, receive));
+        // Where one failed, the other only met with a closed channel.
+        let (read, files) = tokio::join!(reading, writing);
+        let (read, files) = (read?, files?);
         let mut written = Checksum::default();
         for file in &files {
             let failed = |source| RewriteError::Read { location: file.location(&self.store, &self.spec.name).to_string(), source };
             let id = self.spec.id_column();
-            let mut ids = input::stream(&self.store, &self.spec, file, self.memory, |name| name == id).await.map_err(failed)?;
+            let mut ids = input::stream(&self.store, &self.spec, file, None, self.memory, |name| name == id).await.map_err(failed)?;
             while let Some(batch) = ids.next().await {
                 written.add(&self.spec, &batch.map_err(failed)?)?;
             }
@@ -187,19 +193,36 @@ impl Rewriter {
         Ok(Rewritten { files, made })
     }
 
-    /// Blocking.
-    fn merge(&self, bin: &Bin, runtime: Handle) -> Result<(Vec<DataFile>, Checksum), RewriteError> {
-        let reading =
-            Reading { store: self.store.clone(), spec: self.spec.clone(), memory: self.memory / READING, runtime: runtime.clone() };
+    /// Reads and merges, until the end or until nobody listens. Blocking.
+    fn merge(&self, bin: &Bin, runtime: Handle, send: mpsc::Sender<Piece<RecordBatch>>) -> Result<Checksum, RewriteError> {
+        let reading = Reading { store: self.store.clone(), spec: self.spec.clone(), memory: self.memory / READING, runtime };
         let bounds: Vec<i64> = bin.inputs.iter().map(|file| file.time_bounds().map_or(0, |times| times.least)).collect();
         let column = self.spec.sort_column.as_ref().and_then(|column| self.spec.schema.index_of(column).ok());
         let mut merge = Merge::new(Inputs::new(reading, &bin.inputs), column, &bounds);
-        let mut output = Output { rewriter: self, bin, runtime, writer: None, files: Vec::new(), left: bin.rows() };
-        while let Some(chunk) = merge.next(GATHER_ROWS)? {
-            output.write(&chunk)?;
+        while let Some(Chunk { batches, rows }) = merge.next(GATHER_ROWS)? {
+            let sources: Vec<&RecordBatch> = batches.iter().collect();
+            if send.blocking_send(Piece::Next(gather(&self.spec, &sources, &rows)?)).is_err() {
+                break;
+            }
         }
-        let files = output.finish()?;
-        Ok((files, merge.inputs().read))
+        drop(send.blocking_send(Piece::End));
+        Ok(merge.inputs().read)
+    }
+
+    /// Writes what comes. Blocking.
+    fn write(&self, bin: &Bin, runtime: Handle, mut receive: mpsc::Receiver<Piece<RecordBatch>>) -> Result<Vec<DataFile>, RewriteError> {
+        let mut output = Output { rewriter: self, bin, runtime, writer: None, files: Vec::new(), left: bin.rows() };
+        loop {
+            match receive.blocking_recv() {
+                Some(Piece::Next(rows)) => output.write(&rows)?,
+                Some(Piece::End) => {
+                    output.end_file()?;
+                    return Ok(output.files);
+                }
+                // Reading failed, and tells why.
+                None => return Ok(Vec::new()),
+            }
+        }
     }
 }
 
@@ -215,32 +238,32 @@ struct Output<'a> {
 }
 
 impl Output<'_> {
-    fn write(&mut self, chunk: &Chunk) -> Result<(), RewriteError> {
+    fn write(&mut self, rows: &RecordBatch) -> Result<(), RewriteError> {
         let mut at = 0;
-        while at < chunk.rows.len() {
-            let end = self.end_of_file(chunk, at);
-            self.append(chunk, at..end.unwrap_or(chunk.rows.len()))?;
+        while at < rows.num_rows() {
+            let end = self.end_of_file(rows, at);
+            let to = end.unwrap_or(rows.num_rows());
+            if to > at {
+                self.append(&rows.slice(at, to - at))?;
+            }
             if end.is_some() {
                 self.end_file()?;
             }
-            at = end.unwrap_or(chunk.rows.len());
+            at = to;
         }
         Ok(())
     }
 
-    /// Where in the chunk, from `at` on, the file at hand ends; none if it goes on beyond the chunk. Always between rows of
+    /// At which of these rows, from `at` on, the file at hand ends; none if it goes on beyond them. Always between rows of
     /// different times: files that share a time overlap.
-    fn end_of_file(&self, chunk: &Chunk, at: usize) -> Option<usize> {
+    fn end_of_file(&self, rows: &RecordBatch, at: usize) -> Option<usize> {
         let (writer, _) = self.writer.as_ref()?;
         let last = writer.last_time()?;
+        let times = rows.column_by_name(self.rewriter.spec.sort_column.as_ref()?)?.as_primitive::<TimestampMicrosecondType>().values();
         let next_cut = self.bin.cuts.iter().copied().find(|cut| *cut > last);
-        let at_cut = next_cut.map(|cut| at + chunk.times[at..].partition_point(|time| *time < cut)).filter(|end| *end < chunk.rows.len());
-        let at_size = if self.is_large_enough(writer) {
-            Some(at + chunk.times[at..].partition_point(|time| *time <= last)).filter(|end| *end < chunk.rows.len())
-        } else {
-            None
-        };
-        [at_cut, at_size].into_iter().flatten().min()
+        let at_cut = next_cut.map(|cut| at + times[at..].partition_point(|time| *time < cut));
+        let at_size = self.is_large_enough(writer).then(|| at + times[at..].partition_point(|time| *time <= last));
+        [at_cut, at_size].into_iter().flatten().filter(|end| *end < rows.num_rows()).min()
     }
 
     fn is_large_enough(&self, writer: &FileWriter<'_, Parts>) -> bool {
@@ -251,10 +274,7 @@ impl Output<'_> {
         is_group_full && bytes >= self.rewriter.target && left >= self.rewriter.target / 4
     }
 
-    fn append(&mut self, chunk: &Chunk, rows: Range<usize>) -> Result<(), RewriteError> {
-        if rows.is_empty() {
-            return Ok(());
-        }
+    fn append(&mut self, rows: &RecordBatch) -> Result<(), RewriteError> {
         let spec = &*self.rewriter.spec;
         if self.writer.is_none() {
             let (send, receive) = mpsc::channel(2);
@@ -265,17 +285,15 @@ impl Output<'_> {
             let upload = Upload::start(&self.runtime, &self.rewriter.store, path, receive, send);
             self.writer = Some((writer, upload));
         }
-        let sources: Vec<&RecordBatch> = chunk.batches.iter().collect();
         let (writer, _) = self.writer.as_mut().expect("made above");
-        let gathered = gather(spec, &sources, &chunk.rows[rows])?;
-        if let Err(error) = writer.write(&gathered) {
+        if let Err(error) = writer.write(rows) {
             // The writer only meets with a closed channel where the upload has failed.
             let (writer, upload) = self.writer.take().expect("made above");
             drop(writer);
             return Err(upload.failure(&self.runtime).unwrap_or(error.into()));
         }
-        self.left = self.left.saturating_sub(gathered.num_rows() as u64);
-        self.rewriter.progress.rows_done.fetch_add(gathered.num_rows() as u64, Ordering::Relaxed);
+        self.left = self.left.saturating_sub(rows.num_rows() as u64);
+        self.rewriter.progress.rows_done.fetch_add(rows.num_rows() as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -291,23 +309,29 @@ impl Output<'_> {
         }
         Ok(())
     }
+}
 
-    fn finish(mut self) -> Result<Vec<DataFile>, RewriteError> {
-        self.end_file()?;
-        Ok(self.files)
+/// Runs blocking work on a thread that ends with it. A pool's threads would each keep, for later, what memory they once used.
+async fn on_a_thread<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (send, receive) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    let thread = thread.spawn(move || drop(send.send(work()))).expect("the system gives a thread");
+    match receive.await {
+        Ok(result) => result,
+        Err(_) => std::panic::resume_unwind(thread.join().expect_err("it ended without a result")),
     }
 }
 
-/// A piece of a file on its way to the store.
-enum Part {
-    Bytes(Bytes),
-    /// Nothing comes after it. Without it a file is not whole and is not uploaded to its end.
+/// A piece of something whole.
+enum Piece<T> {
+    Next(T),
+    /// Nothing comes after it. Without it what was sent is not whole.
     End,
 }
 
 /// A file's bytes in parts, as they are written.
 struct Parts {
-    send: mpsc::Sender<Part>,
+    send: mpsc::Sender<Piece<Bytes>>,
     held: Vec<u8>,
 }
 
@@ -324,7 +348,7 @@ impl std::io::Write for Parts {
         if self.held.is_empty() {
             return Ok(());
         }
-        let part = Part::Bytes(std::mem::take(&mut self.held).into());
+        let part = Piece::Next(std::mem::take(&mut self.held).into());
         self.send.blocking_send(part).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
     }
 }
@@ -332,19 +356,19 @@ impl std::io::Write for Parts {
 /// A file on its way to the store.
 struct Upload {
     location: String,
-    send: mpsc::Sender<Part>,
+    send: mpsc::Sender<Piece<Bytes>>,
     task: JoinHandle<object_store::Result<()>>,
 }
 
 impl Upload {
-    fn start(runtime: &Handle, store: &Store, path: Path, mut receive: mpsc::Receiver<Part>, send: mpsc::Sender<Part>) -> Self {
+    fn start(runtime: &Handle, store: &Store, path: Path, mut receive: mpsc::Receiver<Piece<Bytes>>, send: mpsc::Sender<Piece<Bytes>>) -> Self {
         let location = path.to_string();
         let mut to = BufWriter::with_capacity(store.objects.clone(), path, PART_BYTES);
         let task = runtime.spawn(async move {
             loop {
                 match receive.recv().await {
-                    Some(Part::Bytes(bytes)) => to.put(bytes).await?,
-                    Some(Part::End) => return tokio::io::AsyncWriteExt::shutdown(&mut to).await.map_err(store_error),
+                    Some(Piece::Next(bytes)) => to.put(bytes).await?,
+                    Some(Piece::End) => return tokio::io::AsyncWriteExt::shutdown(&mut to).await.map_err(store_error),
                     // The merge failed: what is there of the file goes.
                     None => return to.abort().await,
                 }
@@ -356,7 +380,7 @@ impl Upload {
     /// Waits until the file is in the store.
     fn end(self, runtime: &Handle) -> Result<(), RewriteError> {
         // An upload that has failed hears nothing any more.
-        drop(self.send.blocking_send(Part::End));
+        drop(self.send.blocking_send(Piece::End));
         self.failure(runtime).map_or(Ok(()), Err)
     }
 
