@@ -12,6 +12,7 @@ use super::{End, Settings, Usage, output, parts, signal};
 use crate::config::{self, Source};
 use crate::ingest::backfill::{Backfill, Sources, Summary};
 use crate::ingest::batch::Tables;
+use crate::ingest::bucket::Buckets;
 use crate::ingest::source;
 use crate::ingest::worker::Meter;
 use crate::schema::Catalog;
@@ -98,10 +99,8 @@ pub async fn land(backfill: &Backfill, paths: &[String]) -> anyhow::Result<Summa
     for path in paths.iter().filter(|p| *p != "-") {
         let listed = match source::bucket_of(path) {
             Some(bucket) => {
-                // A configured source knows how to reach its buckets.
-                let access = backfill.sources.of_bucket(bucket).map(|s| s.aws.clone()).unwrap_or_default();
-                let client = access.s3(config::s3_is_elsewhere()).await;
-                source::list_bucket(path, Arc::new(client)).await?
+                let buckets = buckets(&backfill.sources, bucket).await;
+                source::list_bucket(path, buckets).await?
             }
             None => source::list_files(path).await?,
         };
@@ -123,8 +122,14 @@ pub async fn land(backfill: &Backfill, paths: &[String]) -> anyhow::Result<Summa
     Ok(summary)
 }
 
+/// The way to a bucket: a configured source knows how to reach its own.
+pub async fn buckets(sources: &Sources, bucket: &str) -> Arc<dyn Buckets> {
+    let access = sources.of_bucket(bucket).map(|s| s.aws.clone()).unwrap_or_default();
+    Arc::new(access.s3(config::s3_is_elsewhere()).await)
+}
+
 /// On the first SIGINT or SIGTERM no further object is begun; the second ends the process, which is safe.
-fn stop_on_signal(stop: Arc<AtomicBool>) -> Arc<AtomicBool> {
+pub fn stop_on_signal(stop: Arc<AtomicBool>) -> Arc<AtomicBool> {
     let interrupted = stop.clone();
     tokio::spawn(async move {
         signal().await;

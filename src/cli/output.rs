@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::io::{self, BufWriter, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use chrono::{DateTime, SecondsFormat};
+
 /// Set when nobody reads our stdout any more. Kept apart from the error, which on its way up may be wrapped
 /// by any writer, and which a socket's broken pipe looks like.
 static READER_GONE: AtomicBool = AtomicBool::new(false);
@@ -57,4 +59,9 @@ pub fn grouped(number: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// A time in microseconds since the epoch, as RFC 3339 writes it.
+pub fn time(micros: i64) -> String {
+    DateTime::from_timestamp_micros(micros).map_or_else(String::new, |t| t.to_rfc3339_opts(SecondsFormat::AutoSi, true))
 }

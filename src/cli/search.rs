@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
-use chrono::{DateTime, Days, NaiveDate, SecondsFormat};
+use chrono::{Days, NaiveDate};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::output::grouped;
+use super::output::{grouped, time};
 use super::{End, Settings, Usage, output};
 use crate::base::now_micros;
 use crate::base::store::Store;
@@ -87,10 +87,6 @@ pub async fn run(arguments: SearchArguments, settings: Settings) -> anyhow::Resu
         }
     }
     Ok(End::Done)
-}
-
-fn time(micros: i64) -> String {
-    DateTime::from_timestamp_micros(micros).map_or_else(String::new, |t| t.to_rfc3339_opts(SecondsFormat::AutoSi, true))
 }
 
 /// For machines. What it took is that of all values together.

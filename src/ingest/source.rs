@@ -68,6 +68,12 @@ pub enum Origin {
 }
 
 impl Origin {
+    /// An object that `bucket` lists.
+    pub fn listed(buckets: Arc<dyn Buckets>, bucket: &str, object: ListedObject) -> Self {
+        let ListedObject { key, head } = object;
+        Self::S3 { buckets, wanted: Wanted { bucket: bucket.to_owned(), key, version: None }, head }
+    }
+
     /// Where it is, as a person would write it.
     pub fn location(&self) -> String {
         match self {
@@ -178,8 +184,14 @@ fn list_folder(folder: &Path) -> Listed {
     origins
 }
 
-/// Every object under an S3 URL: a key, the beginning of keys, or a glob. Ordered by key.
+/// Every object under an S3 URL, as something to fetch. Ordered by key.
 pub async fn list_bucket(url: &str, buckets: Arc<dyn Buckets>) -> Result<Listed, SourceError> {
+    let (bucket, listed) = list_objects(url, buckets.as_ref()).await?;
+    Ok(listed.into_iter().map(|object| Ok(Origin::listed(buckets.clone(), &bucket, object))).collect())
+}
+
+/// The bucket that an S3 URL names, and every object under the URL: a key, the beginning of keys, or a glob. Ordered by key.
+pub async fn list_objects(url: &str, buckets: &dyn Buckets) -> Result<(String, Vec<ListedObject>), SourceError> {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let (bucket, named) = rest.split_once('/').unwrap_or((rest, ""));
     let prefix = named.find(['*', '?', '[']).map_or(named, |at| &named[..at]);
@@ -187,17 +199,12 @@ pub async fn list_bucket(url: &str, buckets: Arc<dyn Buckets>) -> Result<Listed,
     let pattern = pattern.map_err(|e| SourceError::Glob { pattern: url.to_owned(), why: e.to_string() })?;
     // A key that is named as it is, is meant, whatever signs it holds.
     let fits = |key: &str| key == named || pattern.as_ref().is_none_or(|p| p.matches(key));
-    let listed = buckets.list(bucket, prefix).await.map_err(|source| SourceError::S3 { location: url.to_owned(), source })?;
-    let origin = |found: ListedObject| Origin::S3 {
-        buckets: buckets.clone(),
-        wanted: Wanted { bucket: bucket.to_owned(), key: found.key, version: None },
-        head: found.head,
-    };
-    let origins: Listed = listed.into_iter().filter(|o| fits(&o.key)).map(|o| Ok(origin(o))).collect();
-    if origins.is_empty() {
+    let mut listed = buckets.list(bucket, prefix).await.map_err(|source| SourceError::S3 { location: url.to_owned(), source })?;
+    listed.retain(|o| fits(&o.key));
+    if listed.is_empty() {
         return Err(SourceError::Nothing { path: url.to_owned() });
     }
-    Ok(origins)
+    Ok((bucket.to_owned(), listed))
 }
 
 /// Fetches an object and finds out what it is.
