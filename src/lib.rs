@@ -13,6 +13,7 @@
 //! | [`maintain`] | upkeep: compaction, retention, vacuum, on a schedule |
 //! | [`query`] | SQL over the lake |
 //! | [`search`] | one value in every table |
+//! | [`recover`] | what was lost on the way, and what Cloudflare never pushed |
 //! | [`serve`] | metrics and health over HTTP |
 //! | [`generate`] | realistic synthetic logs |
 //! | [`cli`] | the command line |
@@ -33,6 +34,7 @@ pub mod ingest;
 pub mod maintain;
 pub mod query;
 pub mod search;
+pub mod recover;
 pub mod serve;
 pub mod generate;
 pub mod cli;

@@ -12,6 +12,7 @@ mod output;
 mod parts;
 mod progress;
 mod query;
+mod reconcile;
 mod schema;
 mod search;
 mod shell;
@@ -52,6 +53,8 @@ enum Command {
     Ingest(ingest::IngestArguments),
     /// Land what exists already: files, folders, globs, s3:// prefixes, or - for standard input
     Backfill(backfill::BackfillArguments),
+    /// What a bucket holds and the lake lacks, and the gaps that Cloudflare itself left
+    Reconcile(reconcile::ReconcileArguments),
     /// Can this configuration work? Tries each permission that it needs, and names those that are missing
     Check,
     /// Merge small files into large ones, once, now
@@ -138,6 +141,7 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<End> {
         Command::Demo(own) => demo::run(own, settings).await,
         Command::Ingest(own) => ingest::run(own, settings).await,
         Command::Backfill(own) => backfill::run(own, settings).await,
+        Command::Reconcile(own) => reconcile::run(own, settings).await,
         Command::Check => check::run(settings).await,
         Command::Compact(own) => compact::run(own, settings).await,
         Command::Maintain(own) => maintain::run(own, settings).await,

@@ -18,6 +18,7 @@ mod overview;
 mod plans;
 mod processes;
 mod queries;
+mod reconcile;
 mod schemas;
 mod search;
 mod service;
