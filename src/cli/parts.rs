@@ -13,7 +13,7 @@ use crate::ingest::decode::RecordLimits;
 use crate::ingest::inflate::ObjectLimits;
 use crate::ingest::batch::Tables;
 use crate::ingest::worker::WorkerSettings;
-use crate::maintain::Maintainer;
+use crate::maintain::{Maintainer, lease};
 use crate::table::Lake;
 
 /// What a merge takes, measured on files of a hundred columns. With less it reads in small batches; its writer takes most.
@@ -39,6 +39,7 @@ pub fn maintainer(settings: &Settings, lake: Arc<Lake>, stop: CancellationToken)
         memory,
         // A merge has two threads.
         at_once: (config::cores() / 2).min(memory / LEAST_MERGE).max(1),
+        lease_term: lease::TERM,
         progress: Arc::default(),
         stop,
     }

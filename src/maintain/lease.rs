@@ -20,12 +20,12 @@ use super::MaintainError;
 use crate::base::store::Store;
 use crate::base::{Watch, now_micros};
 
-/// How long an entry holds.
+/// How long an entry holds, where nothing else is said.
 pub const TERM: Duration = Duration::from_secs(30);
-/// How often the holder puts a new one.
-const RENEWAL: Duration = Duration::from_secs(10);
-/// How often one who waits looks.
-const LOOK: Duration = Duration::from_secs(1);
+/// Parts of a term after which the holder puts a new one.
+const RENEWALS: u32 = 3;
+/// Parts of a term after which one who waits looks again.
+const LOOKS: u32 = 30;
 /// The folder of the entries; readers of tables don't look into it.
 const FOLDER: &str = "_lease";
 
@@ -37,8 +37,8 @@ struct Entry {
 }
 
 impl Entry {
-    fn of(holder: &str) -> Self {
-        Self { holder: holder.to_owned(), until_ms: now_micros() / 1000 + TERM.as_millis() as i64 }
+    fn of(holder: &str, term: Duration) -> Self {
+        Self { holder: holder.to_owned(), until_ms: now_micros() / 1000 + term.as_millis() as i64 }
     }
 }
 
@@ -107,7 +107,7 @@ pub struct Lease {
 
 impl Lease {
     /// Takes the lease. While someone else has it: waits, or with `wait` false gives none.
-    pub async fn take(store: &Store, holder: &str, wait: bool) -> Result<Option<Self>, MaintainError> {
+    pub async fn take(store: &Store, holder: &str, term: Duration, wait: bool) -> Result<Option<Self>, MaintainError> {
         let entries = Entries(store.clone());
         let mut watched: Option<(u64, Watch)> = None;
         let mut told = false;
@@ -119,17 +119,17 @@ impl Lease {
                     if watched.as_ref().is_none_or(|(last, _)| last != number) {
                         watched = Some((*number, Watch::start()));
                     }
-                    let stays = watched.as_ref().is_some_and(|(_, since)| since.elapsed() > TERM);
+                    let stays = watched.as_ref().is_some_and(|(_, since)| since.elapsed() > term);
                     (*number, stays || entry.until_ms <= now_micros() / 1000)
                 }
             };
             if free {
                 let next = newest.as_ref().map_or(0, |_| number + 1);
-                if entries.put(next, &Entry::of(holder)).await? {
+                if entries.put(next, &Entry::of(holder, term)).await? {
                     if newest.is_some() {
                         entries.remove(number).await;
                     }
-                    return Ok(Some(Self::held(entries, holder, next)));
+                    return Ok(Some(Self::held(entries, holder, term, next)));
                 }
                 continue;
             }
@@ -138,15 +138,15 @@ impl Lease {
             }
             if !std::mem::replace(&mut told, true) {
                 let holder = newest.map(|(_, entry)| entry.holder).unwrap_or_default();
-                tracing::info!(%holder, "waiting for another maintainer; one that died is waited for {} s at most", TERM.as_secs());
+                tracing::info!(%holder, "waiting for another maintainer; one that died is waited for {term:?} at most");
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(term / LOOKS).await;
         }
     }
 
-    fn held(entries: Entries, holder: &str, number: u64) -> Self {
+    fn held(entries: Entries, holder: &str, term: Duration, number: u64) -> Self {
         let (lost, give_back) = (CancellationToken::new(), CancellationToken::new());
-        let renewing = tokio::spawn(renew(entries.clone(), holder.to_owned(), number, lost.clone(), give_back.clone()));
+        let renewing = tokio::spawn(renew(entries.clone(), holder.to_owned(), term, number, (lost.clone(), give_back.clone())));
         Self { entries, holder: holder.to_owned(), lost, renewing: Some(renewing), give_back }
     }
 
@@ -174,14 +174,20 @@ impl Drop for Lease {
 }
 
 /// Puts a new entry now and then, until it is lost or given back. The number of the last.
-async fn renew(entries: Entries, holder: String, mut number: u64, lost: CancellationToken, give_back: CancellationToken) -> u64 {
+async fn renew(
+    entries: Entries,
+    holder: String,
+    term: Duration,
+    mut number: u64,
+    (lost, give_back): (CancellationToken, CancellationToken),
+) -> u64 {
     let mut renewed = Watch::start();
     loop {
         tokio::select! {
-            () = tokio::time::sleep(RENEWAL) => {}
+            () = tokio::time::sleep(term / RENEWALS) => {}
             () = give_back.cancelled() => return number,
         }
-        match entries.put(number + 1, &Entry::of(&holder)).await {
+        match entries.put(number + 1, &Entry::of(&holder, term)).await {
             Ok(true) => {
                 entries.remove(number).await;
                 number += 1;
@@ -192,7 +198,7 @@ async fn renew(entries: Entries, holder: String, mut number: u64, lost: Cancella
                 lost.cancel();
                 return number;
             }
-            Err(error) if renewed.elapsed() > TERM => {
+            Err(error) if renewed.elapsed() > term => {
                 tracing::warn!("{error}; the lease could not be renewed, so this maintainer stops");
                 lost.cancel();
                 return number;

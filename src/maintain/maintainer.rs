@@ -41,6 +41,8 @@ pub struct Maintainer {
     pub memory: usize,
     /// Merges at once.
     pub at_once: usize,
+    /// How long a maintainer that died is waited for.
+    pub lease_term: Duration,
     /// What a progress display reads.
     pub progress: Arc<Progress>,
     /// Set from outside: nothing further is begun.
@@ -156,7 +158,7 @@ impl Maintainer {
 
     /// One scheduled run; nothing if another maintainer is at it.
     async fn scheduled(&self, tidies: bool) -> Result<(), MaintainError> {
-        let Some(lease) = Lease::take(self.store(), &holder(), false).await? else { return Ok(()) };
+        let Some(lease) = Lease::take(self.store(), &holder(), self.lease_term, false).await? else { return Ok(()) };
         let done = self
             .guarded(&lease, async |stop| {
                 self.lake.settle().await?;
@@ -179,7 +181,7 @@ impl Maintainer {
     }
 
     async fn under_lease<T>(&self, work: impl AsyncFnOnce(CancellationToken) -> Result<T, MaintainError>) -> Result<T, MaintainError> {
-        let lease = Lease::take(self.store(), &holder(), true).await?.expect("it was waited for");
+        let lease = Lease::take(self.store(), &holder(), self.lease_term, true).await?.expect("it was waited for");
         let done = self.guarded(&lease, work).await;
         lease.give_back().await;
         done

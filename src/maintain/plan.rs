@@ -231,21 +231,35 @@ fn clusters<'a>(files: &[&'a DataFile]) -> Vec<Vec<&'a DataFile>> {
     clusters
 }
 
-/// Whether merging is worth what it rewrites. What is not the largest of the files counts as new.
+/// Whether merging is worth what it rewrites. What is neither in the chain of full files nor the largest of all is new.
 fn is_worth_it(files: &[&DataFile], policy: &Policy) -> bool {
-    let total = bytes(files);
-    let Some(largest) = files.iter().max_by_key(|file| file.size) else { return false };
     if !policy.patient {
         return true;
     }
-    let fresh = files.iter().filter(|file| file.path != largest.path);
-    let written = || fresh.clone().map(|file| file.modified_ms * 1000);
-    let newest = written().max().unwrap_or(i64::MIN);
-    let oldest = written().min().unwrap_or(i64::MIN);
+    let mut settled = chain(files, policy);
+    if settled.is_empty() {
+        settled.extend(files.iter().copied().max_by_key(|file| file.size));
+    }
+    let fresh: Vec<&DataFile> = files.iter().copied().filter(|file| settled.iter().all(|s| s.path != file.path)).collect();
+    let landed = || fresh.iter().map(|file| file.modified_ms * 1000);
+    let (total, new) = (bytes(files), bytes(&fresh));
     total <= policy.target / LITTLE
-        || (total - largest.size) * FAN >= total
-        || newest <= policy.now - HOUR
-        || oldest <= policy.now - DAY
+        || new * FAN >= total
+        || landed().max().is_none_or(|newest| newest <= policy.now - HOUR)
+        || landed().min().is_none_or(|oldest| oldest <= policy.now - DAY)
+}
+
+/// Full files that follow one another without an overlap, as many as there can be.
+fn chain<'a>(files: &[&'a DataFile], policy: &Policy) -> Vec<&'a DataFile> {
+    let mut by_end: Vec<&DataFile> = files.iter().copied().filter(|file| is_full(file, policy)).collect();
+    by_end.sort_by_key(|file| file.greatest());
+    let mut chain: Vec<&DataFile> = Vec::new();
+    for file in by_end {
+        if chain.last().is_none_or(|last| last.greatest() < file.least()) {
+            chain.push(file);
+        }
+    }
+    chain
 }
 
 /// Merges that end a cluster's overlap, or, if it is too much for one merge, come closer to that.
@@ -276,14 +290,7 @@ fn end_overlap<'a>(cluster: &[&'a DataFile], policy: &Policy) -> Vec<Draft<'a>> 
 /// The times at which a cluster is cut: where the full files of a chain begin that hold most of it without an overlap; else
 /// so that about as many rows are between any two as make a full file.
 fn cuts(cluster: &[&DataFile], policy: &Policy) -> Vec<i64> {
-    let mut by_end: Vec<&DataFile> = cluster.iter().copied().filter(|file| is_full(file, policy)).collect();
-    by_end.sort_by_key(|file| file.greatest());
-    let mut chain: Vec<&DataFile> = Vec::new();
-    for file in by_end {
-        if chain.last().is_none_or(|last| last.greatest() < file.least()) {
-            chain.push(file);
-        }
-    }
+    let chain = chain(cluster, policy);
     let total = bytes(cluster);
     if bytes(&chain) * 2 >= total && chain.len() > 1 {
         return chain[1..].iter().map(|file| file.least()).collect();

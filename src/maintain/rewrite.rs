@@ -302,7 +302,9 @@ impl Output<'_> {
             match writer.finish() {
                 Ok(file) => {
                     upload.end(&self.runtime)?;
-                    self.files.push(file);
+                    // When the last of its rows landed: the planner goes by it, and a merge brings nothing new.
+                    let modified_ms = self.bin.inputs.iter().map(|input| input.modified_ms).max().unwrap_or(file.modified_ms);
+                    self.files.push(DataFile { modified_ms, ..file });
                 }
                 Err(error) => return Err(upload.failure(&self.runtime).unwrap_or(error.into())),
             }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use flarelake::config::{Config, LogFormat};
+use flarelake::config::{Config, Every, LogFormat};
 
 use crate::support::command;
 
@@ -41,13 +41,17 @@ fn what_readme_shows_is_the_defaults() {
 #[test]
 fn every_key_can_be_set() {
     let config = load(
-        "lake = \"x\"\nlog = \"json\"\n[flush]\nmax_age = \"5s\"\n[maintenance]\nembedded = false\ncompact_every = \"10m\"\ntarget_file_size = \"256MiB\"\n\
-         vacuum_after = \"7d\"\n[retention]\ncloudflare_httprequest = \"90d\"\n[store]\nserver_side_encryption = \"AES256\"\n[http]\nlisten = \"0.0.0.0:0\"\n",
+        "lake = \"x\"\nlog = \"json\"\n[flush]\nmax_age = \"5s\"\n[maintenance]\nembedded = false\ncompact_every = \"10m\"\nvacuum_every = \"0 3 * * *\"\n\
+         target_file_size = \"256MiB\"\nvacuum_after = \"7d\"\n[retention]\ncloudflare_httprequest = \"90d\"\n[store]\nserver_side_encryption = \"AES256\"\n[http]\nlisten = \"0.0.0.0:0\"\n",
     );
     let config = config.expect("it loads");
     assert_eq!((config.flush.max_age, config.log), (Duration::from_secs(5), LogFormat::Json));
     assert_eq!(config.retention["cloudflare_httprequest"], Duration::from_secs(90 * 86_400));
-    assert!(config.maintenance.is_set());
+    assert!(!config.maintenance.embedded);
+    assert!(matches!(config.maintenance.compact_every, Every::Interval(every) if every == Duration::from_secs(600)));
+    let Every::Cron(cron) = config.maintenance.vacuum_every else { panic!("a cron expression") };
+    let noon = "2026-11-24T12:00:00Z".parse::<chrono::DateTime<chrono::Utc>>().expect("a time");
+    assert_eq!(cron.find_next_occurrence(&noon, false).expect("a time").to_rfc3339(), "2026-11-25T03:00:00+00:00");
 }
 
 #[test]
@@ -67,6 +71,11 @@ fn wrong_settings_are_told_so_that_they_can_be_mended() {
         ("[store]\nserver_side_encryption = \"kms\"", "\"aws:kms\""),
         ("[store]\nkms_key_id = \"x\"", "needs store.server_side_encryption"),
         ("[ingest]\nfetches = 0", "at least 1"),
+        ("[maintenance]\ncompact_every = \"often\"", "neither a time, such as 10m, nor a cron expression"),
+        ("[maintenance]\ncompact_every = \"0s\"", "an interval of nothing"),
+        ("[maintenance]\nvacuum_after = \"30d\"", "at most 10 days"),
+        ("[maintenance]\ntarget_file_size = \"1KiB\"", "at least 1 MiB"),
+        ("[retention]\ncloudflare_firewall = \"0d\"", "kept for ever"),
         ("[http]\nlisten = \"localhost\"", "listen"),
     ] {
         let error = load(text).expect_err(text);

@@ -15,6 +15,7 @@ mod queues;
 mod notices;
 mod oracle;
 mod overview;
+mod planning;
 mod plans;
 mod processes;
 mod queries;
