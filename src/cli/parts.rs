@@ -9,15 +9,18 @@ use tokio_util::sync::CancellationToken;
 use super::Settings;
 use crate::base::store::Store;
 use crate::config::{self, Config, Source};
+use crate::ingest::batch::Tables;
 use crate::ingest::decode::RecordLimits;
 use crate::ingest::inflate::ObjectLimits;
-use crate::ingest::batch::Tables;
 use crate::ingest::worker::WorkerSettings;
 use crate::maintain::{Maintainer, lease};
 use crate::table::Lake;
 
 /// What a merge takes, measured on files of a hundred columns. With less it reads in small batches; its writer takes most.
 const LEAST_MERGE: usize = 384 << 20;
+
+/// Log entries that a reader reads one by one, at most.
+const CHECKPOINT_EVERY: u64 = 50;
 
 /// Opens the lake to write to; refuses a store that can't guard commits.
 pub async fn open_lake(config: &Config) -> anyhow::Result<Arc<Lake>> {
@@ -39,6 +42,7 @@ pub fn maintainer(settings: &Settings, lake: Arc<Lake>, stop: CancellationToken)
         memory,
         // A merge has two threads.
         at_once: (config::cores() / 2).min(memory / LEAST_MERGE).max(1),
+        checkpoint_every: CHECKPOINT_EVERY,
         lease_term: lease::TERM,
         progress: Arc::default(),
         stop,

@@ -315,7 +315,9 @@ impl Config {
             return wrong(format!("maintenance.target_file_size = {}: at least 1 MiB", self.maintenance.target_file_size));
         }
         if self.maintenance.vacuum_after > MOST_VACUUM_AFTER {
-            return wrong("maintenance.vacuum_after: at most 10 days, for as long as a table's log tells which files were taken out".into());
+            return wrong(
+                "maintenance.vacuum_after: at most 10 days, for as long as a table's log tells which files were taken out".into(),
+            );
         }
         if let Some((table, _)) = self.retention.iter().find(|(_, keep)| keep.is_zero()) {
             return wrong(format!("retention.{table}: must be more than 0; without an entry a table's rows are kept for ever"));

@@ -262,7 +262,8 @@ impl Reading {
             held += batch.get_array_memory_size();
             rows.push(batch);
             if held > self.memory * 2 {
-                let message = format!("its rows are not known to be in order, and sorting them takes more memory than there is ({held} bytes)");
+                let message =
+                    format!("its rows are not known to be in order, and sorting them takes more memory than there is ({held} bytes)");
                 return Err(ParquetError::General(message));
             }
         }

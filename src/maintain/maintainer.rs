@@ -18,8 +18,6 @@ use crate::base::{Watch, new_uuid, now_micros};
 use crate::config::{Every, Maintenance};
 use crate::table::{Change, DataFile, LEDGER_TABLE, Lake, Replaced, TableError, TableSpec, Upkeep};
 
-/// A checkpoint is written when there are this many entries that it would spare.
-const CHECKPOINT_EVERY: u64 = 50;
 /// How often a table's expired partitions are looked for anew because someone else had changed them.
 const MOST_TRIES: u32 = 5;
 /// Old versions can be read for at least as long, whatever the configuration says: entries of the last hours guard writers
@@ -41,6 +39,8 @@ pub struct Maintainer {
     pub memory: usize,
     /// Merges at once.
     pub at_once: usize,
+    /// A checkpoint is written when it spares readers this many log entries.
+    pub checkpoint_every: u64,
     /// How long a maintainer that died is waited for.
     pub lease_term: Duration,
     /// What a progress display reads.
@@ -223,7 +223,7 @@ impl Maintainer {
         for spec in self.tables.iter() {
             let Some(table) = Upkeep::open(self.store(), &spec.name).await? else { continue };
             let since = table.checkpointed().await?.map_or(0, |version| version + 1);
-            if table.version() + 1 < since + CHECKPOINT_EVERY {
+            if table.version() + 1 < since + self.checkpoint_every {
                 continue;
             }
             let is_ledger = spec.name == LEDGER_TABLE;

@@ -363,7 +363,13 @@ struct Upload {
 }
 
 impl Upload {
-    fn start(runtime: &Handle, store: &Store, path: Path, mut receive: mpsc::Receiver<Piece<Bytes>>, send: mpsc::Sender<Piece<Bytes>>) -> Self {
+    fn start(
+        runtime: &Handle,
+        store: &Store,
+        path: Path,
+        mut receive: mpsc::Receiver<Piece<Bytes>>,
+        send: mpsc::Sender<Piece<Bytes>>,
+    ) -> Self {
         let location = path.to_string();
         let mut to = BufWriter::with_capacity(store.objects.clone(), path, PART_BYTES);
         let task = runtime.spawn(async move {

@@ -62,7 +62,7 @@ fn worker(lake: Arc<Lake>, flush_bytes: usize) -> Worker {
 }
 
 /// One process's life: opens the lake, lands objects in batches, and may die at any step.
-async fn life(store: Store, mut todo: Vec<u64>, seed: u64) -> Result<Vec<u64>, String> {
+pub async fn life(store: Store, mut todo: Vec<u64>, seed: u64) -> Result<Vec<u64>, String> {
     let mut random = SmallRng::seed_from_u64(seed);
     todo.shuffle(&mut random);
     let lake = Arc::new(Lake::open(store).await.map_err(|e| e.to_string())?);

@@ -25,4 +25,5 @@ mod search;
 mod service;
 mod support;
 mod torture;
+mod upkeep;
 mod wire;

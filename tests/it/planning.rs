@@ -229,7 +229,8 @@ fn an_open_day_is_merged_by_tiers_and_a_table_without_times_too() {
     assert_eq!(plan(&files(7), &policy), Vec::new(), "seven of a size are left");
     let eight = plan(&files(8), &policy);
     assert_eq!((eight.len(), eight[0].why, eight[0].inputs.len()), (1, Why::Tier, 8));
-    let ledger = |count| files(count).into_iter().map(|f| DataFile { times: None, partition_values: BTreeMap::new(), ..f }).collect::<Vec<_>>();
+    let ledger =
+        |count| files(count).into_iter().map(|f| DataFile { times: None, partition_values: BTreeMap::new(), ..f }).collect::<Vec<_>>();
     assert_eq!(plan(&ledger(7), &policy), Vec::new());
     assert_eq!(plan(&ledger(8), &policy).len(), 1);
 }

@@ -186,7 +186,10 @@ impl ObjectStore for FaultStore {
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(locations)
+        match self.step() {
+            Ok(_) => self.inner.delete_stream(locations),
+            Err(e) => futures::stream::once(async { Err(e) }).boxed(),
+        }
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
@@ -226,6 +229,9 @@ pub async fn read_table(store: &dyn ObjectStore, table: &str) -> BTreeMap<String
                 let ids = row_ids(bytes.bytes().await.expect("a file can be read"));
                 assert!(files.insert(path.to_owned(), ids).is_none(), "{path} was added to {table} twice");
             }
+            if let Some(path) = action["remove"]["path"].as_str() {
+                assert!(files.remove(path).is_some(), "{path} was taken out of {table} without being in it");
+            }
         }
     }
     files
@@ -257,7 +263,7 @@ pub async fn read_ledger(store: &dyn ObjectStore) -> BTreeMap<String, (BTreeMap<
     objects
 }
 
-fn row_ids(bytes: Bytes) -> Vec<String> {
+pub fn row_ids(bytes: Bytes) -> Vec<String> {
     use arrow::array::AsArray as _;
     let reader =
         parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|b| b.build()).expect("a Parquet file");
