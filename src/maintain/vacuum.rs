@@ -5,7 +5,8 @@
 //! bring the table up to the ledger; read it; delete what was listed, is older than a day, and is not named. Who was frozen
 //! with its put under way finds the fence at that version, reads on, and sees that its files are too old.
 //!
-//! Files that were taken out of a table are kept for readers of older versions, for as long as the configuration says.
+//! Files that were taken out of a table are never named again; they are kept for readers of older versions, for as long as the
+//! configuration says.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -51,9 +52,12 @@ pub fn deletable(
 ) -> Vec<ListedFile> {
     let before = |age: Duration| now_ms - age.as_millis() as i64;
     let can_go = |file: &&ListedFile| {
-        let is_old = file.written_ms <= before(ages.never_named);
-        let is_free = taken_out.get(&file.path).is_none_or(|at_ms| *at_ms <= before(ages.taken_out));
-        is_old && is_free && !named.contains(&file.path)
+        let is_old = match taken_out.get(&file.path) {
+            // It was named once, and nobody names a file twice.
+            Some(at_ms) => *at_ms <= before(ages.taken_out),
+            None => file.written_ms <= before(ages.never_named),
+        };
+        is_old && !named.contains(&file.path)
     };
     files.iter().filter(can_go).cloned().collect()
 }

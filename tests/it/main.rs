@@ -14,6 +14,7 @@ mod moto;
 mod queues;
 mod notices;
 mod oracle;
+mod outside;
 mod overview;
 mod planning;
 mod plans;

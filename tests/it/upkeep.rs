@@ -294,3 +294,24 @@ async fn columns_of_another_engine_stay_through_a_merge() {
     let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).expect("Parquet");
     assert!(reader.schema().field_with_name("verdict").is_ok(), "{:?}", reader.schema().fields().last());
 }
+
+#[test]
+fn what_may_be_deleted_goes_by_what_the_log_tells_of_each_file() {
+    use flarelake::maintain::vacuum::{Ages, ListedFile, deletable};
+    const HOUR: i64 = 3_600_000;
+    let ages = Ages { taken_out: Duration::from_secs(7 * 86_400), never_named: Duration::from_secs(86_400) };
+    let now = 1_000_000 * HOUR;
+    let file = |path: &str, hours: i64| ListedFile { path: path.into(), size: 1, written_ms: now - hours * HOUR };
+    let files = [
+        file("named", 9000),
+        file("never named, of today", 23),
+        file("never named, of yesterday", 24),
+        file("old, taken out yesterday", 9000),
+        file("old, taken out a week ago", 9000),
+    ];
+    let named = ["named".to_owned()].into();
+    let taken_out = [("old, taken out yesterday", 24), ("old, taken out a week ago", 7 * 24)];
+    let taken_out = taken_out.into_iter().map(|(path, hours)| (path.to_owned(), now - hours * HOUR)).collect();
+    let gone: Vec<String> = deletable(&files, &named, &taken_out, now, ages).into_iter().map(|f| f.path).collect();
+    assert_eq!(gone, ["never named, of yesterday", "old, taken out a week ago"]);
+}

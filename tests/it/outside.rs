@@ -1,0 +1,95 @@
+//! What others see: writers and maintainers as real processes over one lake, killed at random, while Python's readers count.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+use serde_json::Value;
+
+use crate::moto::{python, script, skipped};
+use crate::support::{command, flarelake, query_one, stdout};
+
+const LINES: u64 = 6000;
+const CONFIG: &str = "memory = \"64MiB\"\n[flush]\nmax_bytes = \"150KiB\"\n[maintenance]\ncompact_every = \"700ms\"\nvacuum_every = \"2s\"\nvacuum_after = \"20s\"\n";
+
+fn start(arguments: &[&str]) -> Child {
+    command(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("started")
+}
+
+/// Starts each again as often as it ends or is killed, until the time is over.
+fn churn(commands: &[Vec<&str>], until: Instant, random: &mut SmallRng) {
+    let mut running: Vec<Child> = commands.iter().map(|arguments| start(arguments)).collect();
+    while Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(random.random_range(50..600)));
+        let one = random.random_range(0..running.len());
+        let _ = running[one].kill();
+        running[one].wait().expect("it ends");
+        running[one] = start(&commands[one]);
+    }
+    for mut child in running {
+        let _ = child.kill();
+        child.wait().expect("it ends");
+    }
+}
+
+/// The table's files as the log has them: bytes, first and last time.
+fn files(lake: &str, table: &str) -> Vec<Value> {
+    let sql = format!("SELECT size, min_event_time, max_event_time FROM lake_files WHERE table_name = '{table}' ORDER BY min_event_time");
+    serde_json::from_str(&stdout(&flarelake(&["--lake", lake, "query", "--format", "json", &sql]))).expect("JSON")
+}
+
+#[test]
+fn readers_see_whole_versions_while_writers_and_maintainers_work_and_die() {
+    let Some(python) = python() else { return skipped("readers beside upkeep") };
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
+    let (logs, lake, config, end) = (path("logs"), path("lake"), path("upkeep.toml"), path("end"));
+    let rows = LINES.to_string();
+    let generate =
+        ["generate", "--log-type", "Cloudflare.HttpRequest", "--rows", &rows, "--files", "150", "--span", "10d", "--gzip", "--out", &logs];
+    assert!(flarelake(&generate).status.success());
+    fs::write(&config, CONFIG).expect("written");
+    let with = |command: &[&'static str]| -> Vec<String> {
+        ["--config", &config, "--lake", &lake].into_iter().chain(command.iter().copied()).map(str::to_owned).collect()
+    };
+    // The table has to be there before it is watched.
+    let first = format!("{logs}/{}", fs::read_dir(&logs).expect("logs").next().expect("a file").expect("a file").file_name().display());
+    assert!(flarelake(&["--lake", &lake, "backfill", &first]).status.success());
+    let table = format!("{lake}/cloudflare_httprequest");
+    let mut watch = Command::new(python);
+    let watching = watch.arg(script("watching.py")).args([&table, &end]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let watching = watching.expect("Python starts");
+    let backfill = [with(&["backfill"]), vec![logs.clone()]].concat();
+    let maintain = with(&["maintain"]);
+    let commands: Vec<Vec<&str>> =
+        [&backfill, &backfill, &maintain, &maintain, &maintain].into_iter().map(|c| c.iter().map(String::as_str).collect()).collect();
+    let seed = 20_261_124;
+    println!("seed {seed}");
+    churn(&commands, Instant::now() + Duration::from_secs(25), &mut SmallRng::seed_from_u64(seed));
+    // What died is finished by whoever comes next.
+    let landed = stdout(&flarelake(&commands[0]));
+    assert!(landed.contains(" 0 failed"), "{landed}");
+    let once: Vec<&str> = commands[2].iter().copied().chain(["--once"]).collect();
+    println!("{}", stdout(&flarelake(&once)));
+    fs::write(&end, "").expect("written");
+    let watched = watching.wait_with_output().expect("it ends");
+    assert!(watched.status.success(), "{}", String::from_utf8_lossy(&watched.stderr));
+    let watched: Value = serde_json::from_slice(&watched.stdout).expect("JSON");
+    println!("{watched}");
+    assert!(watched["versions"].as_u64() > Some(3), "{watched}");
+    let lake_path = Path::new(&lake);
+    let sql = "SELECT (SELECT count(*) FROM all_logs) + (SELECT count(*) FROM classification_failures)";
+    assert_eq!(query_one(lake_path, sql), LINES);
+    assert_eq!(query_one(lake_path, "SELECT count(DISTINCT p_row_id) FROM all_logs"), watched["rows"]);
+    let files = files(&lake, "cloudflare_httprequest");
+    // 10 days from noon on are 11 dates.
+    assert_eq!(files.len(), 11, "{files:#?}");
+    for pair in files.windows(2) {
+        assert!(pair[0]["max_event_time"].as_str() < pair[1]["min_event_time"].as_str(), "{pair:#?}");
+    }
+    let again = stdout(&flarelake(&once));
+    assert!(again.contains("nothing to merge"), "{again}");
+}
