@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use clap::Args;
+use tokio_util::sync::CancellationToken;
 
 use super::backfill::{Report, backfill, land};
 use super::generate::write_all;
 use super::output::grouped;
-use super::parts::{affordable_workers, open_lake};
-use super::{End, Settings, output, query};
+use super::parts::{self, affordable_workers, open_lake};
+use super::{End, Settings, compact, output, query};
 use crate::base::new_uuid;
 use crate::config;
 use crate::generate::{Dataset, Spec, Timestamps};
@@ -53,7 +54,9 @@ pub async fn run(arguments: DemoArguments, mut settings: Settings) -> anyhow::Re
     let first = land_folder(&settings, &logs).await?;
     say("3. Landing the same folder again: nothing lands twice")?;
     let second = land_folder(&settings, &logs).await?;
-    say("4. Five questions out of queries/\n")?;
+    say(&format!("4. Merging what is small: flarelake compact --lake {}", lake.display()))?;
+    compact_lake(&settings).await?;
+    say("5. Five questions out of queries/\n")?;
     let session = query::open(&settings).await?;
     for name in QUESTIONS {
         let saved = query::saved(name)?;
@@ -87,6 +90,14 @@ async fn land_folder(settings: &Settings, logs: &std::path::Path) -> anyhow::Res
     let report = Report { summary: &summary, backfill: &backfill, seconds: began.elapsed().as_secs_f64() }.to_string();
     say(&report.lines().map(|line| format!("   {line}\n")).collect::<String>())?;
     Ok(summary)
+}
+
+async fn compact_lake(settings: &Settings) -> anyhow::Result<()> {
+    let maintainer = parts::maintainer(settings, open_lake(&settings.config).await?, CancellationToken::new());
+    let began = Instant::now();
+    let compacted = maintainer.compact(&maintainer.tables.iter().collect::<Vec<_>>()).await?;
+    let report = compact::Report { compacted: &compacted, seconds: began.elapsed().as_secs_f64() }.to_string();
+    say(&report.lines().map(|line| format!("   {line}\n")).collect::<String>())
 }
 
 fn say(text: &str) -> anyhow::Result<()> {

@@ -47,7 +47,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Generate logs, land them, land them again, and query them; needs no account and no network
+    /// Generate logs, land them, land them again, merge their files, and query them; needs no account and no network
     Demo(demo::DemoArguments),
     /// Land what SQS queues announce, until stopped
     Ingest(ingest::IngestArguments),

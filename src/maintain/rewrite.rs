@@ -4,6 +4,11 @@
 //! read, decode, merge (a thread) → encode (a thread) → upload → read back the ids of what was written
 //! ```
 //!
+//! The order is that of time alone. Ordering by the client's address within slices of time was measured on a day of 666,664 generated
+//! requests of 4,000 clients: the newest twenty rows of a client stand in 7.8 pages by time, in 7.4 with slices of a minute and in
+//! 5.0 with slices of an hour, in a file that is 4 to 5 % larger. Only a day in one slice gathers them (1.0), and then nothing is in
+//! the order of time any more, which conditions, sorts and merges live on.
+//!
 //! Rows are counted, and their ids hashed, as they are read and again out of the files that stand in the store. Unless both
 //! agree with one another and with the log, nothing of it may be committed.
 
