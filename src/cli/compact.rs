@@ -34,7 +34,8 @@ pub struct CompactArguments {
 
 pub async fn run(arguments: CompactArguments, settings: Settings) -> anyhow::Result<End> {
     let stop = CancellationToken::new();
-    let maintainer = parts::maintainer(&settings, parts::open_lake(&settings.config).await?, stop.clone());
+    let lake = if arguments.dry_run { None } else { Some(parts::open_lake_that_is_there(&settings.config).await?) };
+    let maintainer = parts::maintainer(&settings, lake, stop.clone()).await?;
     let tables = chosen(&maintainer, arguments.table.as_deref())?;
     if arguments.dry_run {
         let plans = maintainer.plan(&tables).await?;
@@ -46,7 +47,13 @@ pub async fn run(arguments: CompactArguments, settings: Settings) -> anyhow::Res
     let compacted = maintainer.compact(&tables).await?;
     drop(progress);
     output::say(Report { compacted: &compacted, seconds: began.elapsed().as_secs_f64() })?;
-    Ok(if interrupted.is_cancelled() { End::Interrupted } else { End::Done })
+    Ok(if interrupted.is_cancelled() {
+        End::Interrupted
+    } else if compacted.failed.is_empty() {
+        End::Done
+    } else {
+        End::Incomplete
+    })
 }
 
 fn chosen<'a>(maintainer: &'a Maintainer, name: Option<&str>) -> anyhow::Result<Vec<&'a TableSpec>> {
@@ -100,9 +107,12 @@ pub struct Report<'a> {
 
 impl std::fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Compacted { merges, files_in, files_out, bytes_in, bytes_out, rows, overtaken } = *self.compacted;
+        let Compacted { merges, files_in, files_out, bytes_in, bytes_out, rows, overtaken, ref failed } = *self.compacted;
+        for error in failed {
+            writeln!(f, "failed:  {error}")?;
+        }
         if merges == 0 && overtaken == 0 {
-            return writeln!(f, "nothing to merge");
+            return writeln!(f, "nothing {}to merge", if failed.is_empty() { "" } else { "else " });
         }
         writeln!(f, "merged:  {} files ({}) into {} ({})", grouped(files_in), bytes(bytes_in), grouped(files_out), bytes(bytes_out))?;
         writeln!(f, "rows:    {}, in {} merges", grouped(rows), grouped(merges))?;

@@ -48,7 +48,7 @@ pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Resu
     };
     let workers = if config.ingest.workers > 0 { config.ingest.workers } else { parts::affordable_workers(config) };
     tracing::info!(lake = config.lake()?, objects = lake.objects(), queues = feeds.len(), workers, "ingesting");
-    let (memory, upkeep) = embedded(&settings, &lake);
+    let (memory, upkeep) = embedded(&settings, &lake, &metrics).await?;
     let ingest = Ingest {
         catalog: settings.catalog.clone(),
         tables: Arc::new(Tables::new(&settings.catalog, config.partition)),
@@ -67,14 +67,14 @@ pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Resu
 }
 
 /// The memory that is left to the workers, and the upkeep beside them.
-fn embedded(settings: &Settings, lake: &Arc<Lake>) -> (usize, Option<Maintainer>) {
+async fn embedded(settings: &Settings, lake: &Arc<Lake>, metrics: &Arc<Metrics>) -> anyhow::Result<(usize, Option<Maintainer>)> {
     let memory = settings.config.memory.as_u64() as usize;
     if !settings.config.maintenance.embedded {
-        return (memory, None);
+        return Ok((memory, None));
     }
     let share = memory / UPKEEP_SHARE;
-    let upkeep = parts::maintainer(settings, lake.clone(), CancellationToken::new());
-    (memory - share, Some(Maintainer { memory: share, at_once: 1, ..upkeep }))
+    let upkeep = parts::maintainer(settings, Some(lake.clone()), CancellationToken::new()).await?;
+    Ok((memory - share, Some(Maintainer { memory: share, at_once: 1, metrics: Some(metrics.clone()), ..upkeep })))
 }
 
 /// Works with upkeep beside it, if there is any. Upkeep ends with the work: what it has at hand is not visible before it is

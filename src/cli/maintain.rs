@@ -25,7 +25,8 @@ pub struct MaintainArguments {
 
 pub async fn run(arguments: MaintainArguments, settings: Settings) -> anyhow::Result<End> {
     let stop = CancellationToken::new();
-    let maintainer = parts::maintainer(&settings, parts::open_lake(&settings.config).await?, stop.clone());
+    let lake = if arguments.dry_run { None } else { Some(parts::open_lake_that_is_there(&settings.config).await?) };
+    let maintainer = parts::maintainer(&settings, lake, stop.clone()).await?;
     if arguments.dry_run {
         let tidied = maintainer.tidied_by_now(now_micros()).await?;
         output::say(Freed { tidied: &tidied, dry_run: true })?;
@@ -43,7 +44,13 @@ pub async fn run(arguments: MaintainArguments, settings: Settings) -> anyhow::Re
     drop(progress);
     output::say(Report { compacted: &compacted, seconds: began.elapsed().as_secs_f64() })?;
     output::say(Freed { tidied: &tidied, dry_run: false })?;
-    Ok(if interrupted.is_cancelled() { End::Interrupted } else { End::Done })
+    Ok(if interrupted.is_cancelled() {
+        End::Interrupted
+    } else if compacted.failed.is_empty() {
+        End::Done
+    } else {
+        End::Incomplete
+    })
 }
 
 /// What retention, vacuum and clean-up freed, as a person reads it.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::Settings;
+use super::{Settings, Usage};
 use crate::base::store::Store;
 use crate::config::{self, Config, Source};
 use crate::ingest::batch::Tables;
@@ -14,7 +14,7 @@ use crate::ingest::decode::RecordLimits;
 use crate::ingest::inflate::ObjectLimits;
 use crate::ingest::worker::WorkerSettings;
 use crate::maintain::{Maintainer, lease};
-use crate::table::Lake;
+use crate::table::{LEDGER_TABLE, Lake, Snapshot, TableError};
 
 /// What a merge takes, measured on files of a hundred columns. With less it reads in small batches; its writer takes most.
 const LEAST_MERGE: usize = 384 << 20;
@@ -29,12 +29,29 @@ pub async fn open_lake(config: &Config) -> anyhow::Result<Arc<Lake>> {
     Ok(Arc::new(Lake::open(store).await?))
 }
 
-/// The upkeep of the lake, with all of the memory and every core.
-pub fn maintainer(settings: &Settings, lake: Arc<Lake>, stop: CancellationToken) -> Maintainer {
+/// A lake that is there, to keep up: a wrong URL makes no new one.
+pub async fn open_lake_that_is_there(config: &Config) -> anyhow::Result<Arc<Lake>> {
+    let store = Store::open(config.lake()?, &config.reach()).await?;
+    if !Snapshot::is_there(&store, LEDGER_TABLE).await? {
+        return Err(TableError::NoLake { url: store.url.to_string() }.into());
+    }
+    open_lake(config).await
+}
+
+/// The upkeep of the lake, with all of the memory and every core; without a lake to write to, for plans and dry runs.
+pub async fn maintainer(settings: &Settings, lake: Option<Arc<Lake>>, stop: CancellationToken) -> anyhow::Result<Maintainer> {
     let Settings { config, catalog } = settings;
     let Tables { log_types, failures, ledger } = Tables::new(catalog, config.partition);
     let memory = config.memory.as_u64() as usize;
-    Maintainer {
+    let store = match &lake {
+        Some(lake) => lake.store().clone(),
+        None => Store::open(config.lake()?, &config.reach()).await?,
+    };
+    if lake.is_none() && !Snapshot::is_there(&store, LEDGER_TABLE).await? {
+        return Err(TableError::NoLake { url: store.url.to_string() }.into());
+    }
+    let maintainer = Maintainer {
+        store,
         lake,
         tables: Arc::new(log_types.into_iter().chain([failures, ledger]).collect()),
         settings: config.maintenance.clone(),
@@ -45,8 +62,11 @@ pub fn maintainer(settings: &Settings, lake: Arc<Lake>, stop: CancellationToken)
         checkpoint_every: CHECKPOINT_EVERY,
         lease_term: lease::TERM,
         progress: Arc::default(),
+        metrics: None,
         stop,
-    }
+    };
+    maintainer.check_retention().map_err(|error| Usage(error.to_string()))?;
+    Ok(maintainer)
 }
 
 /// One worker a core, as far as memory allows.

@@ -30,8 +30,9 @@ use crate::table::{DataFile, TableSpec};
 pub const GATHER_ROWS: usize = 8 * 1024;
 /// A row group is what a reader takes in at once.
 pub const ROW_GROUP_ROWS: usize = 256 * 1024;
+/// It is also ended when it takes more than this: rejects can be large.
+const ROW_GROUP_BYTES: usize = 64 << 20;
 const PAGE_ROWS: usize = 16 * 1024;
-const _: () = assert!(ROW_GROUP_ROWS.is_multiple_of(GATHER_ROWS), "what is gathered at once is in one row group");
 /// A list's lookup index is kept up to this part of the file.
 const LOOKUP_SHARE: usize = 10;
 const BLOOM_FALSE_POSITIVES: f64 = 0.01;
@@ -114,12 +115,24 @@ impl<'a, W: Write + Send> FileWriter<'a, W> {
         &self.path
     }
 
-    /// Writes rows that come after those before, at most [`GATHER_ROWS`].
+    /// Writes rows that come after those before.
     pub fn write(&mut self, rows: &RecordBatch) -> Result<(), FileError> {
-        if rows.num_rows() == 0 {
-            return Ok(());
+        // The lookup index tells in which row group a value stands: nothing is written across the end of one.
+        let mut at = 0;
+        while at < rows.num_rows() {
+            let length = (ROW_GROUP_ROWS - self.writer.in_progress_rows()).min(rows.num_rows() - at);
+            self.write_in_group(&rows.slice(at, length))?;
+            at += length;
         }
-        self.lookup.add(rows, self.rows / ROW_GROUP_ROWS);
+        // Until it ends, a row group is in memory.
+        if self.writer.in_progress_size() > ROW_GROUP_BYTES {
+            self.writer.flush().map_err(|e| failed(self.spec, e))?;
+        }
+        Ok(())
+    }
+
+    fn write_in_group(&mut self, rows: &RecordBatch) -> Result<(), FileError> {
+        self.lookup.add(rows, self.writer.flushed_row_groups().len());
         self.writer.write(rows).map_err(|e| failed(self.spec, e))?;
         self.rows += rows.num_rows();
         if let Some(times) = self.spec.sort_column.as_ref().and_then(|column| rows.column_by_name(column)) {

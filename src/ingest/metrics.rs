@@ -81,6 +81,12 @@ pub struct Metrics {
     pub freshness: Histogram,
     /// Age of the oldest message that is held and has not landed.
     pub oldest: Seconds,
+    /// Files that compaction took out for larger ones.
+    pub merged: Counter,
+    /// Files that vacuum deleted.
+    pub vacuumed: Counter,
+    /// Runs of upkeep that failed.
+    pub upkeep_errors: Counter,
     /// 1 when ready.
     pub ready: Gauge<i64, AtomicI64>,
     health: Health,
@@ -122,6 +128,9 @@ impl Metrics {
             commit_time: times(),
             freshness: Histogram::new([0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 90.0, 120.0, 300.0, 900.0, 3600.0, 86_400.0]),
             oldest: Gauge::default(),
+            merged: Counter::default(),
+            vacuumed: Counter::default(),
+            upkeep_errors: Counter::default(),
             ready: Gauge::default(),
             health: Health::default(),
         };
@@ -152,6 +161,9 @@ impl Metrics {
         to.register_with_unit("commit", "The commits' part of a flush", seconds(), self.commit_time.clone());
         to.register_with_unit("freshness", "From an object's creation to its rows being there to query", seconds(), self.freshness.clone());
         to.register_with_unit("oldest_unlanded", "Age of the oldest message that has not landed", seconds(), self.oldest.clone());
+        to.register("files_merged", "Files that compaction took out for larger ones", self.merged.clone());
+        to.register("files_vacuumed", "Files that no version needed, deleted", self.vacuumed.clone());
+        to.register("upkeep_errors", "Runs of upkeep that failed; the next goes on", self.upkeep_errors.clone());
         to.register("ready", "1 when everything can be reached", self.ready.clone());
         to
     }

@@ -1,10 +1,11 @@
 //! Compaction of one table: plan, run, and commit each merge by itself, until there is nothing left to do.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arrow::datatypes::{FieldRef, Fields, Schema};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -12,21 +13,10 @@ use super::plan::{Bin, Policy, plan};
 use super::rewrite::{Progress, RewriteError, Rewriter};
 use crate::base::store::Store;
 use crate::config::Partitioning;
-use crate::table::{Change, Replaced, TableError, TableSpec, Upkeep};
+use crate::table::{Change, DataFile, Replaced, TableError, TableSpec, Upkeep};
 
 /// How often a table is planned anew. Plans come to an end long before, unless something is wrong.
 const MOST_ROUNDS: u32 = 32;
-
-/// Why a table can't be compacted further.
-#[derive(Debug, thiserror::Error)]
-pub enum CompactError {
-    /// A merge failed.
-    #[error(transparent)]
-    Rewrite(#[from] RewriteError),
-    /// The table can't be read or written.
-    #[error(transparent)]
-    Table(#[from] TableError),
-}
 
 /// How to compact.
 #[derive(Clone)]
@@ -62,11 +52,13 @@ pub struct Compacted {
     pub bytes_out: u64,
     /// Merges that were given up because someone else was faster.
     pub overtaken: u64,
+    /// What could not be merged, and why. Everything else was.
+    pub failed: Vec<String>,
 }
 
 impl Compacted {
     /// Adds what came of another table.
-    pub fn add(&mut self, other: &Self) {
+    pub fn add(&mut self, other: Self) {
         self.merges += other.merges;
         self.files_in += other.files_in;
         self.bytes_in += other.bytes_in;
@@ -74,28 +66,39 @@ impl Compacted {
         self.files_out += other.files_out;
         self.bytes_out += other.bytes_out;
         self.overtaken += other.overtaken;
+        self.failed.extend(other.failed);
     }
+}
+
+/// The files of a table that can be merged: those of no partition at all are another engine's, and stay.
+fn mergeable(table: &Upkeep) -> Result<Vec<DataFile>, TableError> {
+    let by = table.snapshot().partition_columns()?;
+    Ok(table.snapshot().files()?.into_iter().filter(|file| file.partition_values.len() == by.len()).collect())
 }
 
 impl Compaction {
     /// What would be merged first in a table as it is now.
     pub async fn plan(&self, name: &str) -> Result<Vec<Bin>, TableError> {
         let Some(table) = Upkeep::open(&self.store, name).await? else { return Ok(Vec::new()) };
-        Ok(plan(&table.snapshot().files()?, &self.policy))
+        Ok(plan(&mergeable(&table)?, &self.policy))
     }
 
-    /// Merges until nothing is left to merge.
-    pub async fn run(&self, spec: &TableSpec) -> Result<Compacted, CompactError> {
+    /// Merges until nothing is left to merge. What fails is left out, and told.
+    pub async fn run(&self, spec: &TableSpec) -> Result<Compacted, TableError> {
         let mut all = Compacted::default();
+        let mut left_out: HashSet<String> = HashSet::new();
         for _ in 0..MOST_ROUNDS {
             let Some(table) = Upkeep::open(&self.store, &spec.name).await? else { return Ok(all) };
-            let bins = plan(&table.snapshot().files()?, &self.policy);
+            let mut files = mergeable(&table)?;
+            files.retain(|file| !left_out.contains(&file.path));
+            let bins = plan(&files, &self.policy);
             if bins.is_empty() || self.stop.is_cancelled() {
                 return Ok(all);
             }
-            let round = self.round(table, spec, bins).await?;
-            all.add(&round);
-            if round.merges == 0 && round.overtaken == 0 {
+            let round = self.round(table, spec, bins, &mut left_out).await?;
+            let is_stuck = round.merges == 0 && round.overtaken == 0 && round.failed.is_empty();
+            all.add(round);
+            if is_stuck {
                 return Ok(all);
             }
         }
@@ -103,7 +106,7 @@ impl Compaction {
         Ok(all)
     }
 
-    async fn round(&self, table: Upkeep, spec: &TableSpec, bins: Vec<Bin>) -> Result<Compacted, CompactError> {
+    async fn round(&self, table: Upkeep, spec: &TableSpec, bins: Vec<Bin>, left_out: &mut HashSet<String>) -> Result<Compacted, TableError> {
         let at_once = self.at_once.clamp(1, bins.len());
         self.progress.bins.fetch_add(bins.len() as u64, Ordering::Relaxed);
         self.progress.rows.fetch_add(bins.iter().map(Bin::rows).sum(), Ordering::Relaxed);
@@ -117,21 +120,36 @@ impl Compaction {
         let table = Arc::new(Mutex::new(table));
         let merges = futures::stream::iter(bins).map(|bin| {
             let (own, rewriter, table) = (self.clone(), rewriter.clone(), table.clone());
-            async move { if own.stop.is_cancelled() { Ok(Compacted::default()) } else { own.merge(&rewriter, &table, &bin).await } }
+            async move {
+                let merged = if own.stop.is_cancelled() { Ok(Compacted::default()) } else { own.merge(&rewriter, &table, &bin).await };
+                (bin, merged)
+            }
         });
-        let merged: Vec<Compacted> = merges.buffer_unordered(at_once).try_collect().await?;
+        let merged: Vec<_> = merges.buffer_unordered(at_once).collect().await;
         let mut all = Compacted::default();
-        merged.iter().for_each(|merged| all.add(merged));
+        for (bin, merged) in merged {
+            match merged {
+                Ok(merged) => all.add(merged),
+                Err(error) => {
+                    tracing::error!("{error}");
+                    let is_named = |file: &&DataFile| error.location() == Some(file.location(&self.store, &spec.name).as_ref());
+                    let named: Vec<String> = bin.inputs.iter().filter(is_named).map(|file| file.path.clone()).collect();
+                    // What is not known to be one file's fault is all files' of the merge.
+                    left_out.extend(if named.is_empty() { bin.inputs.into_iter().map(|file| file.path).collect() } else { named });
+                    all.failed.push(error.to_string());
+                }
+            }
+        }
         Ok(all)
     }
 
-    async fn merge(&self, rewriter: &Rewriter, table: &Mutex<Upkeep>, bin: &Bin) -> Result<Compacted, CompactError> {
+    async fn merge(&self, rewriter: &Rewriter, table: &Mutex<Upkeep>, bin: &Bin) -> Result<Compacted, RewriteError> {
         let overtaken = Compacted { overtaken: 1, ..Compacted::default() };
         let written = match rewriter.run(bin).await {
             Ok(written) => written,
-            // Another upkeep has merged it, and vacuumed it since.
-            Err(error) if error.is_gone() => return Ok(overtaken),
-            Err(error) => return Err(error.into()),
+            // Another upkeep has merged it, and vacuumed it since; unless the log still names it.
+            Err(error) if error.is_gone() && !self.is_named(&rewriter.spec.name, &bin.inputs).await? => return Ok(overtaken),
+            Err(error) => return Err(error),
         };
         let change = Change::Compact { target: self.policy.target };
         let replaced = table.lock().await.replace(change, &bin.inputs, &written.files, written.made).await?;
@@ -148,7 +166,15 @@ impl Compaction {
             files_out: written.files.len() as u64,
             bytes_out: written.files.iter().map(|file| file.size).sum(),
             overtaken: 0,
+            failed: Vec::new(),
         })
+    }
+
+    /// Whether all these files are in the table as it is now.
+    async fn is_named(&self, name: &str, files: &[DataFile]) -> Result<bool, TableError> {
+        let Some(table) = Upkeep::open(&self.store, name).await? else { return Ok(false) };
+        let there: HashSet<String> = table.snapshot().files()?.into_iter().map(|file| file.path).collect();
+        Ok(files.iter().all(|file| there.contains(&file.path)))
     }
 }
 

@@ -32,8 +32,8 @@ const FETCH_AHEAD: usize = 8;
 const WHOLE_BYTES: u64 = 4 << 20;
 /// Batches of one input in memory: with the merge, and in what is gathered.
 const IN_MEMORY: usize = 2;
-/// Rows that a batch has at least and at most.
-const BATCH_ROWS: (usize, usize) = (64, 8 * 1024);
+/// Rows that a batch has at most.
+const BATCH_ROWS: usize = 8 * 1024;
 
 /// What all inputs of a merge have in common.
 pub struct Reading {
@@ -217,7 +217,7 @@ pub async fn stream(
     let encoded: i64 = groups.iter().map(|group| group.total_byte_size()).sum();
     // A view or a number each, and text that is in memory as it was encoded, or longer.
     let row = 16 * spec.schema.fields().len() + 2 * encoded as usize / (file.rows as usize).max(1);
-    let rows = (memory / IN_MEMORY / row).clamp(BATCH_ROWS.0, BATCH_ROWS.1);
+    let rows = (memory / IN_MEMORY / row).clamp(1, BATCH_ROWS);
     let roots = metadata.schema().fields().iter().enumerate().filter(|(_, field)| wanted(field.name())).map(|(at, _)| at);
     let mask = ProjectionMask::roots(metadata.parquet_schema(), roots);
     ParquetRecordBatchStreamBuilder::new_with_metadata(reader, metadata).with_projection(mask).with_batch_size(rows).build()

@@ -74,23 +74,29 @@ impl Entries {
         }
     }
 
-    /// Puts an entry, if its number is free. True: it is ours.
+    /// Puts an entry, if its number is free. True: it is ours, and the newest.
     async fn put(&self, number: u64, entry: &Entry) -> Result<bool, MaintainError> {
         let bytes = serde_json::to_vec(entry).expect("plain data");
         match self.0.objects.put_opts(&self.path(number), bytes.into(), PutMode::Create.into()).await {
-            Ok(_) => Ok(true),
-            // Perhaps by an earlier try of this very put.
-            Err(Error::AlreadyExists { .. }) => {
-                Ok(self.newest().await?.is_some_and(|(newest, there)| newest == number && there.holder == entry.holder))
-            }
-            Err(e) => Err(self.failed("putting the lease of a maintainer", e)),
+            // If it exists, perhaps by an earlier try of this very put; if it did not, perhaps because it was removed long ago,
+            // and others hold by higher ones.
+            Ok(_) | Err(Error::AlreadyExists { .. }) => {}
+            Err(e) => return Err(self.failed("putting the lease of a maintainer", e)),
         }
+        Ok(self.newest().await?.is_some_and(|(newest, there)| newest == number && there.holder == entry.holder))
     }
 
-    async fn remove(&self, number: u64) {
-        // Old entries are only clutter; the next holder removes its own.
-        if let Err(e) = self.0.objects.delete(&self.path(number)).await {
-            tracing::debug!(number, error = %e, "an old lease entry stays");
+    /// Removes every entry below a number: those before it, and of holders that slept.
+    async fn remove_below(&self, number: u64) {
+        let listed = self.0.objects.list_with_delimiter(Some(&self.0.root.clone().join(FOLDER))).await;
+        let last = self.path(number);
+        for meta in listed.map(|listed| listed.objects).unwrap_or_default() {
+            // They are only clutter; the next holder tries again.
+            if meta.location < last
+                && let Err(e) = self.0.objects.delete(&meta.location).await
+            {
+                tracing::debug!(entry = %meta.location, error = %e, "an old lease entry stays");
+            }
         }
     }
 }
@@ -106,8 +112,13 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Takes the lease. While someone else has it: waits, or with `wait` false gives none.
-    pub async fn take(store: &Store, holder: &str, term: Duration, wait: bool) -> Result<Option<Self>, MaintainError> {
+    /// Takes the lease. While someone else has it: waits until `stop`, or without one gives none.
+    pub async fn take(
+        store: &Store,
+        holder: &str,
+        term: Duration,
+        stop: Option<&CancellationToken>,
+    ) -> Result<Option<Self>, MaintainError> {
         let entries = Entries(store.clone());
         let mut watched: Option<(u64, Watch)> = None;
         let mut told = false;
@@ -120,20 +131,21 @@ impl Lease {
                         watched = Some((*number, Watch::start()));
                     }
                     let stays = watched.as_ref().is_some_and(|(_, since)| since.elapsed() > term);
-                    (*number, stays || entry.until_ms <= now_micros() / 1000)
+                    // A time further off than a holder gives itself is of a clock that is wrong.
+                    let now_ms = now_micros() / 1000;
+                    let is_over = entry.until_ms <= now_ms || (now_ms + 10 * term.as_millis() as i64..i64::MAX).contains(&entry.until_ms);
+                    (*number, stays || is_over)
                 }
             };
             if free {
                 let next = newest.as_ref().map_or(0, |_| number + 1);
                 if entries.put(next, &Entry::of(holder, term)).await? {
-                    if newest.is_some() {
-                        entries.remove(number).await;
-                    }
+                    entries.remove_below(next).await;
                     return Ok(Some(Self::held(entries, holder, term, next)));
                 }
                 continue;
             }
-            if !wait {
+            if stop.is_none_or(CancellationToken::is_cancelled) {
                 return Ok(None);
             }
             if !std::mem::replace(&mut told, true) {
@@ -160,7 +172,7 @@ impl Lease {
         }
         let entry = Entry { holder: self.holder.clone(), until_ms: 0 };
         if matches!(self.entries.put(number + 1, &entry).await, Ok(true)) {
-            self.entries.remove(number).await;
+            self.entries.remove_below(number + 1).await;
         }
     }
 }
@@ -189,8 +201,8 @@ async fn renew(
         }
         match entries.put(number + 1, &Entry::of(&holder, term)).await {
             Ok(true) => {
-                entries.remove(number).await;
                 number += 1;
+                entries.remove_below(number).await;
                 renewed = Watch::start();
             }
             Ok(false) => {

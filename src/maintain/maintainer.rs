@@ -16,8 +16,11 @@ use super::vacuum::{self, Ages, ListedFile, NEVER_NAMED};
 use crate::base::store::Store;
 use crate::base::{Watch, new_uuid, now_micros};
 use crate::config::{Every, Maintenance};
+use crate::ingest::metrics::Metrics;
 use crate::table::{Change, DataFile, LEDGER_TABLE, Lake, Replaced, TableError, TableSpec, Upkeep};
 
+/// Of a merge's memory the part for files that are open.
+const OPEN_PART: usize = 4;
 /// How often a table's expired partitions are looked for anew because someone else had changed them.
 const MOST_TRIES: u32 = 5;
 /// Old versions can be read for at least as long, whatever the configuration says: entries of the last hours guard writers
@@ -27,8 +30,10 @@ const LEAST_LOG: Duration = Duration::from_secs(86_400);
 /// See the module.
 #[derive(Clone)]
 pub struct Maintainer {
-    /// The lake.
-    pub lake: Arc<Lake>,
+    /// Where the lake is.
+    pub store: Store,
+    /// The lake, to write to; without it there are only plans and dry runs.
+    pub lake: Option<Arc<Lake>>,
     /// Its tables.
     pub tables: Arc<Vec<TableSpec>>,
     /// When and how.
@@ -45,6 +50,8 @@ pub struct Maintainer {
     pub lease_term: Duration,
     /// What a progress display reads.
     pub progress: Arc<Progress>,
+    /// Where scheduled runs are counted, if anyone looks.
+    pub metrics: Option<Arc<Metrics>>,
     /// Set from outside: nothing further is begun.
     pub stop: CancellationToken,
 }
@@ -65,8 +72,10 @@ pub struct Tidied {
 }
 
 impl Maintainer {
-    fn store(&self) -> &Store {
-        self.lake.store()
+    /// # Panics
+    /// Without a lake.
+    fn lake(&self) -> &Lake {
+        self.lake.as_ref().expect("a maintainer that writes has a lake")
     }
 
     fn ages(&self) -> Ages {
@@ -75,8 +84,13 @@ impl Maintainer {
 
     fn compaction(&self, patient: bool, stop: CancellationToken) -> Compaction {
         Compaction {
-            store: self.store().clone(),
-            policy: Policy { target: self.settings.target_file_size.as_u64(), now: now_micros(), patient },
+            store: self.store.clone(),
+            policy: Policy {
+                target: self.settings.target_file_size.as_u64(),
+                now: now_micros(),
+                open_bytes: (self.memory / self.at_once.max(1) / OPEN_PART) as u64,
+                patient,
+            },
             memory: self.memory,
             at_once: self.at_once,
             progress: self.progress.clone(),
@@ -97,7 +111,7 @@ impl Maintainer {
     /// Compacts these tables, under the lease.
     pub async fn compact(&self, tables: &[&TableSpec]) -> Result<Compacted, MaintainError> {
         self.under_lease(async |stop| {
-            self.lake.settle().await?;
+            self.lake().settle().await?;
             self.compact_all(tables, false, stop).await
         })
         .await
@@ -107,7 +121,7 @@ impl Maintainer {
     pub async fn once(&self, now: i64) -> Result<(Compacted, Tidied), MaintainError> {
         self.check_retention()?;
         self.under_lease(async |stop| {
-            self.lake.settle().await?;
+            self.lake().settle().await?;
             let mut tidied = Tidied { dropped: self.drop_expired(now, false).await?, ..Tidied::default() };
             let tables: Vec<&TableSpec> = self.tables.iter().collect();
             let compacted = self.compact_all(&tables, false, stop.clone()).await?;
@@ -123,7 +137,7 @@ impl Maintainer {
         self.check_retention()?;
         let mut tidied = Tidied { dropped: self.drop_expired(now, true).await?, ..Tidied::default() };
         for spec in self.tables.iter() {
-            if let Some(found) = vacuum::look(self.store(), &spec.name, now / 1000, self.ages()).await?
+            if let Some(found) = vacuum::look(&self.store, &spec.name, now / 1000, self.ages()).await?
                 && !found.files.is_empty()
             {
                 tidied.deleted.insert(spec.name.clone(), found.files);
@@ -138,7 +152,12 @@ impl Maintainer {
         self.check_retention()?;
         let due = |every: &Every| (Watch::start(), until_next(every, now_micros()));
         let left = |(since, wait): &(Watch, Duration)| wait.saturating_sub(since.elapsed());
-        let (mut compact, mut tidy) = (due(&self.settings.compact_every), due(&self.settings.vacuum_every));
+        let mut compact = due(&self.settings.compact_every);
+        // Workers that live shorter than the interval tidy up, too.
+        let mut tidy = match self.settings.vacuum_every {
+            Every::Interval(_) => compact,
+            Every::Cron(_) => due(&self.settings.vacuum_every),
+        };
         loop {
             tokio::select! {
                 () = tokio::time::sleep(left(&compact).min(left(&tidy))) => {}
@@ -147,6 +166,7 @@ impl Maintainer {
             let tidies = left(&tidy).is_zero();
             if let Err(error) = self.scheduled(tidies).await {
                 tracing::error!("upkeep: {error}");
+                self.metrics.iter().for_each(|metrics| _ = metrics.upkeep_errors.inc());
             }
             // What takes longer than its interval is not begun twice at once.
             compact = due(&self.settings.compact_every);
@@ -158,10 +178,10 @@ impl Maintainer {
 
     /// One scheduled run; nothing if another maintainer is at it.
     async fn scheduled(&self, tidies: bool) -> Result<(), MaintainError> {
-        let Some(lease) = Lease::take(self.store(), &holder(), self.lease_term, false).await? else { return Ok(()) };
+        let Some(lease) = Lease::take(&self.store, &holder(), self.lease_term, None).await? else { return Ok(()) };
         let done = self
             .guarded(&lease, async |stop| {
-                self.lake.settle().await?;
+                self.lake().settle().await?;
                 let mut tidied = Tidied::default();
                 if tidies {
                     tidied.dropped = self.drop_expired(now_micros(), false).await?;
@@ -172,7 +192,7 @@ impl Maintainer {
                 if tidies {
                     self.tidy(now_micros(), &mut tidied, &stop).await?;
                 }
-                report(&compacted, &tidied);
+                self.report(&compacted, &tidied);
                 Ok(())
             })
             .await;
@@ -181,7 +201,8 @@ impl Maintainer {
     }
 
     async fn under_lease<T>(&self, work: impl AsyncFnOnce(CancellationToken) -> Result<T, MaintainError>) -> Result<T, MaintainError> {
-        let lease = Lease::take(self.store(), &holder(), self.lease_term, true).await?.expect("it was waited for");
+        let lease = Lease::take(&self.store, &holder(), self.lease_term, Some(&self.stop)).await?;
+        let lease = lease.ok_or(MaintainError::Stopped)?;
         let done = self.guarded(&lease, work).await;
         lease.give_back().await;
         done
@@ -210,7 +231,14 @@ impl Maintainer {
         let compaction = self.compaction(patient, stop);
         let mut all = Compacted::default();
         for spec in tables {
-            all.add(&compaction.run(spec).await?);
+            match compaction.run(spec).await {
+                Ok(compacted) => all.add(compacted),
+                // The other tables, and the other kinds of upkeep, are not to blame.
+                Err(error) => {
+                    tracing::error!("{error}");
+                    all.failed.push(error.to_string());
+                }
+            }
         }
         Ok(all)
     }
@@ -219,9 +247,9 @@ impl Maintainer {
     async fn checkpoint(&self) -> Result<BTreeMap<String, u64>, MaintainError> {
         let mut written = BTreeMap::new();
         // A reader that begins at a checkpoint of the ledger takes all that landed before it for brought into the tables.
-        let settled = self.lake.settle().await?;
+        let settled = self.lake().settle().await?;
         for spec in self.tables.iter() {
-            let Some(table) = Upkeep::open(self.store(), &spec.name).await? else { continue };
+            let Some(table) = Upkeep::open(&self.store, &spec.name).await? else { continue };
             let since = table.checkpointed().await?.map_or(0, |version| version + 1);
             if table.version() + 1 < since + self.checkpoint_every {
                 continue;
@@ -233,7 +261,8 @@ impl Maintainer {
         Ok(written)
     }
 
-    fn check_retention(&self) -> Result<(), MaintainError> {
+    /// Whether `[retention]` names tables that have partitions.
+    pub fn check_retention(&self) -> Result<(), MaintainError> {
         let known: Vec<&str> = self.tables.iter().filter(|spec| spec.partitioning.is_some()).map(|spec| spec.name.as_str()).collect();
         match self.retention.keys().find(|name| !known.contains(&name.as_str())) {
             Some(name) => Err(MaintainError::Retention { name: name.clone(), known: known.join(", ") }),
@@ -248,7 +277,7 @@ impl Maintainer {
             let before = now - keep.as_micros() as i64;
             let is_expired = |file: &DataFile| partition_end(&file.partition_values).is_some_and(|end| end <= before);
             for _ in 0..MOST_TRIES {
-                let Some(mut table) = Upkeep::open(self.store(), name).await? else { break };
+                let Some(mut table) = Upkeep::open(&self.store, name).await? else { break };
                 let expired: Vec<DataFile> = table.snapshot().files()?.into_iter().filter(is_expired).collect();
                 if expired.is_empty() {
                     break;
@@ -266,10 +295,10 @@ impl Maintainer {
     async fn tidy(&self, now: i64, tidied: &mut Tidied, stop: &CancellationToken) -> Result<(), MaintainError> {
         let mut found = Vec::new();
         for spec in self.tables.iter() {
-            found.extend(vacuum::look(self.store(), &spec.name, now / 1000, self.ages()).await?.filter(|found| !found.files.is_empty()));
+            found.extend(vacuum::look(&self.store, &spec.name, now / 1000, self.ages()).await?.filter(|found| !found.files.is_empty()));
         }
         if !found.is_empty()
-            && let Some(mut ledger) = Upkeep::open(self.store(), LEDGER_TABLE).await?
+            && let Some(mut ledger) = Upkeep::open(&self.store, LEDGER_TABLE).await?
         {
             ledger.fence(self.ages().taken_out.as_millis() as i64).await?;
         }
@@ -277,7 +306,7 @@ impl Maintainer {
             if stop.is_cancelled() {
                 return Ok(());
             }
-            let (table, files) = vacuum::delete(&self.lake, found, now / 1000, self.ages()).await?;
+            let (table, files) = vacuum::delete(self.lake(), found, now / 1000, self.ages()).await?;
             if !files.is_empty() {
                 tidied.deleted.insert(table, files);
             }
@@ -289,13 +318,35 @@ impl Maintainer {
 
     async fn unfinished(&self, now: i64, dry_run: bool) -> Result<u64, MaintainError> {
         let before = now - NEVER_NAMED.as_micros() as i64;
-        self.store().remove_unfinished(before, dry_run).await.map_err(|source| MaintainError::Unfinished { source })
+        self.store.remove_unfinished(before, dry_run).await.map_err(|source| MaintainError::Unfinished { source })
+    }
+
+    fn report(&self, compacted: &Compacted, tidied: &Tidied) {
+        if !compacted.failed.is_empty() {
+            self.metrics.iter().for_each(|metrics| _ = metrics.upkeep_errors.inc());
+        }
+        if compacted.merges > 0 {
+            let Compacted { files_in, files_out, bytes_in, bytes_out, rows, .. } = compacted;
+            tracing::info!(files_in, files_out, bytes_in, bytes_out, rows, "compacted");
+        }
+        for (table, files) in &tidied.dropped {
+            let rows: u64 = files.iter().map(|file| file.rows).sum();
+            tracing::info!(table, files = files.len(), rows, "dropped what is older than is kept");
+        }
+        for (table, files) in &tidied.deleted {
+            let bytes: u64 = files.iter().map(|file| file.size).sum();
+            tracing::info!(table, files = files.len(), bytes, "vacuumed");
+        }
+        if let Some(metrics) = &self.metrics {
+            metrics.merged.inc_by(compacted.files_in);
+            metrics.vacuumed.inc_by(tidied.deleted.values().map(|files| files.len() as u64).sum());
+        }
     }
 
     async fn clean_logs(&self, now: i64, tidied: &mut Tidied) -> Result<(), TableError> {
         let keep = self.settings.vacuum_after.max(LEAST_LOG);
         for spec in self.tables.iter() {
-            if let Some(table) = Upkeep::open(self.store(), &spec.name).await? {
+            if let Some(table) = Upkeep::open(&self.store, &spec.name).await? {
                 tidied.log_entries += table.clean_log(now / 1000 - keep.as_millis() as i64).await? as u64;
             }
         }
@@ -306,17 +357,4 @@ impl Maintainer {
 /// Who holds a lease, for those who wait for it.
 fn holder() -> String {
     format!("process {} ({})", std::process::id(), new_uuid().simple())
-}
-
-fn report(compacted: &Compacted, tidied: &Tidied) {
-    if compacted.merges > 0 {
-        let Compacted { files_in, files_out, bytes_in, bytes_out, rows, .. } = compacted;
-        tracing::info!(files_in, files_out, bytes_in, bytes_out, rows, "compacted");
-    }
-    for (table, files) in &tidied.dropped {
-        tracing::info!(table, files = files.len(), rows = files.iter().map(|f| f.rows).sum::<u64>(), "dropped what is older than is kept");
-    }
-    for (table, files) in &tidied.deleted {
-        tracing::info!(table, files = files.len(), bytes = files.iter().map(|f| f.size).sum::<u64>(), "vacuumed");
-    }
 }

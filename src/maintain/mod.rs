@@ -26,9 +26,6 @@ use crate::table::TableError;
 /// Why upkeep stopped. What it had committed stays, and is whole.
 #[derive(Debug, thiserror::Error)]
 pub enum MaintainError {
-    /// A merge failed.
-    #[error(transparent)]
-    Compact(#[from] compact::CompactError),
     /// A table can't be read or written.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -56,6 +53,9 @@ pub enum MaintainError {
         /// The tables that have partitions.
         known: String,
     },
+    /// A stop was asked for while another maintainer was at work.
+    #[error("stopped while waiting for another maintainer; nothing was done")]
+    Stopped,
     /// The lease went to someone else in the middle.
     #[error("another maintainer took over; what was done is committed, and it goes on with the rest")]
     Overtaken,

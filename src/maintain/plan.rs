@@ -6,15 +6,15 @@
 //!   merged with all smaller ones. So a row is rewritten once a tier, a handful of times from a file of a minute to a full one.
 //! * **Closed**: *settled*. Files that overlap in time are merged so that they no longer do, and neighbours that are small
 //!   become files of the target size. Late rows re-open nothing but what they touch; and on a schedule they wait until
-//!   merging them is worth it: until they are an eighth of what has to be rewritten, or no more came for an hour, or
-//!   they waited for a day, or it is little work anyway. What waits is kept few by tiers.
+//!   merging them is worth it: they are an eighth of what has to be rewritten, or that is a few megabytes; or they are a
+//!   sixty-fourth of it and no more came for an hour; or a day has passed. What waits is kept few by tiers.
 //! * What overlaps and is too much for one merge is first *split* at common times, late rows alone where that is enough.
 //!   So no merge grows with its partition.
 //!
 //! Every merge takes out more files than it puts in, or ends an overlap: plan, run, plan again comes to an end, and then
 //! plans nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::table::DataFile;
 
@@ -24,10 +24,15 @@ const DAY: i64 = 24 * HOUR;
 const FAN: u64 = 8;
 /// Files that one merge takes in: each has a reader and a parsed footer.
 const MOST_INPUTS: usize = 128;
+/// About what a row group takes, and beside it a reader.
+const GROUP_BYTES: u64 = 24 << 20;
+const READER_BYTES: u64 = 2 << 20;
 /// Bytes that one merge takes in, in target sizes.
 const MOST_TARGETS: u64 = 4;
 /// A merge of less than this part of the target size is little work.
-const LITTLE: u64 = 16;
+const LITTLE: u64 = 64;
+/// Late rows of less than this part of what they rewrite wait for a day.
+const TRICKLE: u64 = 64;
 /// Points in a file's time that stand for its rows when times to split at are looked for.
 const SAMPLES: i64 = 16;
 
@@ -38,6 +43,8 @@ pub struct Policy {
     pub target: u64,
     /// In microseconds since the epoch.
     pub now: i64,
+    /// Bytes that a merge may hold of files that are open at once: of each one row group.
+    pub open_bytes: u64,
     /// Whether late rows wait until merging them is worth it; else all is settled at once.
     pub patient: bool,
 }
@@ -176,31 +183,41 @@ fn tiers<'a>(files: &[&'a DataFile], policy: &Policy) -> Vec<Draft<'a>> {
 /// Files as they follow one another in portions that one merge can take; none of one file alone.
 fn in_portions<'a>(files: &[&'a DataFile], policy: &Policy, why: Why) -> Vec<Draft<'a>> {
     let mut drafts = Vec::new();
-    let mut portion: Vec<&DataFile> = Vec::new();
+    let (mut portion, mut held): (Vec<&DataFile>, u64) = (Vec::new(), 0);
     for file in files {
-        let is_too_much = bytes(&portion) + file.size > MOST_TARGETS * policy.target && portion.len() > 1;
-        if is_too_much || portion.len() == MOST_INPUTS {
+        let open = portion.iter().filter(|other| other.greatest() >= file.least()).map(|other| when_open(other)).sum::<u64>();
+        let is_too_much = held + file.size > MOST_TARGETS * policy.target || open + when_open(file) > policy.open_bytes;
+        if portion.len() > 1 && is_too_much || portion.len() == MOST_INPUTS {
             drafts.push(Draft { files: std::mem::take(&mut portion), cuts: Vec::new(), why });
+            held = 0;
         }
         portion.push(file);
+        held += file.size;
     }
     drafts.push(Draft { files: portion, cuts: Vec::new(), why });
     drafts.retain(|draft| draft.files.len() > 1);
     drafts
 }
 
+/// Bytes that a file takes while it is open: a row group, and what it is decoded with.
+fn when_open(file: &DataFile) -> u64 {
+    file.size.min(GROUP_BYTES) + READER_BYTES
+}
+
 /// What a closed partition needs. `files` by their first time.
 fn settle<'a>(files: &[&'a DataFile], policy: &Policy) -> Vec<Draft<'a>> {
     let mut drafts = Vec::new();
-    let mut small: Vec<Vec<&DataFile>> = Vec::new();
+    let (mut small, mut held): (Vec<Vec<&DataFile>>, u64) = (Vec::new(), 0);
     for cluster in clusters(files) {
         let size = bytes(&cluster);
         let is_large = size >= policy.target / 2;
-        if is_large || bytes(&small.concat()) + size > policy.target {
+        if is_large || held + size > policy.target {
             drafts.extend(join(&std::mem::take(&mut small), policy));
+            held = 0;
         }
         if !is_large {
             small.push(cluster);
+            held += size;
         } else if cluster.len() > 1 && is_worth_it(&cluster, policy) {
             drafts.extend(end_overlap(&cluster, policy));
         }
@@ -240,12 +257,14 @@ fn is_worth_it(files: &[&DataFile], policy: &Policy) -> bool {
     if settled.is_empty() {
         settled.extend(files.iter().copied().max_by_key(|file| file.size));
     }
-    let fresh: Vec<&DataFile> = files.iter().copied().filter(|file| settled.iter().all(|s| s.path != file.path)).collect();
+    let settled: HashSet<&str> = settled.into_iter().map(|file| file.path.as_str()).collect();
+    let fresh: Vec<&DataFile> = files.iter().copied().filter(|file| !settled.contains(file.path.as_str())).collect();
     let landed = || fresh.iter().map(|file| file.modified_ms * 1000);
     let (total, new) = (bytes(files), bytes(&fresh));
+    let is_quiet = landed().max().is_none_or(|newest| newest <= policy.now - HOUR);
     total <= policy.target / LITTLE
         || new * FAN >= total
-        || landed().max().is_none_or(|newest| newest <= policy.now - HOUR)
+        || is_quiet && new * TRICKLE >= total
         || landed().min().is_none_or(|oldest| oldest <= policy.now - DAY)
 }
 

@@ -87,15 +87,18 @@ pub async fn delete(lake: &Lake, found: Found, now_ms: i64, ages: Ages) -> Resul
     let Some(upkeep) = Upkeep::open(store, &found.table).await? else { return Ok((found.table, Vec::new())) };
     let files = deletable(&found.files, &named(&upkeep)?, &upkeep.tombstones().await?, now_ms, ages);
     let root = store.root.clone().join(found.table.as_str());
-    let paths: Vec<Path> = files.iter().map(|file| root.parts().chain(Path::from(file.path.as_str()).parts()).collect()).collect();
+    let paths: Vec<Path> = files.iter().map(|file| place(&root, &file.path)).collect();
     let mut deleting = store.objects.delete_stream(futures::stream::iter(paths.into_iter().map(Ok)).boxed());
+    let mut gone = HashSet::new();
     while let Some(deleted) = deleting.next().await {
         match deleted {
+            Ok(path) => _ = gone.insert(path),
             // Another vacuum was faster.
-            Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+            Err(object_store::Error::NotFound { .. }) => {}
             Err(source) => return Err(MaintainError::Store { doing: "deleting files below", location: root.to_string(), source }),
         }
     }
+    let files = files.into_iter().filter(|file| gone.contains(&place(&root, &file.path))).collect();
     Ok((found.table, files))
 }
 
@@ -103,7 +106,20 @@ fn named(table: &Upkeep) -> Result<HashSet<String>, TableError> {
     Ok(table.snapshot().files()?.into_iter().map(|file| file.path).collect())
 }
 
-/// Every Parquet file below a table but those of its log. Whatever else someone put there is theirs.
+fn place(root: &Path, path: &str) -> Path {
+    root.parts().chain(Path::from(path).parts()).collect()
+}
+
+/// Whether a file goes by a name that flarelake, or another writer of Delta tables, gives: in the folder of a partition, or of the
+/// table. Whatever else someone put there is theirs.
+fn is_data_file(path: &str) -> bool {
+    let mut parts = path.rsplit('/');
+    let name = parts.next().and_then(|name| name.strip_suffix(".parquet"));
+    let by_writer = |name: &str| name.starts_with("part-") || name.len() == 36 && name.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+    name.is_some_and(by_writer) && parts.all(|folder| folder.contains('=') && !folder.starts_with(['_', '.']))
+}
+
+/// Every data file below a table.
 async fn list(store: &Store, table: &str) -> Result<Vec<ListedFile>, MaintainError> {
     let root = store.root.clone().join(table);
     let listed: Result<Vec<_>, _> = store.objects.list(Some(&root)).try_collect().await;
@@ -111,8 +127,7 @@ async fn list(store: &Store, table: &str) -> Result<Vec<ListedFile>, MaintainErr
     let below = |path: &Path| path.prefix_match(&root).map(|parts| parts.collect::<Path>().to_string());
     let files = listed.iter().filter_map(|meta| {
         let path = below(&meta.location)?;
-        let is_ours = path.ends_with(".parquet") && !path.starts_with(['_', '.']);
-        is_ours.then(|| ListedFile { path, size: meta.size, written_ms: meta.last_modified.timestamp_millis() })
+        is_data_file(&path).then(|| ListedFile { path, size: meta.size, written_ms: meta.last_modified.timestamp_millis() })
     });
     Ok(files.collect())
 }

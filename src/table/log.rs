@@ -188,7 +188,7 @@ impl Log {
         match self.put(bytes).await {
             Put::Won => {
                 let version = self.version.unwrap_or_default();
-                if self.read.elapsed() > MAX_CURSOR_AGE && self.checkpoint().await?.is_some_and(|c| c >= version) {
+                if self.read.elapsed() > MAX_CURSOR_AGE && self.list(Some(version)).await?.1.is_some_and(|c| c >= version) {
                     // The number had been cleaned up before: nobody reads what was put under it.
                     return Err(TableError::Outrun { table: self.table.clone() });
                 }

@@ -113,6 +113,14 @@ async fn what_is_put_into_the_bucket_can_be_asked_for() {
     let said = ingest(&moto, &config, "3s");
     assert!(said.contains("objects:  0 landed, 13 came again"), "{said}");
     assert_eq!(ask("SELECT count(*) AS n FROM all_logs"), "{\"n\":622}\n");
+    // Upkeep works beside it: days that are over have one file.
+    let per_day = "SELECT count(*) = count(DISTINCT p_event_date) AS one FROM lake_files WHERE table_name = 'cloudflare_httprequest'";
+    assert_eq!(ask(per_day), "{\"one\":false}\n");
+    cloud.send(&queue, "{\"Datetime\":1653974625,\"Action\":\"log\"}").await;
+    configuration(dir.path(), "s3://lake/cf", &queue, "[maintenance]\ncompact_every = \"200ms\"\n");
+    ingest(&moto, &config, "8s");
+    assert_eq!(ask(per_day), "{\"one\":true}\n");
+    assert_eq!(ask("SELECT count(DISTINCT p_row_id) AS n FROM all_logs"), "{\"n\":623}\n");
 }
 
 /// A running ingest, its log, and where it tells its metrics.

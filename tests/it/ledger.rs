@@ -86,6 +86,19 @@ pub async fn life(store: Store, mut todo: Vec<u64>, seed: u64) -> Result<Vec<u64
     tokio::task::spawn_blocking(work).await.expect("a writer doesn't panic")
 }
 
+/// Lands these objects together.
+pub async fn land(lake: Arc<Lake>, numbers: Vec<u64>) -> Result<(), String> {
+    let work = move || {
+        let mut worker = worker(lake, usize::MAX);
+        for n in numbers {
+            let (object, bytes) = object(n);
+            worker.work(object, Input::Memory(bytes.into()), Place::START, None).map_err(|e| e.to_string())?;
+        }
+        worker.flush().map(|_| ()).map_err(|e| e.to_string())
+    };
+    tokio::task::spawn_blocking(work).await.expect("a writer doesn't panic")
+}
+
 /// What must be in each table, by row id, once these have landed.
 pub fn expected(objects: impl IntoIterator<Item = (ObjectId, Vec<u8>)>) -> BTreeMap<&'static str, BTreeSet<String>> {
     let mut tables: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
@@ -242,13 +255,7 @@ async fn land_each(inner: &Arc<InMemory>, numbers: std::ops::Range<u64>) -> Resu
             continue;
         }
         landed += 1;
-        let run = tokio::task::spawn_blocking(move || {
-            let mut worker = worker(lake, usize::MAX);
-            let (object, bytes) = object(n);
-            worker.work(object, Input::Memory(bytes.into()), Place::START, None).map_err(|e| e.to_string())?;
-            worker.flush().map(|_| ()).map_err(|e| e.to_string())
-        });
-        run.await.expect("no panic")?;
+        land(lake, vec![n]).await?;
     }
     Ok(landed)
 }

@@ -9,8 +9,9 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::Value;
 
-use crate::moto::{python, script, skipped};
-use crate::support::{command, flarelake, query_one, stdout};
+use crate::moto::{Moto, python, run, script, skipped};
+use crate::support::{command, flarelake, query_one, runs, stdout};
+use crate::upkeep::{land_and_keep_up, rows};
 
 const LINES: u64 = 6000;
 const CONFIG: &str = "memory = \"64MiB\"\n[flush]\nmax_bytes = \"150KiB\"\n[maintenance]\ncompact_every = \"700ms\"\nvacuum_every = \"2s\"\nvacuum_after = \"20s\"\n";
@@ -92,4 +93,50 @@ fn readers_see_whole_versions_while_writers_and_maintainers_work_and_die() {
     }
     let again = stdout(&flarelake(&once));
     assert!(again.contains("nothing to merge"), "{again}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_of_five_hundred_landings_with_upkeep_between_is_read_alike_by_everyone() {
+    let Some(python) = python() else { return skipped("reading a table that was kept up") };
+    let dir = tempfile::tempdir().expect("a folder");
+    let lake = dir.path().join("lake");
+    // With FLARE_TEST_RUNS=500 after each of them.
+    let landed = land_and_keep_up(&lake, 500, (500 / runs(25)).max(1)).await;
+    let expected = rows(&landed)["cloudflare_httprequest"].len() as u64;
+    let table = lake.join("cloudflare_httprequest");
+    let told: Value = serde_json::from_str(&run(Command::new(python).arg(script("rounds.py")).arg(&table))).expect("JSON");
+    println!("{told}");
+    for reader in ["deltalake", "duckdb", "polars", "chdb"] {
+        assert_eq!(told[reader], expected, "{reader}: {told}");
+    }
+    assert!(told["version"].as_u64() > Some(500), "{told}");
+    // What old versions needed is gone, and so are most of the log's entries.
+    let entries = fs::read_dir(table.join("_delta_log")).expect("a log").count();
+    assert!(entries < 100, "{entries} files in the log");
+}
+
+#[test]
+fn a_lake_on_s3_is_kept_up() {
+    let Some(python) = python() else { return skipped("upkeep on S3") };
+    let moto = Moto::start(python);
+    let dir = tempfile::tempdir().expect("a folder");
+    let logs = dir.path().join("logs").to_str().expect("a path").to_owned();
+    let generate = ["--log-type", "Cloudflare.Firewall", "--rows", "3000", "--files", "30", "--span", "3d", "--odd", "0", "--gzip", "--out", &logs];
+    assert!(flarelake(&[&["generate"], &generate[..]].concat()).status.success());
+    run(Command::new(python).arg(script("s3_setup.py")).arg(&moto.endpoint).arg(&logs));
+    let lake = |arguments: &[&str]| {
+        let arguments = [&["--lake", "s3://lake/some where"], arguments].concat();
+        stdout(&moto.flarelake(&arguments).output().expect("it can be started"))
+    };
+    for day in ["15", "16", "17", ""] {
+        lake(&["backfill", &format!("s3://logs/in/firewall_events/202601{day}")]);
+    }
+    let once = lake(&["maintain", "--once"]);
+    assert!(once.contains("merged:"), "{once}");
+    let again = lake(&["maintain", "--once"]);
+    assert!(again.contains("nothing to merge") && again.contains("nothing to free"), "{again}");
+    let count = |sql: &str| lake(&["query", "--format", "csv", sql]).lines().last().expect("a row").to_owned();
+    assert_eq!(count("SELECT count(*), count(DISTINCT p_row_id) FROM cloudflare_firewall"), "3000,3000");
+    // From noon to noon: four dates.
+    assert_eq!(count("SELECT count(*) FROM lake_files WHERE table_name = 'cloudflare_firewall'"), "4");
 }

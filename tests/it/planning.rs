@@ -17,6 +17,7 @@ const DAY: i64 = 24 * HOUR;
 const START: i64 = 1_780_272_000_000_000;
 const MIB: u64 = 1 << 20;
 const TARGET: u64 = 256 * MIB;
+const OPEN: u64 = 128 * MIB;
 
 fn partition(time: i64) -> BTreeMap<String, String> {
     let day = chrono::DateTime::from_timestamp_micros(time).expect("a time").format("%Y-%m-%d").to_string();
@@ -134,7 +135,7 @@ fn closed_partitions_end_without_overlap_in_files_of_the_target_size() {
             lake.land((from, to), size, now);
         }
         let total: u64 = lake.files.iter().map(|f| f.size).sum();
-        let policy = Policy { target: TARGET, now, patient: false };
+        let policy = Policy { target: TARGET, now, open_bytes: OPEN, patient: false };
         lake.settle(&policy);
         assert_eq!(overlaps(&lake.files), 0, "seed {seed}");
         let left: u64 = lake.files.iter().map(|f| f.size).sum();
@@ -164,7 +165,7 @@ fn a_day_of_minutes_is_rewritten_a_few_times_and_kept_in_few_files() {
                 lake.land((START + 20 * HOUR, START + DAY - 1), size / 20, now);
             }
             if minute % 10 == 9 {
-                lake.settle(&Policy { target: TARGET, now, patient: true });
+                lake.settle(&Policy { target: TARGET, now, open_bytes: OPEN, patient: true });
                 let open = lake.files.iter().filter(|f| f.size < TARGET / 2).count();
                 most_files = most_files.max(open);
             }
@@ -176,7 +177,7 @@ fn a_day_of_minutes_is_rewritten_a_few_times_and_kept_in_few_files() {
         // Seven of each of the tiers.
         assert!(most_files <= 42, "{size}: {most_files}");
         // Two hours later nothing is late any more.
-        let policy = Policy { target: TARGET, now: START + 28 * HOUR, patient: true };
+        let policy = Policy { target: TARGET, now: START + 28 * HOUR, open_bytes: OPEN, patient: true };
         lake.settle(&policy);
         assert_eq!(overlaps(&lake.files), 0, "{size}");
         assert!(lake.files.len() as u64 <= 2 * (landed / TARGET) + 2, "{size}: {} files", lake.files.len());
@@ -195,7 +196,7 @@ fn late_rows_wait_where_they_would_rewrite_much_for_little() {
         plan(&lake.files, policy)
     };
     let now = START + 10 * DAY;
-    let patient = Policy { target: TARGET, now, patient: true };
+    let patient = Policy { target: TARGET, now, open_bytes: OPEN, patient: true };
     assert_eq!(late(&patient, MIB, now - MINUTE), Vec::new(), "a megabyte of a minute ago does not rewrite 256");
     let waited = late(&patient, MIB, now - 2 * HOUR);
     assert_eq!(waited.len(), 1, "no more came for two hours");
@@ -212,7 +213,7 @@ fn a_late_file_across_a_large_day_is_cut_where_the_full_files_begin() {
         lake.land((from, from + HOUR / 2 - 1), TARGET, START + DAY);
     }
     lake.land((START, START + DAY - 1), 10 * MIB, START + DAY);
-    let policy = Policy { target: TARGET, now: START + 3 * DAY, patient: false };
+    let policy = Policy { target: TARGET, now: START + 3 * DAY, open_bytes: OPEN, patient: false };
     let bins = plan(&lake.files, &policy);
     assert_eq!(bins.len(), 1);
     assert_eq!((bins[0].why, bins[0].inputs.len(), bins[0].bytes()), (Why::Split, 1, 10 * MIB), "the late file alone");
@@ -224,7 +225,7 @@ fn a_late_file_across_a_large_day_is_cut_where_the_full_files_begin() {
 #[test]
 fn an_open_day_is_merged_by_tiers_and_a_table_without_times_too() {
     let minute = |n: i64| (START + n * MINUTE, START + (n + 1) * MINUTE - 1);
-    let policy = Policy { target: TARGET, now: START + 12 * HOUR, patient: false };
+    let policy = Policy { target: TARGET, now: START + 12 * HOUR, open_bytes: OPEN, patient: false };
     let files = |count: i64| (0..count).map(|n| file(n as u64, minute(n), MIB, START)).collect::<Vec<_>>();
     assert_eq!(plan(&files(7), &policy), Vec::new(), "seven of a size are left");
     let eight = plan(&files(8), &policy);

@@ -20,7 +20,7 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::ledger::{expected, life, object};
+use crate::ledger::{expected, land, life, object};
 use crate::support::{FaultStore, Faults, memory_lake, row_ids, runs};
 
 const DAY: i64 = 86_400_000_000;
@@ -29,7 +29,8 @@ const DAY: i64 = 86_400_000_000;
 async fn maintainer(store: Store, retention: BTreeMap<String, Duration>) -> Result<Maintainer, MaintainError> {
     let Tables { log_types, failures, ledger } = Tables::new(&Catalog::embedded(), Partitioning::Day);
     Ok(Maintainer {
-        lake: Arc::new(Lake::open(store).await?),
+        store: store.clone(),
+        lake: Some(Arc::new(Lake::open(store).await?)),
         tables: Arc::new(log_types.into_iter().chain([failures, ledger]).collect()),
         settings: Maintenance { target_file_size: ByteSize::mib(1), ..Maintenance::default() },
         retention,
@@ -38,6 +39,7 @@ async fn maintainer(store: Store, retention: BTreeMap<String, Duration>) -> Resu
         checkpoint_every: 3,
         lease_term: Duration::from_millis(60),
         progress: Arc::default(),
+        metrics: None,
         stop: Default::default(),
     })
 }
@@ -75,8 +77,30 @@ async fn check(inner: &Arc<InMemory>, rows: &BTreeMap<&str, BTreeSet<String>>, c
     }
 }
 
+/// Lands objects one by one and keeps the lake up after every so many, a week passing every fifty objects. What landed.
+pub async fn land_and_keep_up(folder: &std::path::Path, objects: u64, every: u64) -> BTreeSet<u64> {
+    let open = async || {
+        let store = Store::open(folder.to_str().expect("a path"), &Default::default()).await.expect("a folder");
+        maintainer(store, BTreeMap::new()).await.expect("a lake")
+    };
+    let (mut upkeep, mut now) = (open().await, now_micros());
+    for n in 0..objects {
+        land(upkeep.lake.clone().expect("a lake"), vec![n]).await.expect("lands");
+        if n % 50 == 49 {
+            // Time passes for upkeep alone: who began before would not know that it was away.
+            now += 8 * DAY;
+            upkeep.once(now).await.expect("upkeep");
+            upkeep = open().await;
+        }
+        if n % every == every - 1 {
+            upkeep.once(now).await.expect("upkeep");
+        }
+    }
+    (0..objects).collect()
+}
+
 /// All rows of these objects, by table.
-fn rows(objects: &BTreeSet<u64>) -> BTreeMap<&'static str, BTreeSet<String>> {
+pub fn rows(objects: &BTreeSet<u64>) -> BTreeMap<&'static str, BTreeSet<String>> {
     let mut rows = expected(objects.iter().map(|n| object(*n)).map(|(object, bytes)| (object.id, bytes)));
     for table in ["cloudflare_firewall", "cloudflare_httprequest", "classification_failures", "ingested_objects"] {
         rows.entry(table).or_default();
@@ -244,15 +268,16 @@ async fn one_maintainer_works_and_others_wait_until_it_is_done_or_dead() {
     use flarelake::maintain::lease::Lease;
     let store = memory_lake(Arc::new(InMemory::new()));
     let term = Duration::from_millis(300);
-    let first = Lease::take(&store, "first", term, true).await.expect("a store").expect("it is free");
-    assert!(Lease::take(&store, "second", term, false).await.expect("a store").is_none(), "it is taken");
+    let going = Default::default();
+    let first = Lease::take(&store, "first", term, Some(&going)).await.expect("a store").expect("it is free");
+    assert!(Lease::take(&store, "second", term, None).await.expect("a store").is_none(), "it is taken");
     tokio::time::sleep(term * 2).await;
-    assert!(Lease::take(&store, "second", term, false).await.expect("a store").is_none(), "it was renewed");
+    assert!(Lease::take(&store, "second", term, None).await.expect("a store").is_none(), "it was renewed");
     first.give_back().await;
-    let second = Lease::take(&store, "second", term, false).await.expect("a store").expect("it was given back");
+    let second = Lease::take(&store, "second", term, None).await.expect("a store").expect("it was given back");
     // Dies without giving it back.
     drop(second);
-    let waited = tokio::time::timeout(term * 5, Lease::take(&store, "third", term, true)).await.expect("a dead holder is not waited for");
+    let waited = tokio::time::timeout(term * 5, Lease::take(&store, "third", term, Some(&going))).await.expect("a dead holder is not waited for");
     let third = waited.expect("a store").expect("a lease");
     assert!(!third.lost.is_cancelled());
     third.give_back().await;
