@@ -106,7 +106,13 @@ impl Compaction {
         Ok(all)
     }
 
-    async fn round(&self, table: Upkeep, spec: &TableSpec, bins: Vec<Bin>, left_out: &mut HashSet<String>) -> Result<Compacted, TableError> {
+    async fn round(
+        &self,
+        table: Upkeep,
+        spec: &TableSpec,
+        bins: Vec<Bin>,
+        left_out: &mut HashSet<String>,
+    ) -> Result<Compacted, TableError> {
         let at_once = self.at_once.clamp(1, bins.len());
         self.progress.bins.fetch_add(bins.len() as u64, Ordering::Relaxed);
         self.progress.rows.fetch_add(bins.iter().map(Bin::rows).sum(), Ordering::Relaxed);

@@ -3,13 +3,15 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use arrow::array::{ListBuilder, RecordBatch, StringViewBuilder};
+use arrow::array::{ListBuilder, RecordBatch, StringViewBuilder, TimestampMicrosecondArray};
 use arrow::datatypes::{Field, Schema};
 use flarelake::config::Partitioning;
-use flarelake::ingest::lookup::{LookupBuilder, Place, blocks_of, groups_of, is_among};
-use flarelake::schema::{Catalog, Standard, list_element};
+use flarelake::ingest::file::{FileWriter, ROW_GROUP_ROWS};
+use flarelake::ingest::lookup::{LookupBuilder, METADATA_KEY, Place, blocks_of, groups_of, is_among};
+use flarelake::schema::{Catalog, Standard, list_element, timestamp_type};
 use flarelake::search::Needle;
 use flarelake::table::{TableSpec, log_type_spec};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use proptest::prelude::*;
 
 fn spec() -> TableSpec {
@@ -98,6 +100,45 @@ fn one_value_of_many_takes_one_block() {
     let mut builder = LookupBuilder::new(&spec());
     builder.add(&rows(Standard::AnyIpAddresses, &values), 0);
     assert_eq!(builder.finish(0, bytes.len() - 1), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn the_index_of_a_file_follows_its_row_groups_however_its_rows_came() {
+    const ROWS: usize = ROW_GROUP_ROWS + 40_000;
+    let fields = vec![
+        Field::new(Standard::EventTime.name(), timestamp_type(), false),
+        Field::new(Standard::AnyIpAddresses.name(), Standard::AnyIpAddresses.kind().arrow(), true),
+    ];
+    let spec = TableSpec { schema: Arc::new(Schema::new(fields)), partitioning: None, stats: Vec::new(), ..spec() };
+    // One for each 256 rows: as many as a file has an index of.
+    let address = |row: usize| IpAddr::from((0x0a00_0000 + (row as u32 >> 8)).to_be_bytes()).to_string();
+    let mut bytes = Vec::new();
+    let mut writer = FileWriter::new(&spec, Default::default(), ROWS, &mut bytes).expect("a writer");
+    // As a merge cuts them: no multiple of anything.
+    for from in (0..ROWS).step_by(7_001) {
+        let some: Vec<usize> = (from..ROWS.min(from + 7_001)).collect();
+        let times = TimestampMicrosecondArray::from_iter_values(some.iter().map(|row| *row as i64)).with_timezone("UTC");
+        let lists = rows(Standard::AnyIpAddresses, &some.iter().map(|row| address(*row)).collect::<Vec<_>>());
+        let batch = RecordBatch::try_new(spec.schema.clone(), vec![Arc::new(times), lists.column(0).clone()]).expect("a batch");
+        writer.write(&batch).expect("written");
+    }
+    writer.finish().expect("a file");
+    let bytes = bytes::Bytes::from(bytes);
+    let reader = ParquetRecordBatchReaderBuilder::try_new(bytes.clone()).expect("Parquet");
+    let metadata = reader.metadata();
+    let groups: Vec<i64> = metadata.row_groups().iter().map(|group| group.num_rows()).collect();
+    assert_eq!(groups, [ROW_GROUP_ROWS as i64, 40_000]);
+    let told = metadata.file_metadata().key_value_metadata().expect("metadata");
+    let told = told.iter().find(|entry| entry.key == METADATA_KEY).and_then(|entry| entry.value.as_ref()).expect("an index");
+    let places: Vec<Place> = serde_json::from_str(told).expect("places");
+    let part = |from: u64, to: u64| &bytes[from as usize..to as usize];
+    for (row, group) in [(0, 0), (ROW_GROUP_ROWS - 1, 0), (ROW_GROUP_ROWS, 1), (ROW_GROUP_ROWS + 5_000, 1), (ROWS - 1, 1)] {
+        let needle = Needle::parse(&format!("{}/32", address(row))).expect("a network");
+        let near =
+            blocks_of(part(places[0].directory, places[0].end), &needle.keys().expect("a range")).expect("a directory").expect("a block");
+        let bits = groups_of(part(places[0].blocks + near.start, places[0].blocks + near.end), |key| needle.is_key(key)).expect("blocks");
+        assert_eq!((is_among(bits, 0), is_among(bits, 1)), (group == 0, group == 1), "row {row}");
+    }
 }
 
 #[test]

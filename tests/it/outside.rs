@@ -121,7 +121,8 @@ fn a_lake_on_s3_is_kept_up() {
     let moto = Moto::start(python);
     let dir = tempfile::tempdir().expect("a folder");
     let logs = dir.path().join("logs").to_str().expect("a path").to_owned();
-    let generate = ["--log-type", "Cloudflare.Firewall", "--rows", "3000", "--files", "30", "--span", "3d", "--odd", "0", "--gzip", "--out", &logs];
+    let generate =
+        ["--log-type", "Cloudflare.Firewall", "--rows", "3000", "--files", "30", "--span", "3d", "--odd", "0", "--gzip", "--out", &logs];
     assert!(flarelake(&[&["generate"], &generate[..]].concat()).status.success());
     run(Command::new(python).arg(script("s3_setup.py")).arg(&moto.endpoint).arg(&logs));
     let lake = |arguments: &[&str]| {

@@ -176,8 +176,8 @@ fn a_day_of_minutes_is_rewritten_a_few_times_and_kept_in_few_files() {
         assert!(times <= most_times, "{size}: {times}");
         // Seven of each of the tiers.
         assert!(most_files <= 42, "{size}: {most_files}");
-        // Two hours later nothing is late any more.
-        let policy = Policy { target: TARGET, now: START + 28 * HOUR, open_bytes: OPEN, patient: true };
+        // A day later nothing is late any more.
+        let policy = Policy { target: TARGET, now: START + 51 * HOUR, open_bytes: OPEN, patient: true };
         lake.settle(&policy);
         assert_eq!(overlaps(&lake.files), 0, "{size}");
         assert!(lake.files.len() as u64 <= 2 * (landed / TARGET) + 2, "{size}: {} files", lake.files.len());
@@ -198,11 +198,30 @@ fn late_rows_wait_where_they_would_rewrite_much_for_little() {
     let now = START + 10 * DAY;
     let patient = Policy { target: TARGET, now, open_bytes: OPEN, patient: true };
     assert_eq!(late(&patient, MIB, now - MINUTE), Vec::new(), "a megabyte of a minute ago does not rewrite 256");
-    let waited = late(&patient, MIB, now - 2 * HOUR);
-    assert_eq!(waited.len(), 1, "no more came for two hours");
+    assert_eq!(late(&patient, MIB, now - 2 * HOUR), Vec::new(), "nor one of two hours ago");
+    assert_eq!(late(&patient, MIB, now - DAY).len(), 1, "a day is long enough");
+    let waited = late(&patient, 8 * MIB, now - 2 * HOUR);
+    assert_eq!(waited.len(), 1, "no more came for two hours, and it is a thirty-second");
     assert_eq!(waited[0].inputs.len(), 2, "only what it overlaps with is rewritten");
     assert_eq!(late(&patient, 64 * MIB, now - MINUTE).len(), 1, "as much as an eighth is worth it at once");
     assert_eq!(late(&Policy { patient: false, ..patient }, MIB, now - MINUTE).len(), 1, "a person has asked for it");
+}
+
+#[test]
+fn a_trickle_of_late_rows_rewrites_a_full_file_once_a_day_at_most() {
+    let mut lake = Played::new();
+    lake.land((START, START + DAY - 1), 200 * MIB, START + DAY);
+    for minute in 0..7 * 24 * 60 {
+        let now = START + 2 * DAY + minute * MINUTE;
+        if minute % 70 == 0 {
+            lake.land((START + HOUR, START + 2 * HOUR), 10_000, now);
+        }
+        if minute % 10 == 9 {
+            lake.settle(&Policy { target: TARGET, now, open_bytes: OPEN, patient: true });
+        }
+    }
+    assert!(lake.rewritten < 8 * 201 * MIB, "{} MiB", lake.rewritten / MIB);
+    assert!(lake.files.len() < 30, "{}", lake.files.len());
 }
 
 #[test]

@@ -277,7 +277,8 @@ async fn one_maintainer_works_and_others_wait_until_it_is_done_or_dead() {
     let second = Lease::take(&store, "second", term, None).await.expect("a store").expect("it was given back");
     // Dies without giving it back.
     drop(second);
-    let waited = tokio::time::timeout(term * 5, Lease::take(&store, "third", term, Some(&going))).await.expect("a dead holder is not waited for");
+    let waited =
+        tokio::time::timeout(term * 5, Lease::take(&store, "third", term, Some(&going))).await.expect("a dead holder is not waited for");
     let third = waited.expect("a store").expect("a lease");
     assert!(!third.lost.is_cancelled());
     third.give_back().await;
