@@ -9,6 +9,7 @@ SELECT
   round(median(to_unixtime(landed_at) - to_unixtime(last_modified)), 1) AS median_seconds,
   round(approx_percentile_cont(to_unixtime(landed_at) - to_unixtime(last_modified), 0.99), 1) AS p99_seconds
 FROM ingested_objects
-WHERE landed_at >= $since
+-- What became of a reject that was replayed has no size of its own: it was written long before.
+WHERE landed_at >= $since AND size > 0
 GROUP BY coalesce(source_id, bucket, 'files')
 ORDER BY source

@@ -5,6 +5,7 @@
 //! ```
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -161,11 +162,31 @@ impl Sources {
     fn attribute(&self, object: &mut Object) -> Option<usize> {
         let found = object.bucket.as_ref().map_or(self.named.as_ref(), |bucket| self.of_bucket(bucket));
         let Some(source) = found else { return self.log_type };
-        let routes = source.route.iter().filter(|r| object.key.starts_with(&r.prefix));
-        let routed = routes.max_by_key(|r| r.prefix.len()).and_then(|r| self.log_types.get(&r.log_type).copied());
         object.source_id = Some(source.id.clone());
         object.source_label = source.label.clone();
-        self.log_type.or(routed)
+        self.log_type.or(self.routed(source, &object.key))
+    }
+
+    fn routed(&self, source: &Source, key: &str) -> Option<usize> {
+        let routes = source.route.iter().filter(|r| key.starts_with(&r.prefix));
+        routes.max_by_key(|r| r.prefix.len()).and_then(|r| self.log_types.get(&r.log_type).copied())
+    }
+
+    /// The source whose an object is now that was decoded before: the one that it had then, unless another one lists its bucket.
+    pub fn of_object(&self, object: &Object) -> Option<&Source> {
+        let before = self.configured.iter().find(|s| object.source_id.as_ref() == Some(&s.id));
+        match &object.bucket {
+            Some(bucket) => before.filter(|s| s.buckets.contains(bucket)).or_else(|| self.of_bucket(bucket)),
+            None => before,
+        }
+    }
+
+    /// The log type of that object's records, if that is configured.
+    pub fn log_type_of(&self, object: &Object) -> Option<usize> {
+        // A message's body, which has its queue for a key, has no prefix.
+        let is_named = object.bucket.is_some() || Path::new(&object.key).is_absolute();
+        let key = if is_named { &object.key } else { "" };
+        self.log_type.or_else(|| self.routed(self.of_object(object)?, key))
     }
 }
 

@@ -3,7 +3,7 @@
 //! Rows of the object at hand are kept apart until it is known to be whole. If it grows too large for memory,
 //! its rows are written to files early (spilled); no log names them before the object's end is verified.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use super::decode::{Counts, Decoded};
 use super::file::{self, EncodedFile, FileError};
 use super::keeping::{ObjectOutcome, ledger_rows, reject_rows};
-use super::object::{Object, ObjectId};
+use super::object::{Object, ObjectId, RowId};
 use super::reject::{Reason, Reject};
 use crate::base::{Watch, new_uuid, now_micros};
 use crate::config::Partitioning;
@@ -209,6 +209,15 @@ impl Batch {
 
     /// The object at hand is whole: it belongs to the batch.
     pub fn close(&mut self, object: Object, counts: Counts) {
+        self.close_as(object, counts, None);
+    }
+
+    /// The object at hand is what was a reject: it belongs to the batch under an entry of its own.
+    pub fn close_replayed(&mut self, object: Object, counts: Counts, reject: RowId) {
+        self.close_as(object, counts, Some(reject));
+    }
+
+    fn close_as(&mut self, object: Object, counts: Counts, replayed: Option<RowId>) {
         let open = std::mem::take(&mut self.open);
         self.rows.append(open.rows);
         self.since.get_or_insert_with(Watch::start);
@@ -217,11 +226,40 @@ impl Batch {
         }
         self.outcomes.push(ObjectOutcome {
             object,
+            replayed,
             rows: open.counts,
             rejects: open.rejects,
             skipped: counts.skipped,
             event_times: open.event_times,
         });
+    }
+
+    /// Records that were rejects, with what they were rejected of. Each belongs to the batch under an entry of its own.
+    pub fn close_records(&mut self, mut rejects: HashMap<RowId, Object>, decoded: Decoded) {
+        self.since.get_or_insert_with(Watch::start);
+        let mut outcome = |object: Object, reject: RowId, row: Option<(&String, i64)>| {
+            self.outcomes.push(ObjectOutcome {
+                object,
+                replayed: Some(reject),
+                rows: row.iter().map(|(table, _)| ((*table).clone(), 1)).collect(),
+                rejects: BTreeMap::new(),
+                skipped: u64::from(row.is_none()),
+                event_times: row.map(|(_, time)| (time, time)),
+            });
+        };
+        for (log_type, batch) in decoded.batches {
+            let table = &self.tables.log_types[log_type].name;
+            let ids = batch.column_by_name("p_row_id").expect("a table's column").as_string_view();
+            let times = batch.column_by_name("p_event_time").expect("a table's column").as_primitive::<TimestampMicrosecondType>();
+            for (id, time) in ids.iter().flatten().filter_map(RowId::parse).zip(times.values()) {
+                if let Some(object) = rejects.remove(&id) {
+                    outcome(object, id, Some((table, *time)));
+                }
+            }
+            self.rows.push(table, batch);
+        }
+        // Test uploads are no rows, and no rejects either.
+        rejects.into_iter().for_each(|(id, object)| outcome(object, id, None));
     }
 
     /// The object at hand is broken: none of its rows land, and it becomes one reject.
@@ -262,7 +300,7 @@ impl Batch {
         let mut outcomes = std::mem::take(&mut self.outcomes);
         let mut landing = Landing {
             batch: new_uuid().to_string(),
-            objects: outcomes.iter().map(|o| o.object.id.0).collect(),
+            objects: outcomes.iter().map(|o| o.entry().0).collect(),
             adds: std::mem::take(&mut self.files),
         };
         while !outcomes.is_empty() {
@@ -279,12 +317,13 @@ impl Batch {
                     break;
                 }
                 LandOutcome::Stale => {
-                    flushed.stale = outcomes.iter().map(|o| o.object.id).collect();
+                    flushed.stale = outcomes.iter().map(ObjectOutcome::entry).collect();
                     break;
                 }
                 LandOutcome::Duplicates(ids) => {
-                    landing = self.without(&lake, landing, &ids)?;
-                    outcomes.retain(|o| !ids.contains(&o.object.id.0));
+                    let replays = outcomes.iter().any(|o| o.replayed.is_some());
+                    landing = self.without(&lake, landing, &ids, replays)?;
+                    outcomes.retain(|o| !ids.contains(&o.entry().0));
                     flushed.already_there.extend(ids.into_iter().map(ObjectId));
                 }
             }
@@ -293,9 +332,16 @@ impl Batch {
         Ok(flushed)
     }
 
-    /// The batch without some objects: the files that hold their rows are written anew.
-    fn without(&self, lake: &Lake, landing: Landing, gone: &HashSet<u128>) -> Result<Landing, BatchError> {
-        let is_kept = |row_id: &str| row_id.get(..32).and_then(ObjectId::parse).is_none_or(|id| !gone.contains(&id.0));
+    /// The batch without some entries: the files that hold their rows are written anew.
+    fn without(&self, lake: &Lake, landing: Landing, gone: &HashSet<u128>, replays: bool) -> Result<Landing, BatchError> {
+        let is_gone = |id: ObjectId| gone.contains(&id.0);
+        let is_kept = |row_id: &str| {
+            RowId::parse(row_id).is_none_or(|id| {
+                // A row is of its object, or what became of a reject: of this record, or of the whole object.
+                let whole = RowId { offset: RowId::WHOLE_OBJECT, ..id };
+                !(is_gone(id.object) || replays && [id, whole].map(ObjectId::of_replay).into_iter().any(is_gone))
+            })
+        };
         let mut adds = BTreeMap::new();
         for (table, files) in landing.adds {
             let spec = self.tables.spec(&table);

@@ -10,12 +10,9 @@ use arrow::array::{
 use arrow::record_batch::RecordBatch;
 
 use super::decode::constant;
-use super::object::Object;
+use super::object::{Object, ObjectId, RowId};
 use super::reject::{Reason, Reject};
 use crate::table::TableSpec;
-
-/// The offset in the `p_row_id` of a reject that is a whole object: no record's offset.
-const WHOLE_OBJECT: u64 = 0xffff_ffff_ffff;
 
 /// The rejects of one object as rows of `classification_failures`. `parse_time` is when they were decoded.
 ///
@@ -28,7 +25,7 @@ pub fn reject_rows(spec: &TableSpec, object: &Object, rejects: &[Reject], parse_
     for reject in rejects {
         payload.append_option(reject.payload.as_deref());
     }
-    let row_ids = rejects.iter().map(|r| format!("{}{:012x}", object.id, r.offset.unwrap_or(WHOLE_OBJECT)));
+    let row_ids = rejects.iter().map(|r| RowId { object: object.id, offset: r.offset.unwrap_or(RowId::WHOLE_OBJECT) }.to_string());
     let number =
         |of: fn(&Reject) -> Option<u64>| -> ArrayRef { Arc::new(Int64Array::from_iter(rejects.iter().map(|r| of(r).map(|n| n as i64)))) };
     let columns = spec.schema.fields().iter().map(|field| -> ArrayRef {
@@ -62,6 +59,8 @@ fn times(micros: i64, rows: usize) -> ArrayRef {
 pub struct ObjectOutcome {
     /// The object.
     pub object: Object,
+    /// The reject that it was before, if it is that and no more of the object that landed now.
+    pub replayed: Option<RowId>,
     /// Rows by table, without the rejects.
     pub rows: BTreeMap<String, u64>,
     /// Rejects by reason.
@@ -73,6 +72,11 @@ pub struct ObjectOutcome {
 }
 
 impl ObjectOutcome {
+    /// What it is known by in the ledger.
+    pub fn entry(&self) -> ObjectId {
+        self.replayed.map_or(self.object.id, ObjectId::of_replay)
+    }
+
     /// Rejects of every reason.
     pub fn reject_count(&self) -> u64 {
         self.rejects.values().sum()
@@ -100,7 +104,7 @@ pub fn ledger_rows(spec: &TableSpec, outcomes: &[ObjectOutcome], landed_at: i64)
         rows.append(true).expect("keys and values are of one length");
     }
     let columns = vec![
-        text(&|o| Some(o.object.id.to_string())),
+        text(&|o| Some(o.entry().to_string())),
         text(&|o| o.object.source_id.clone()),
         text(&|o| o.object.bucket.clone()),
         text(&|o| Some(o.object.key.clone())),
@@ -109,7 +113,8 @@ pub fn ledger_rows(spec: &TableSpec, outcomes: &[ObjectOutcome], landed_at: i64)
         time(&|o| o.object.last_modified),
         times(landed_at, outcomes.len()),
         Arc::new(rows.finish()),
-        number(&|o| o.reject_count() as i64),
+        // A reject that was replayed is one no more: so the ledger's sum stays what the table of rejects holds.
+        number(&|o| o.reject_count() as i64 - i64::from(o.replayed.is_some())),
         time(&|o| o.event_times.map(|t| t.0)),
         time(&|o| o.event_times.map(|t| t.1)),
         constant(Some(env!("CARGO_PKG_VERSION")), outcomes.len()),

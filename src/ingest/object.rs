@@ -47,6 +47,11 @@ impl ObjectId {
         Self::of(&[b"unread", reason.as_bytes(), bucket.as_bytes(), key.as_bytes(), etag.as_bytes()])
     }
 
+    /// What became of a reject when it was decoded again: known apart from the object that it was a part of, which had landed.
+    pub fn of_replay(reject: RowId) -> Self {
+        Self::of(&[b"replay", reject.to_string().as_bytes()])
+    }
+
     /// The id that the text of [`Display`](fmt::Display) stands for.
     pub fn parse(text: &str) -> Option<Self> {
         (text.len() == 32).then(|| u128::from_str_radix(text, 16).ok().map(Self)).flatten()
@@ -56,6 +61,32 @@ impl ObjectId {
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", self.0)
+    }
+}
+
+/// A row's `p_row_id`, or a reject's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RowId {
+    /// Its object.
+    pub object: ObjectId,
+    /// The record's byte offset in the inflated object, or [`WHOLE_OBJECT`](Self::WHOLE_OBJECT).
+    pub offset: u64,
+}
+
+impl RowId {
+    /// The offset in the id of a reject that is a whole object: no record's offset.
+    pub const WHOLE_OBJECT: u64 = 0xffff_ffff_ffff;
+
+    /// The id that the text of [`Display`](fmt::Display) stands for.
+    pub fn parse(text: &str) -> Option<Self> {
+        let offset = text.get(32..).filter(|digits| digits.len() == 12)?;
+        Some(Self { object: ObjectId::parse(text.get(..32)?)?, offset: u64::from_str_radix(offset, 16).ok()? })
+    }
+}
+
+impl fmt::Display for RowId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:012x}", self.object, self.offset)
     }
 }
 

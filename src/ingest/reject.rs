@@ -40,6 +40,32 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 17] = [
+        Self::InvalidJson,
+        Self::InvalidUtf8,
+        Self::Incomplete,
+        Self::NotAnObject,
+        Self::RecordTooLarge,
+        Self::TooDeep,
+        Self::Unclassified,
+        Self::Ambiguous,
+        Self::MissingEventTime,
+        Self::InvalidEventTime,
+        Self::ImplausibleEventTime,
+        Self::CorruptCompression,
+        Self::ObjectTooLarge,
+        Self::InflateRatio,
+        Self::Missing,
+        Self::ForeignBucket,
+        Self::InvalidMessage,
+    ];
+
+    /// The reason of a code.
+    pub fn parse(code: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.code() == code)
+    }
+
     /// The code as it stands in the table.
     pub fn code(self) -> &'static str {
         match self {

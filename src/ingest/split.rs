@@ -81,6 +81,9 @@ pub struct Place {
 impl Place {
     /// An object's beginning.
     pub const START: Self = Self { framing: Framing::Unknown, after_value: false, indent: Some(0) };
+
+    /// A line's beginning, among lines: where a record stands that was cut out of its object.
+    pub const LINE: Self = Self { framing: Framing::Lines, after_value: false, indent: Some(0) };
 }
 
 /// The state between windows of one object.

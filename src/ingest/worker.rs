@@ -1,6 +1,8 @@
 //! One worker: takes fetched objects, decodes them into its batch, and flushes the batch when it is full.
 //! Blocking code: a worker has a thread of its own.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,9 +11,9 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::batch::{Batch, BatchError, Flushed, Tables};
-use super::decode::{Decoder, Need, ObjectContext, RecordLimits};
+use super::decode::{Counts, Decoder, Need, ObjectContext, RecordLimits};
 use super::inflate::{InflateError, Inflater, ObjectLimits, cause};
-use super::object::{Object, ObjectId};
+use super::object::{Object, ObjectId, RowId};
 use super::reject::{Reason, Reject};
 use super::source::Input;
 use super::split::{MAX_PAYLOAD, Place};
@@ -21,6 +23,9 @@ use crate::table::Lake;
 
 /// How much of a large object is decoded at once.
 const WINDOW_BYTES: usize = 8 << 20;
+
+/// How many records that were rejects have their rows gathered, at most.
+const GATHERED: u64 = 8 * 1024;
 
 /// What a worker works with.
 #[derive(Debug, Clone)]
@@ -59,7 +64,8 @@ pub struct Meter {
 }
 
 impl Meter {
-    pub(super) fn add(counter: &AtomicU64, by: u64) {
+    /// Counts on.
+    pub fn add(counter: &AtomicU64, by: u64) {
         counter.fetch_add(by, Ordering::Relaxed);
     }
 
@@ -85,6 +91,28 @@ pub enum WorkError {
     Batch(#[from] BatchError),
 }
 
+/// What there is of a reject to be decoded again.
+#[derive(Debug)]
+pub enum Rejected<'a> {
+    /// A record's bytes.
+    Record(Cow<'a, [u8]>),
+    /// The whole object, which could not be decoded.
+    Object(Input),
+    /// The object that was rejected unread. It lands as itself, and so under two entries.
+    Unread(Object, Input),
+    /// Nothing: what was rejected unread has landed since, or holds nothing to land.
+    Landed,
+}
+
+/// What became of a reject that was decoded again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replayed {
+    /// It is in the batch, and a reject no more when that lands.
+    Accepted,
+    /// It stays as it is, for this reason now; none: it is not one record.
+    Rejected(Option<Reason>),
+}
+
 /// See the module.
 pub struct Worker {
     settings: WorkerSettings,
@@ -94,7 +122,19 @@ pub struct Worker {
     batch: Batch,
     /// What became of objects since it was last told: also kept where an object in between can't be read.
     flushed: Flushed,
+    /// Records that were rejects, and whose rows are with the decoder.
+    records: Option<Records>,
     meter: Arc<Meter>,
+}
+
+/// Records of one kind that were rejects.
+struct Records {
+    /// Source, its label, and the log type, if that is configured: what the rows of a batch have in common.
+    kind: (Option<String>, Option<String>, Option<usize>),
+    /// What each was rejected of.
+    rejects: HashMap<RowId, Object>,
+    /// As they stood in their objects.
+    bytes: usize,
 }
 
 impl Worker {
@@ -113,6 +153,7 @@ impl Worker {
             window: Vec::new(),
             batch: Batch::new(lake, tables, runtime),
             flushed: Flushed::default(),
+            records: None,
             settings,
             meter,
         }
@@ -121,16 +162,7 @@ impl Worker {
     /// Decodes an object into the batch, and flushes the batch if it is full. `log_type`: what every record is
     /// taken for, by its index in the catalog; else each is told by its own fields.
     pub fn work(&mut self, object: Object, input: Input, place: Place, log_type: Option<usize>) -> Result<(), WorkError> {
-        let parse_time = now_micros();
-        let context = ObjectContext {
-            id: object.id,
-            last_modified: object.last_modified,
-            source_id: object.source_id.clone(),
-            source_label: object.source_label.clone(),
-            parse_time,
-            log_type,
-        };
-        self.decoder.begin(context, place);
+        let parse_time = self.begin(&object, place, log_type);
         match self.decode(&object, input, parse_time) {
             Ok(()) => self.batch.close(object, self.decoder.counts()),
             Err(Stop::Inflate(InflateError::Read(source))) => {
@@ -148,6 +180,99 @@ impl Worker {
         }
         self.flush_if_full()?;
         Ok(())
+    }
+
+    /// Decodes a reject again: `object` is what was rejected, or what the record is of. Nothing of it is in the batch unless it
+    /// is a reject no more: a record as a whole; of an object, records may be rejected.
+    pub fn replay(&mut self, reject: RowId, object: Object, what: Rejected<'_>, log_type: Option<usize>) -> Result<Replayed, WorkError> {
+        let mut own = None;
+        let decoded = match what {
+            Rejected::Record(bytes) => return self.replay_record(reject, object, &bytes, log_type),
+            Rejected::Object(input) => {
+                let parse_time = self.begin(&object, Place::START, log_type);
+                self.decode(&object, input, parse_time)
+            }
+            Rejected::Unread(unread, input) => {
+                let parse_time = self.begin(&unread, Place::START, log_type);
+                let decoded = self.decode(&unread, input, parse_time);
+                own = Some(unread);
+                decoded
+            }
+            Rejected::Landed => {
+                self.batch.close_replayed(object, Counts::default(), reject);
+                self.flush_if_full()?;
+                return Ok(Replayed::Accepted);
+            }
+        };
+        match decoded {
+            Ok(()) => {}
+            Err(Stop::Batch(error)) => return Err(error.into()),
+            Err(Stop::Inflate(error)) => {
+                self.batch.abandon_open();
+                return match error {
+                    InflateError::Read(source) => Err(WorkError::Read { location: object.location(), source }),
+                    error => Ok(Replayed::Rejected(error.reason())),
+                };
+            }
+        }
+        let counts = self.decoder.counts();
+        match own {
+            Some(own) => {
+                self.batch.close(own, counts);
+                self.batch.close_replayed(object, Counts::default(), reject);
+            }
+            None => self.batch.close_replayed(object, counts, reject),
+        }
+        self.flush_if_full()?;
+        Ok(Replayed::Accepted)
+    }
+
+    /// Rows of records of one kind are gathered: a batch of rows for each would take a hundred times the memory.
+    fn replay_record(&mut self, reject: RowId, object: Object, bytes: &[u8], log_type: Option<usize>) -> Result<Replayed, WorkError> {
+        let kind = (object.source_id.clone(), object.source_label.clone(), log_type);
+        if self.records.as_ref().is_none_or(|records| records.kind != kind) {
+            self.close_records();
+            self.flush_if_full()?;
+            self.begin(&object, Place::LINE, log_type);
+            self.records = Some(Records { kind, rejects: HashMap::new(), bytes: 0 });
+        }
+        if let Err(reason) = self.decoder.decode_alone(&object, reject.offset, bytes) {
+            return Ok(Replayed::Rejected(reason));
+        }
+        Meter::add(&self.meter.records, 1);
+        Meter::add(&self.meter.inflated, bytes.len() as u64);
+        if let Some(records) = &mut self.records {
+            records.bytes += bytes.len();
+            records.rejects.insert(reject, object);
+            if records.bytes >= self.settings.flush_bytes / 4 || records.rejects.len() as u64 >= self.settings.flush_rows.min(GATHERED) {
+                self.close_records();
+                self.flush_if_full()?;
+            }
+        }
+        Ok(Replayed::Accepted)
+    }
+
+    /// Moves the rows of records into the batch.
+    fn close_records(&mut self) {
+        if let Some(records) = self.records.take() {
+            self.batch.close_records(records.rejects, self.decoder.take());
+        }
+    }
+
+    /// Begins an object: when that is.
+    fn begin(&mut self, object: &Object, place: Place, log_type: Option<usize>) -> i64 {
+        self.close_records();
+        let parse_time = now_micros();
+        let context = ObjectContext {
+            id: object.id,
+            last_modified: object.last_modified,
+            source_id: object.source_id.clone(),
+            source_label: object.source_label.clone(),
+            parse_time,
+            log_type,
+        };
+        self.decoder.begin(context, place);
+        parse_time
     }
 
     /// Takes in an object that is one reject, unread: `payload` is what there is of it.
@@ -188,6 +313,7 @@ impl Worker {
 
     /// Lands what the batch holds, and tells what became of every object since this was last told.
     pub fn flush(&mut self) -> Result<Flushed, BatchError> {
+        self.close_records();
         let flushed = self.batch.flush()?;
         self.flushed.append(flushed);
         Ok(self.flushed())

@@ -14,7 +14,7 @@ mod time;
 use arrow::record_batch::RecordBatch;
 
 use super::json::{Field, Keys, Kind, Scanner};
-use super::object::ObjectId;
+use super::object::{Object, ObjectId};
 use super::reject::{Reason, Reject};
 use super::split::{MAX_PAYLOAD, Piece, Place, Splitter};
 use crate::schema::{Catalog, Match};
@@ -224,6 +224,30 @@ impl Decoder {
         Progress { used, need }
     }
 
+    /// Decodes a record that was cut out of its object, where it stood at byte `offset`. `object` is like the one that was begun,
+    /// but for its id and time. Nothing is kept of bytes that are not one record and a row: then why.
+    ///
+    /// # Panics
+    /// If no object was begun.
+    pub fn decode_alone(&mut self, object: &Object, offset: u64, bytes: &[u8]) -> Result<(), Option<Reason>> {
+        let context = self.context.as_mut().expect("an object was begun");
+        (context.id, context.last_modified) = (object.id, object.last_modified);
+        let context = context.clone();
+        self.splitter = Splitter::new(self.limits.max_record, Place::LINE);
+        let first = self.splitter.next(&mut self.scanner, bytes, offset, true, &mut self.fields);
+        let after = self.splitter.next(&mut self.scanner, bytes, offset, true, &mut Vec::new());
+        let (end, after) = match (first, after) {
+            (Piece::Record { start: 0, end }, after) => (end, after),
+            (other, _) => return Err(reason_of(&other)),
+        };
+        if after != Piece::Done {
+            return Err(reason_of(&after));
+        }
+        let record = std::str::from_utf8(&bytes[..end]).map_err(|_| Reason::InvalidUtf8)?;
+        self.record(&context, record, offset);
+        self.decoded.rejects.pop().map_or(Ok(()), |reject| Err(Some(reject.reason)))
+    }
+
     fn reject(&mut self, reason: Reason, message: String, log_type: Option<usize>, offset: u64, bytes: &[u8]) {
         let message = format!("{message} (record {})", self.counts.records + 1);
         self.counts.records += 1;
@@ -308,6 +332,15 @@ impl Decoder {
     /// What became of the object's records so far.
     pub fn counts(&self) -> Counts {
         self.counts
+    }
+}
+
+/// Why a piece is no record.
+fn reason_of(piece: &Piece) -> Option<Reason> {
+    match piece {
+        Piece::Broken { reason, .. } => Some(*reason),
+        Piece::Kept(kept) => Some(kept.reason),
+        _ => None,
     }
 }
 
