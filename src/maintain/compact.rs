@@ -122,6 +122,7 @@ impl Compaction {
             target: self.policy.target,
             memory: self.memory / at_once,
             progress: self.progress.clone(),
+            goes: None,
         };
         let table = Arc::new(Mutex::new(table));
         let merges = futures::stream::iter(bins).map(|bin| {
@@ -185,7 +186,7 @@ impl Compaction {
 }
 
 /// The table with the columns that it really has: another engine may have added some, and they are kept.
-fn as_it_is(table: &Upkeep, spec: &TableSpec) -> Result<TableSpec, TableError> {
+pub(super) fn as_it_is(table: &Upkeep, spec: &TableSpec) -> Result<TableSpec, TableError> {
     let (columns, by) = (table.snapshot().columns()?, table.snapshot().partition_columns()?);
     let partitioning = [None, Some(Partitioning::Day), Some(Partitioning::Hour)];
     let found = partitioning.into_iter().find(|p| p.map_or(&[][..], Partitioning::columns).iter().eq(by.iter()));

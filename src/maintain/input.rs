@@ -278,7 +278,7 @@ fn sort(batch: &RecordBatch, spec: &TableSpec) -> Result<RecordBatch> {
 }
 
 /// A file's rows under the table's columns: those that it lacks are null.
-fn adapt(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
+pub fn adapt(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch> {
     let column = |field: &Arc<Field>| -> Result<ArrayRef> {
         match batch.column_by_name(field.name()) {
             None => Ok(new_null_array(field.data_type(), batch.num_rows())),

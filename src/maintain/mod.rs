@@ -11,9 +11,10 @@
 
 pub mod plan;
 pub mod merge;
-mod input;
+pub mod input;
 pub mod rewrite;
 pub mod compact;
+pub mod remove;
 pub mod vacuum;
 pub mod lease;
 mod schedule;

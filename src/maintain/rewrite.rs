@@ -126,11 +126,18 @@ impl Checksum {
     pub fn add(&mut self, spec: &TableSpec, batch: &RecordBatch) -> Result<(), RewriteError> {
         let ids = input::ids(spec, batch).filter(|ids| ids.null_count() == 0);
         let ids = ids.ok_or_else(|| RewriteError::NoId { table: spec.name.clone(), column: spec.id_column().to_owned() })?;
-        self.rows += ids.len() as u64;
-        for id in ids.iter().flatten() {
-            self.ids = self.ids.wrapping_add(XxHash64::oneshot(0, id.as_bytes()));
-        }
+        ids.iter().flatten().for_each(|id| self.add_id(id));
         Ok(())
+    }
+
+    fn add_id(&mut self, id: &str) {
+        self.rows += 1;
+        self.ids = self.ids.wrapping_add(XxHash64::oneshot(0, id.as_bytes()));
+    }
+
+    /// Of these rows and the other's.
+    fn and(self, other: Self) -> Self {
+        Self { rows: self.rows + other.rows, ids: self.ids.wrapping_add(other.ids) }
     }
 }
 
@@ -168,7 +175,12 @@ pub struct Rewriter {
     pub memory: usize,
     /// What a progress display reads.
     pub progress: Arc<Progress>,
+    /// Which rows go, by their ids; none: all stay.
+    pub goes: Option<Goes>,
 }
+
+/// Tells by its id whether a row goes.
+pub type Goes = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// Files that a merge wrote and that no log names yet.
 #[derive(Debug)]
@@ -189,7 +201,7 @@ impl Rewriter {
         let writing = on_a_thread("encode", move || writer.0.write(&writer.1, writer.2, receive));
         // Where one failed, the other only met with a closed channel.
         let (read, files) = tokio::join!(reading, writing);
-        let (read, files) = (read?, files?);
+        let ((read, gone), files) = (read?, files?);
         let mut written = Checksum::default();
         for file in &files {
             let failed = |source| RewriteError::Read { location: file.location(&self.store, &self.spec.name).to_string(), source };
@@ -202,7 +214,7 @@ impl Rewriter {
         let told = bin.rows();
         // Not every engine tells the log how many rows a file has.
         let is_told = bin.inputs.iter().all(|file| file.rows > 0);
-        if written != read || is_told && read.rows != told {
+        if written.and(gone) != read || is_told && read.rows != told {
             return Err(RewriteError::Differs { table: self.spec.name.clone(), files: bin.inputs.len(), written, read, told });
         }
         self.progress.bins_done.fetch_add(1, Ordering::Relaxed);
@@ -210,8 +222,8 @@ impl Rewriter {
         Ok(Rewritten { files, made })
     }
 
-    /// Reads and merges, until the end or until nobody listens. Blocking.
-    fn merge(&self, bin: &Bin, runtime: Handle, send: mpsc::Sender<Piece<RecordBatch>>) -> Result<Checksum, RewriteError> {
+    /// Reads and merges, until the end or until nobody listens: what was read, and what of it goes. Blocking.
+    fn merge(&self, bin: &Bin, runtime: Handle, send: mpsc::Sender<Piece<RecordBatch>>) -> Result<(Checksum, Checksum), RewriteError> {
         let reading = Reading { store: self.store.clone(), spec: self.spec.clone(), memory: self.memory / READING, runtime };
         let bounds: Vec<i64> = bin.inputs.iter().map(|file| file.time_bounds().map_or(0, |times| times.least)).collect();
         let column = self.spec.sort_column.as_ref().and_then(|column| self.spec.schema.index_of(column).ok());
@@ -219,14 +231,29 @@ impl Rewriter {
         // A view or a number a column, and text that is larger in memory than in a file.
         let row = (16 * self.spec.schema.fields().len() as u64).max(8 * bin.bytes() / bin.rows().max(1));
         let most = (self.memory / GATHERING) as u64 / row;
-        while let Some(Chunk { batches, rows }) = merge.next(most.clamp(1, GATHER_ROWS as u64) as usize)? {
+        let mut gone = Checksum::default();
+        while let Some(Chunk { batches, mut rows }) = merge.next(most.clamp(1, GATHER_ROWS as u64) as usize)? {
+            if let Some(goes) = &self.goes {
+                let ids: Vec<_> = batches.iter().map(|batch| input::ids(&self.spec, batch)).collect();
+                rows.retain(|&(batch, row)| {
+                    let id = ids[batch].map_or("", |ids| ids.value(row));
+                    let goes = goes(id);
+                    if goes {
+                        gone.add_id(id);
+                    }
+                    !goes
+                });
+                if rows.is_empty() {
+                    continue;
+                }
+            }
             let sources: Vec<&RecordBatch> = batches.iter().collect();
             if send.blocking_send(Piece::Next(gather(&self.spec, &sources, &rows)?)).is_err() {
                 break;
             }
         }
         drop(send.blocking_send(Piece::End));
-        Ok(merge.inputs().read)
+        Ok((merge.inputs().read, gone))
     }
 
     /// Writes what comes. Blocking.

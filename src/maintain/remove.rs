@@ -1,0 +1,128 @@
+//! Taking rows out of a table, by their ids: the files that hold some are written anew without them.
+//!
+//! It needs no lease: a commit is given up if someone else took one of its files out before, and then it is looked again.
+
+use std::sync::Arc;
+
+use arrow::array::Array as _;
+use futures::StreamExt as _;
+
+use super::compact::{CompactError, as_it_is};
+use super::input;
+use super::plan::{Bin, Why};
+use super::rewrite::{Goes, RewriteError, Rewriter, Rewritten};
+use crate::base::Watch;
+use crate::base::store::Store;
+use crate::table::{Change, DataFile, Replaced, TableSpec, Upkeep};
+
+/// Files that are put in the place of others by one commit.
+const TOGETHER: usize = 64;
+/// How often it is begun anew because someone else was faster.
+const MOST_TRIES: u32 = 8;
+
+/// Which rows to take out of which table.
+#[derive(Clone)]
+pub struct Removal {
+    /// Where the lake is.
+    pub store: Store,
+    /// The table.
+    pub spec: TableSpec,
+    /// Bytes that a file is meant to have.
+    pub target: u64,
+    /// Bytes that it may take.
+    pub memory: usize,
+    /// The rows.
+    pub goes: Goes,
+}
+
+/// What came of it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Removed {
+    /// Rows that were taken out.
+    pub rows: u64,
+    /// Whether others were faster, again and again: some of the rows may still be there.
+    pub overtaken: bool,
+}
+
+/// Files on their way out, and those that take their place.
+#[derive(Default)]
+struct Group {
+    removes: Vec<DataFile>,
+    adds: Vec<DataFile>,
+    /// Started before the first of `adds` was written.
+    made: Option<Watch>,
+}
+
+impl Removal {
+    /// Takes the rows out, wherever they are by now.
+    pub async fn run(&self) -> Result<Removed, CompactError> {
+        let mut removed = Removed::default();
+        for _ in 0..MOST_TRIES {
+            let Some(table) = Upkeep::open(&self.store, &self.spec.name).await? else { return Ok(removed) };
+            if self.round(table, &mut removed.rows).await? {
+                return Ok(removed);
+            }
+        }
+        Ok(Removed { overtaken: true, ..removed })
+    }
+
+    /// Goes through the table's files, as they are now. False: it was overtaken, and has to look again.
+    async fn round(&self, mut table: Upkeep, removed: &mut u64) -> Result<bool, CompactError> {
+        let rewriter = Rewriter {
+            store: self.store.clone(),
+            spec: Arc::new(as_it_is(&table, &self.spec)?),
+            target: self.target,
+            memory: self.memory,
+            progress: Arc::default(),
+            goes: Some(self.goes.clone()),
+        };
+        let mut group = Group::default();
+        for file in table.snapshot().files()? {
+            match self.rewritten(&rewriter, &file).await {
+                Ok(None) => {}
+                Ok(Some(Rewritten { files, made })) => {
+                    group.removes.push(file);
+                    group.adds.extend(files);
+                    group.made.get_or_insert(made);
+                }
+                // Someone else has merged it, and vacuumed it since.
+                Err(error) if error.is_gone() => return Ok(false),
+                Err(error) => return Err(error.into()),
+            }
+            if group.removes.len() >= TOGETHER && !commit(&mut table, std::mem::take(&mut group), removed).await? {
+                return Ok(false);
+            }
+        }
+        commit(&mut table, group, removed).await
+    }
+
+    /// A file without the rows that go; none if it holds none of them.
+    async fn rewritten(&self, rewriter: &Rewriter, file: &DataFile) -> Result<Option<Rewritten>, RewriteError> {
+        let spec = &rewriter.spec;
+        let failed = |source| RewriteError::Read { location: file.location(&self.store, &spec.name).to_string(), source };
+        let id = spec.id_column();
+        let mut batches = input::stream(&self.store, spec, file, None, self.memory, |name| name == id).await.map_err(failed)?;
+        while let Some(batch) = batches.next().await {
+            let batch = batch.map_err(failed)?;
+            if input::ids(spec, &batch).is_some_and(|ids| (0..ids.len()).any(|row| (self.goes)(ids.value(row)))) {
+                let partition = file.partition_values.clone();
+                let bin = Bin { partition, inputs: vec![file.clone()], cuts: Vec::new(), why: Why::Small };
+                return rewriter.run(&bin).await.map(Some);
+            }
+        }
+        Ok(None)
+    }
+}
+
+async fn commit(table: &mut Upkeep, group: Group, removed: &mut u64) -> Result<bool, CompactError> {
+    let Group { removes, adds, made: Some(made) } = group else { return Ok(true) };
+    let replaced = table.replace(Change::Delete, &removes, &adds, made).await?;
+    // What was written for nothing is left to vacuum: a put of which nothing is known may still name it.
+    if replaced != Replaced::Done {
+        tracing::info!(table = table.name(), "taking rows out of it was overtaken: it is begun again");
+        return Ok(false);
+    }
+    let rows = |files: &[DataFile]| files.iter().map(|file| file.rows).sum::<u64>();
+    *removed += rows(&removes) - rows(&adds);
+    Ok(true)
+}
