@@ -13,6 +13,7 @@ mod parts;
 mod progress;
 mod query;
 mod reconcile;
+mod replay;
 mod schema;
 mod search;
 mod shell;
@@ -55,6 +56,8 @@ enum Command {
     Backfill(backfill::BackfillArguments),
     /// What a bucket holds and the lake lacks, and the gaps that Cloudflare itself left
     Reconcile(reconcile::ReconcileArguments),
+    /// Decode rejects again, after a schema, a limit or a route was mended; what becomes a row lands once
+    Replay(replay::ReplayArguments),
     /// Can this configuration work? Tries each permission that it needs, and names those that are missing
     Check,
     /// Merge small files into large ones, once, now
@@ -142,6 +145,7 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<End> {
         Command::Ingest(own) => ingest::run(own, settings).await,
         Command::Backfill(own) => backfill::run(own, settings).await,
         Command::Reconcile(own) => reconcile::run(own, settings).await,
+        Command::Replay(own) => replay::run(own, settings).await,
         Command::Check => check::run(settings).await,
         Command::Compact(own) => compact::run(own, settings).await,
         Command::Maintain(own) => maintain::run(own, settings).await,

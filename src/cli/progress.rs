@@ -37,17 +37,30 @@ pub struct Progress {
 impl Progress {
     /// Shows what `meter` says.
     pub fn show(meter: Arc<Meter>) -> Self {
+        Self::follow(style(meter.clone()), move || (Meter::get(&meter.bytes_done), Meter::get(&meter.bytes_total)))
+    }
+
+    /// Shows what `meter` says of a replay, whose objects are rejects.
+    pub fn replay(meter: Arc<Meter>) -> Self {
+        let style = ProgressStyle::with_template("{bar:30} {human_pos}/{human_len} rejects, {per_sec}, {eta} left");
+        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+        Self::follow(style, move || (Meter::get(&meter.objects_done), Meter::get(&meter.objects_total)))
+    }
+
+    /// Shows how much is done, of how much.
+    fn follow(style: ProgressStyle, done: impl Fn() -> (u64, u64) + Send + 'static) -> Self {
         if !io::stderr().is_terminal() {
             return Self { bar: ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()), task: None };
         }
         let bar = BARS.add(ProgressBar::new(0));
-        bar.set_style(style(meter.clone()));
+        bar.set_style(style);
         let shown = bar.clone();
         let task = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(Duration::from_millis(100)).await;
-                shown.set_length(Meter::get(&meter.bytes_total));
-                shown.set_position(Meter::get(&meter.bytes_done));
+                let (done, total) = done();
+                shown.set_length(total);
+                shown.set_position(done);
                 shown.tick();
             }
         });

@@ -1,12 +1,19 @@
-//! Getting back what was lost on the way: what a bucket holds and the lake does not, and what Cloudflare never pushed.
+//! Getting back what was lost on the way: what a bucket holds and the lake does not, what Cloudflare never pushed, and what
+//! could not become rows before something was mended.
 //!
 //! ```text
 //! listing ─┬─ the ledger's rows → what never arrived, or has changed since → backfill
 //!          └─ time ranges in the names → gaps
+//! rejects ─── their bytes again → rows, landed once → the rejects go
 //! ```
 
+mod again;
 mod gaps;
 mod reconcile;
+mod rejects;
+mod replay;
 
 pub use gaps::{Gap, Streams, is_dated};
 pub use reconcile::{Absent, Comparison, Reconciled, State, Tally, Window, reconcile};
+pub use rejects::Chosen;
+pub use replay::{Replay, ReplayError, Summary};

@@ -21,6 +21,7 @@ mod plans;
 mod processes;
 mod queries;
 mod reconcile;
+mod replay;
 mod schemas;
 mod search;
 mod service;

@@ -113,16 +113,24 @@ pub struct FaultStore {
     left: AtomicI64,
     faults: Faults,
     pub operations: AtomicU64,
+    /// The numbers of those that put something.
+    pub puts: parking_lot::Mutex<Vec<u64>>,
 }
 
 impl FaultStore {
     pub fn new(inner: Arc<InMemory>, dies_after: i64, lose_answer: u64) -> Arc<Self> {
         let faults = Faults { loses_answer_at: lose_answer, ..Faults::default() };
-        Arc::new(Self { inner, left: AtomicI64::new(dies_after), faults, operations: AtomicU64::new(0) })
+        Arc::new(Self { inner, left: AtomicI64::new(dies_after), faults, operations: AtomicU64::new(0), puts: Default::default() })
     }
 
     pub fn with(inner: Arc<InMemory>, faults: Faults) -> Arc<Self> {
-        Arc::new(Self { inner, left: AtomicI64::new(faults.dies_at as i64 - 1), faults, operations: AtomicU64::new(0) })
+        Arc::new(Self {
+            inner,
+            left: AtomicI64::new(faults.dies_at as i64 - 1),
+            faults,
+            operations: AtomicU64::new(0),
+            puts: Default::default(),
+        })
     }
 
     /// Whether it has died.
@@ -160,6 +168,7 @@ impl std::fmt::Display for FaultStore {
 impl ObjectStore for FaultStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
         let number = self.step()?;
+        self.puts.lock().push(number);
         self.wait(number).await;
         let again = (payload.clone(), opts.clone());
         let put = self.inner.put_opts(location, payload, opts).await;
