@@ -19,6 +19,7 @@ mod overview;
 mod planning;
 mod plans;
 mod processes;
+mod protocol;
 mod queries;
 mod reconcile;
 mod replay;
