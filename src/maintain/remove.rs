@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arrow::array::Array as _;
 use futures::StreamExt as _;
 
-use super::compact::{CompactError, as_it_is};
+use super::compact::as_it_is;
 use super::input;
 use super::plan::{Bin, Why};
 use super::rewrite::{Goes, RewriteError, Rewriter, Rewritten};
@@ -55,7 +55,7 @@ struct Group {
 
 impl Removal {
     /// Takes the rows out, wherever they are by now.
-    pub async fn run(&self) -> Result<Removed, CompactError> {
+    pub async fn run(&self) -> Result<Removed, RewriteError> {
         let mut removed = Removed::default();
         for _ in 0..MOST_TRIES {
             let Some(table) = Upkeep::open(&self.store, &self.spec.name).await? else { return Ok(removed) };
@@ -67,7 +67,7 @@ impl Removal {
     }
 
     /// Goes through the table's files, as they are now. False: it was overtaken, and has to look again.
-    async fn round(&self, mut table: Upkeep, removed: &mut u64) -> Result<bool, CompactError> {
+    async fn round(&self, mut table: Upkeep, removed: &mut u64) -> Result<bool, RewriteError> {
         let rewriter = Rewriter {
             store: self.store.clone(),
             spec: Arc::new(as_it_is(&table, &self.spec)?),
@@ -87,7 +87,7 @@ impl Removal {
                 }
                 // Someone else has merged it, and vacuumed it since.
                 Err(error) if error.is_gone() => return Ok(false),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
             if group.removes.len() >= TOGETHER && !commit(&mut table, std::mem::take(&mut group), removed).await? {
                 return Ok(false);
@@ -114,7 +114,7 @@ impl Removal {
     }
 }
 
-async fn commit(table: &mut Upkeep, group: Group, removed: &mut u64) -> Result<bool, CompactError> {
+async fn commit(table: &mut Upkeep, group: Group, removed: &mut u64) -> Result<bool, RewriteError> {
     let Group { removes, adds, made: Some(made) } = group else { return Ok(true) };
     let replaced = table.replace(Change::Delete, &removes, &adds, made).await?;
     // What was written for nothing is left to vacuum: a put of which nothing is known may still name it.

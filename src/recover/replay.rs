@@ -35,7 +35,7 @@ use crate::ingest::batch::{Flushed, Tables};
 use crate::ingest::object::{ObjectId, RowId};
 use crate::ingest::reject::Reason;
 use crate::ingest::worker::{Meter, Rejected, Replayed, WorkError, Worker, WorkerSettings};
-use crate::maintain::compact::CompactError;
+use crate::maintain::rewrite::RewriteError;
 use crate::maintain::input;
 use crate::maintain::remove::{Removal, Removed};
 use crate::query::{QueryError, Session};
@@ -117,7 +117,7 @@ pub enum ReplayError {
     Work(#[from] WorkError),
     /// Rejects that were replayed could not be taken out of their table.
     #[error("{0}; the rejects that became rows are taken out of classification_failures by the next replay")]
-    Remove(#[from] CompactError),
+    Remove(#[from] RewriteError),
 }
 
 impl Replay {
@@ -178,7 +178,7 @@ impl Replay {
     }
 
     /// Takes every reject out of its table that the ledger says was replayed: also those that another run did not come to.
-    async fn remove(&self) -> Result<Removed, CompactError> {
+    async fn remove(&self) -> Result<Removed, RewriteError> {
         let Some(lake) = self.lake.clone() else { return Ok(Removed::default()) };
         let goes = move |id: &str| RowId::parse(id).is_some_and(|id| lake.contains(ObjectId::of_replay(id).0));
         let (store, spec) = (self.store.clone(), self.tables.failures.clone());

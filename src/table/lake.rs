@@ -71,22 +71,28 @@ impl Lake {
     async fn begin(store: &Store, known: &Known) -> Result<Log, TableError> {
         for _ in 0..MAX_BEGINNINGS {
             let mut log = Log::new(store, LEDGER_TABLE);
-            let mut extent = log.extent().await?;
-            if extent.beginning == Beginning::Empty {
+            let mut beginning = log.beginning().await?;
+            if beginning == Beginning::Empty {
                 log.create(&ledger_spec(), None).await?;
-                extent.beginning = Beginning::First;
+                beginning = Beginning::First;
             }
-            if let Beginning::After(version) = extent.beginning {
+            let mut below = Vec::new();
+            if let Beginning::After(version) = beginning {
                 // What landed up to there stands in the ledger's own table. All of it is in the data tables: no checkpoint
                 // of the ledger is made before.
                 let snapshot = Snapshot::open(store, LEDGER_TABLE).await?;
                 let snapshot = snapshot.ok_or_else(|| TableError::request(&log.table, "opening its checkpoint", "it is not there"))?;
-                known.extend(read_object_ids(&snapshot).await?);
+                below = read_object_ids(&snapshot).await?;
                 log.version = Some(version);
             }
-            ledger::catch_up(&mut log, known, None).await?;
-            if log.version >= extent.last {
-                return Ok(log);
+            match ledger::catch_up(&mut log, known, None).await {
+                // Entries were cleaned up on the way.
+                Err(TableError::Outrun { .. }) => {}
+                other => {
+                    other?;
+                    known.extend(below);
+                    return Ok(log);
+                }
             }
         }
         Err(TableError::Outrun { table: format!("{}{LEDGER_TABLE}/", store.url) })
@@ -237,16 +243,16 @@ impl Table {
     /// Opens a table at its newest version; none if it is not there.
     async fn open(store: &Store, name: &str) -> Result<Option<Self>, TableError> {
         for _ in 0..MAX_BEGINNINGS {
-            let log = Log::new(store, name);
-            let extent = log.extent().await?;
-            let mut table = match extent.beginning {
+            let mut log = Log::new(store, name);
+            let mut table = match log.beginning().await? {
                 Beginning::Empty => return Ok(None),
                 Beginning::First => Self { log, txn: None, metadata: None, protocol: (0, 0), spec: None },
                 Beginning::After(_) => Self::open_checkpointed(store, name, log).await?,
             };
-            table.catch_up().await?;
-            if table.log.version < extent.last {
-                continue;
+            match table.catch_up().await {
+                // Entries were cleaned up on the way.
+                Err(TableError::Outrun { .. }) => continue,
+                other => other?,
             }
             if table.txn.is_none() {
                 let message = "no commit of it tells its ledger version: it was not made by flarelake; move it away".to_owned();

@@ -89,15 +89,6 @@ pub enum Beginning {
     After(u64),
 }
 
-/// Where a log's reading begins, and how far it has to get at least.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    /// Where it begins.
-    pub beginning: Beginning,
-    /// The last version there was: who gets less far has met with a clean-up on the way.
-    pub last: Option<u64>,
-}
-
 /// What came of a put.
 #[derive(Debug)]
 enum Put {
@@ -118,6 +109,8 @@ pub struct Log {
     pub version: Option<u64>,
     /// When the end of the log was last seen.
     read: Watch,
+    /// Before the first reading: the newest checkpoint there was when it began.
+    cold: Option<Option<u64>>,
 }
 
 /// The table's log store in a lake's store.
@@ -131,12 +124,12 @@ impl Log {
     /// A cursor before the log's first entry.
     pub fn new(store: &Store, table: &str) -> Self {
         let log_store = log_store(store, table);
-        Self { table: log_store.root_url().to_string(), store: log_store, version: None, read: Watch::start() }
+        Self { table: log_store.root_url().to_string(), store: log_store, version: None, read: Watch::start(), cold: None }
     }
 
-    /// The cursor on a version that was read elsewhere, just now.
-    pub fn at(self, version: Option<u64>) -> Self {
-        Self { version, read: Watch::start(), ..self }
+    /// The cursor on a version that was read elsewhere; `read` was started before.
+    pub fn at(self, version: Option<u64>, read: Watch) -> Self {
+        Self { version, read, ..self }
     }
 
     fn next_version(&self) -> u64 {
@@ -150,36 +143,54 @@ impl Log {
         bytes.map(parse).transpose().map_err(|message| TableError::Entry { table: self.table.clone(), version, message })
     }
 
-    /// Reads every entry beyond the cursor, in order, into `each`. After an error that says [`TableError::Outrun`] the
-    /// reading has to begin anew.
+    /// Reads every entry beyond the cursor, in order, into `each`. After an error that says [`TableError::Outrun`] nothing was
+    /// read, and the reading has to begin anew.
+    ///
+    /// Who was away for long may read a ghost: an entry that someone as long away put under a number that was cleaned up. So
+    /// at the end it is asked whether there is a checkpoint beyond where the reading began: only then can something be gone.
     pub async fn catch_up(&mut self, mut each: impl FnMut(u64, ReadCommit)) -> Result<(), TableError> {
-        let mut ahead = 1;
-        loop {
+        let began_at = match self.cold {
+            Some(checkpoint) => Some(checkpoint),
+            None if self.read.elapsed() > MAX_CURSOR_AGE => Some(self.version),
+            None => None,
+        };
+        let (mut found, mut ahead) = (Vec::new(), 1);
+        let read = loop {
             let read = Watch::start();
-            let from = self.next_version();
+            let from = self.next_version() + found.len() as u64;
             let this = &*self;
             let entries = futures::stream::iter(from..from + ahead).map(|version| this.entry(version)).buffered(ahead as usize);
             let entries: Vec<_> = entries.collect().await;
+            let before = found.len();
             for entry in entries {
-                let Some(entry) = entry? else {
-                    if self.read.elapsed() > MAX_CURSOR_AGE && self.goes_on_beyond(self.next_version()).await? {
-                        return Err(TableError::Outrun { table: self.table.clone() });
-                    }
-                    self.read = read;
-                    return Ok(());
-                };
-                let version = self.next_version();
-                self.version = Some(version);
-                each(version, entry);
+                match entry? {
+                    Some(entry) => found.push(entry),
+                    None => break,
+                }
+            }
+            if ((found.len() - before) as u64) < ahead {
+                break read;
             }
             ahead = READ_AHEAD;
+        };
+        if let Some(began_at) = began_at
+            && self.newest_checkpoint().await? > began_at
+        {
+            return Err(TableError::Outrun { table: self.table.clone() });
         }
+        for entry in found {
+            let version = self.next_version();
+            self.version = Some(version);
+            each(version, entry);
+        }
+        (self.read, self.cold) = (read, None);
+        Ok(())
     }
 
-    /// Whether there is an entry or a checkpoint at or above `version`.
-    async fn goes_on_beyond(&self, version: u64) -> Result<bool, TableError> {
-        let (entries, checkpoint) = self.list(Some(version)).await?;
-        Ok(entries.last().copied().max(checkpoint).is_some_and(|last| last >= version))
+    /// The newest checkpoint that there is. The hint at it may be of an older one, and a listing tells those after.
+    pub async fn newest_checkpoint(&self) -> Result<Option<u64>, TableError> {
+        let hint = self.checkpoint().await?;
+        Ok(self.list(hint).await?.1)
     }
 
     /// Puts the version after the cursor, if it is absent. True: it is ours, and the cursor is on it. False: it is someone
@@ -244,17 +255,15 @@ impl Log {
 
     /// Where reading can begin: at the newest checkpoint, below which entries may have been cleaned up. A gap anywhere else
     /// would be taken for the log's end, and filled: it is an error.
-    pub async fn extent(&self) -> Result<Extent, TableError> {
-        let (versions, checkpoint) = match self.checkpoint().await? {
-            Some(hint) => self.list(Some(hint)).await?,
-            None => self.list(None).await?,
-        };
+    pub async fn beginning(&mut self) -> Result<Beginning, TableError> {
+        let (versions, checkpoint) = self.list(self.checkpoint().await?).await?;
+        self.cold = Some(checkpoint);
         let Some(last) = versions.last().copied().max(checkpoint) else {
-            return Ok(Extent { beginning: Beginning::Empty, last: None });
+            return Ok(Beginning::Empty);
         };
         let (beginning, first) = checkpoint.map_or((Beginning::First, 0), |c| (Beginning::After(c), c + 1));
         match (first..=last).rev().find(|version| !versions.contains(version)) {
-            None => Ok(Extent { beginning, last: Some(last) }),
+            None => Ok(beginning),
             Some(missing) => Err(TableError::Layout {
                 table: self.table.clone(),
                 message: format!(

@@ -16,6 +16,9 @@ use super::snapshot::Snapshot;
 use crate::base::store::Store;
 use crate::base::{Watch, new_uuid, now_micros};
 
+/// How often a table is opened anew because a checkpoint was written meanwhile.
+const MAX_OPENINGS: u32 = 5;
+
 /// What came of putting files in the place of others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replaced {
@@ -41,10 +44,17 @@ pub struct Upkeep {
 impl Upkeep {
     /// A table at its newest version; none if it is not there.
     pub async fn open(store: &Store, name: &str) -> Result<Option<Self>, TableError> {
-        let log = Log::new(store, name);
-        let Some(snapshot) = Snapshot::open(store, name).await? else { return Ok(None) };
-        let log = log.at(snapshot.0.version());
-        Ok(Some(Self { name: name.to_owned(), log, snapshot, gone: HashSet::new(), laid_out_anew: false }))
+        for _ in 0..MAX_OPENINGS {
+            let (log, read) = (Log::new(store, name), Watch::start());
+            let before = log.newest_checkpoint().await?;
+            let Some(snapshot) = Snapshot::open(store, name).await? else { return Ok(None) };
+            // A checkpoint of meanwhile may have had entries cleaned up while they were being read.
+            if log.newest_checkpoint().await? == before {
+                let log = log.at(snapshot.0.version(), read);
+                return Ok(Some(Self { name: name.to_owned(), log, snapshot, gone: HashSet::new(), laid_out_anew: false }));
+            }
+        }
+        Err(TableError::request(name, "opening the table", "its log was checkpointed again and again meanwhile"))
     }
 
     /// The table's name.

@@ -317,7 +317,7 @@ async fn check_finds_readmes_policy_enough_and_names_what_is_missing() {
         if action.is_empty() {
             assert!(output.status.success() && missing.is_empty(), "{said}{}", String::from_utf8_lossy(&output.stderr));
             assert!(said.contains("put-if-absent") && said.ends_with("everything is there\n"), "{said}");
-            assert!(said.contains("note     lake s3://acme-lake/cloudflare: s3:DeleteObject is not allowed"), "{said}");
+            assert!(said.contains("ok       lake s3://acme-lake/cloudflare: s3:DeleteObject"), "{said}");
         } else {
             assert_eq!(output.status.code(), Some(1), "{said}{}", String::from_utf8_lossy(&output.stderr));
             assert!(missing.iter().any(|l| l.contains(place) && l.contains(&format!("{action} on arn:aws:"))), "{said}");
