@@ -160,7 +160,7 @@ impl Compaction {
         };
         let change = Change::Compact { target: self.policy.target };
         let replaced = table.lock().await.replace(change, &bin.inputs, &written.files, written.made).await?;
-        // What was written for nothing is left to vacuum: a put of which nothing is known may still name it.
+        // What was written for nothing is left to vacuum: a put that was not answered (S1) may still name it.
         if replaced != Replaced::Done {
             tracing::info!(table = rewriter.spec.name, partition = ?bin.partition, "a merge was given up: {replaced:?}");
             return Ok(overtaken);

@@ -69,7 +69,7 @@ pub struct Found {
     pub files: Vec<ListedFile>,
 }
 
-/// Lists what can go from a table; none if the table is not there.
+/// V1, V2. Lists what can go from a table; none if the table is not there.
 pub async fn look(store: &Store, table: &str, now_ms: i64, ages: Ages) -> Result<Option<Found>, MaintainError> {
     let listed = list(store, table).await?;
     let Some(upkeep) = Upkeep::open(store, table).await? else { return Ok(None) };
@@ -77,7 +77,7 @@ pub async fn look(store: &Store, table: &str, now_ms: i64, ages: Ages) -> Result
     Ok(Some(Found { table: table.to_owned(), files }))
 }
 
-/// Deletes what was found, behind a fence that the ledger has already got. The table, and what was deleted.
+/// V4, P, V5. Deletes what was found, behind a fence that the ledger has already got. The table, and what was deleted.
 pub async fn delete(lake: &Lake, found: Found, now_ms: i64, ages: Ages) -> Result<(String, Vec<ListedFile>), MaintainError> {
     let store = lake.store();
     if let Some(mut upkeep) = Upkeep::open(store, &found.table).await? {

@@ -150,7 +150,7 @@ impl Lake {
         Ok(())
     }
 
-    /// Lands a batch whose files are uploaded: `ledger_file` holds its objects' rows for the ledger, `made` was
+    /// W2 to W5. Lands a batch whose files are uploaded: `ledger_file` holds its objects' rows for the ledger, `made` was
     /// started before the first file was written. On success every table that it touches has its rows.
     pub async fn land(&self, landing: &Landing, ledger_file: &DataFile, made: Watch) -> Result<LandOutcome, TableError> {
         let bytes =
@@ -185,7 +185,7 @@ impl Lake {
         Ok(LandOutcome::Landed)
     }
 
-    /// Brings every table up to the ledger as it was last read: what a writer that died has left is finished here.
+    /// P1 to P3. Brings every table up to the ledger as it was last read: what a writer that died has left is finished here.
     pub async fn project_all(&self) -> Result<(), TableError> {
         for table in self.known.lagging(1) {
             self.project(&table).await?;
@@ -193,7 +193,7 @@ impl Lake {
         Ok(())
     }
 
-    /// Reads the ledger to its end, and brings every table up to it. The version of the ledger up to which nothing is left to
+    /// K1. Reads the ledger to its end, and brings every table up to it. The version of the ledger up to which nothing is left to
     /// be brought into a table, for ever: what a checkpoint of the ledger may stand for.
     pub async fn settle(&self) -> Result<u64, TableError> {
         let mut ledger = self.ledger.lock().await;

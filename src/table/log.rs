@@ -1,4 +1,7 @@
 //! One table's log: reading it forward from where we are, and putting the next version if it is absent.
+//!
+//! R1, W2 and so on, here and in its neighbours, are steps of the model in `tests/it/protocol.rs`, which explores every order
+//! in which they can happen.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -143,7 +146,7 @@ impl Log {
         bytes.map(parse).transpose().map_err(|message| TableError::Entry { table: self.table.clone(), version, message })
     }
 
-    /// Reads every entry beyond the cursor, in order, into `each`. After an error that says [`TableError::Outrun`] nothing was
+    /// R2, R3. Reads every entry beyond the cursor, in order, into `each`. After an error that says [`TableError::Outrun`] nothing was
     /// read, and the reading has to begin anew.
     ///
     /// Who was away for long may read a ghost: an entry that someone as long away put under a number that was cleaned up. So
@@ -193,7 +196,7 @@ impl Log {
         Ok(self.list(hint).await?.1)
     }
 
-    /// Puts the version after the cursor, if it is absent. True: it is ours, and the cursor is on it. False: it is someone
+    /// W4, W5. Puts the version after the cursor, if it is absent. True: it is ours, and the cursor is on it. False: it is someone
     /// else's, or perhaps ours: read it and decide again. `unknown` counts the puts of which nothing is known.
     pub async fn try_put(&mut self, bytes: Bytes, unknown: &mut u32) -> Result<bool, TableError> {
         match self.put(bytes).await {
@@ -253,7 +256,7 @@ impl Log {
         Ok((versions, checkpoint))
     }
 
-    /// Where reading can begin: at the newest checkpoint, below which entries may have been cleaned up. A gap anywhere else
+    /// R1. Where reading can begin: at the newest checkpoint, below which entries may have been cleaned up. A gap anywhere else
     /// would be taken for the log's end, and filled: it is an error.
     pub async fn beginning(&mut self) -> Result<Beginning, TableError> {
         let (versions, checkpoint) = self.list(self.checkpoint().await?).await?;

@@ -42,7 +42,7 @@ pub struct Upkeep {
 }
 
 impl Upkeep {
-    /// A table at its newest version; none if it is not there.
+    /// C1, V1. A table at its newest version; none if it is not there.
     pub async fn open(store: &Store, name: &str) -> Result<Option<Self>, TableError> {
         for _ in 0..MAX_OPENINGS {
             let (log, read) = (Log::new(store, name), Watch::start());
@@ -72,7 +72,7 @@ impl Upkeep {
         self.snapshot.0.version().unwrap_or_default()
     }
 
-    /// Puts `adds` in the place of `removes`, all at once. `made` was started before the first of `adds` was written.
+    /// C3 to C6. Puts `adds` in the place of `removes`, all at once. `made` was started before the first of `adds` was written.
     pub async fn replace(&mut self, change: Change, removes: &[DataFile], adds: &[DataFile], made: Watch) -> Result<Replaced, TableError> {
         let run = new_uuid().to_string();
         let mut unknown = 0;
@@ -104,7 +104,7 @@ impl Upkeep {
         }
     }
 
-    /// Commits an empty version. Who has not read it can't commit before it has, and then sees whether its files are too old.
+    /// V3, V4. Commits an empty version. Who has not read it can't commit before it has, and then sees whether its files are too old.
     pub async fn fence(&mut self, keep_ms: i64) -> Result<(), TableError> {
         let change = Change::Fence { keep_ms };
         let mut unknown = 0;
@@ -133,7 +133,7 @@ impl Upkeep {
         Ok(views.iter().map(|view| (view.path().into_owned(), view.deletion_timestamp().unwrap_or_default())).collect())
     }
 
-    /// Writes a checkpoint of the version that was opened, or of `at_most` if that is less. The version.
+    /// K2. Writes a checkpoint of the version that was opened, or of `at_most` if that is less. The version.
     pub async fn checkpoint(&self, at_most: u64) -> Result<u64, TableError> {
         let failed = |e: deltalake::DeltaTableError| self.failed("writing a checkpoint", e);
         let version = self.version().min(at_most);
@@ -150,7 +150,7 @@ impl Upkeep {
         self.log.checkpoint().await
     }
 
-    /// Removes log entries that are older than `before_ms` and below a checkpoint that is as old, so that every younger
+    /// K3. Removes log entries that are older than `before_ms` and below a checkpoint that is as old, so that every younger
     /// version can still be read. How many.
     pub async fn clean_log(&self, before_ms: i64) -> Result<usize, TableError> {
         let store = self.snapshot.0.log_store();

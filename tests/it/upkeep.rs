@@ -48,8 +48,11 @@ async fn maintain(store: Store, retention: BTreeMap<String, Duration>, now: i64)
     maintainer(store, retention).await?.once(now).await
 }
 
+/// The ids of a file's rows in order, and the first and last time that the log tells of it.
+type File = (Vec<String>, Option<(i64, i64)>);
+
 /// The files of each table, as its log names them, with their rows' ids in order, and their times.
-async fn files(inner: &Arc<InMemory>) -> BTreeMap<String, Vec<(Vec<String>, Option<(i64, i64)>)>> {
+async fn files(inner: &Arc<InMemory>) -> BTreeMap<String, Vec<File>> {
     let store = memory_lake(inner.clone());
     let names: Vec<String> =
         ["cloudflare_firewall", "cloudflare_httprequest", "classification_failures", "ingested_objects"].map(str::to_owned).to_vec();
@@ -231,8 +234,7 @@ async fn whatever_happens_at_once_and_dies_rows_stay_what_they_are() {
         check(&inner, &rows(&begun), &context).await;
         let (again, _) = maintain(memory_lake(inner.clone()), BTreeMap::new(), now_micros()).await.expect("upkeep");
         assert_eq!(again, Compacted::default(), "{context}: a second run merges nothing");
-        let days =
-            |files: &[(Vec<String>, Option<(i64, i64)>)]| files.iter().map(|f| f.1.expect("times").0 / DAY).collect::<BTreeSet<_>>().len();
+        let days = |files: &[File]| files.iter().map(|f| f.1.expect("times").0 / DAY).collect::<BTreeSet<_>>().len();
         let requests = &files(&inner).await["cloudflare_httprequest"];
         assert_eq!(requests.len(), days(requests), "{context}: one file a day");
     }
