@@ -107,7 +107,8 @@ fn named(table: &Upkeep) -> Result<HashSet<String>, TableError> {
 }
 
 fn place(root: &Path, path: &str) -> Path {
-    root.parts().chain(Path::from(path).parts()).collect()
+    let path = Path::parse(path).unwrap_or_else(|_| Path::from(path));
+    root.parts().chain(path.parts()).collect()
 }
 
 /// Whether a file goes by a name that flarelake, or another writer of Delta tables, gives: in the folder of a partition, or of the

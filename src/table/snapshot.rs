@@ -139,7 +139,9 @@ impl DataFile {
     /// Where it is in the store, as a file of `table`.
     pub fn location(&self, store: &Store, table: &str) -> Path {
         let table = store.root.clone().join(table);
-        table.parts().chain(Path::from(self.path.as_str()).parts()).collect()
+        // As the log names it, whatever characters another engine may have put in.
+        let path = Path::parse(&self.path).unwrap_or_else(|_| Path::from(self.path.as_str()));
+        table.parts().chain(path.parts()).collect()
     }
 
     /// Between which times its rows are: as its writer tells, else by its statistics, else by its partition.

@@ -101,7 +101,7 @@ async fn a_table_of_five_hundred_landings_with_upkeep_between_is_read_alike_by_e
     let dir = tempfile::tempdir().expect("a folder");
     let lake = dir.path().join("lake");
     // With FLARE_TEST_RUNS=500 after each of them.
-    let landed = land_and_keep_up(&lake, 500, (500 / runs(25)).max(1)).await;
+    let landed = land_and_keep_up(&lake, 500, (500 / runs(20)).max(1)).await;
     let expected = rows(&landed)["cloudflare_httprequest"].len() as u64;
     let table = lake.join("cloudflare_httprequest");
     let told: Value = serde_json::from_str(&run(Command::new(python).arg(script("rounds.py")).arg(&table))).expect("JSON");
