@@ -4,6 +4,7 @@
 //!
 //! * **Open**, while its day or hour lasts: *tiers*. A tier is a power of eight of rows; when eight files are in one, they are
 //!   merged with all smaller ones. So a row is rewritten once a tier, a handful of times from a file of a minute to a full one.
+//!   A partition of a few megabytes is settled even so when a person asks for it.
 //! * **Closed**: *settled*. Files that overlap in time are merged so that they no longer do, and neighbours that are small
 //!   become files of the target size. Late rows re-open nothing but what they touch; and on a schedule they wait until
 //!   merging them is worth it: they are an eighth of what has to be rewritten, or that is a few megabytes; or they are a
@@ -131,7 +132,9 @@ pub fn plan(files: &[DataFile], policy: &Policy) -> Vec<Bin> {
     for (partition, mut files) in partitions {
         files.sort_by_cached_key(|file| (file.least(), file.greatest(), file.path.clone()));
         let is_open = partition_end(partition).is_none_or(|end| policy.now < end);
-        let planned = if is_open { tiers(&files, policy) } else { settle(&files, policy) };
+        // Whoever asks for it now gets it where it costs nothing.
+        let by_tiers = is_open && (policy.patient || bytes(&files) > policy.target / LITTLE);
+        let planned = if by_tiers { tiers(&files, policy) } else { settle(&files, policy) };
         bins.extend(planned.into_iter().map(|draft| Bin {
             partition: partition.clone(),
             inputs: draft.files.into_iter().cloned().collect(),

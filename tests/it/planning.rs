@@ -249,6 +249,9 @@ fn an_open_day_is_merged_by_tiers_and_a_table_without_times_too() {
     assert_eq!(plan(&files(7), &policy), Vec::new(), "seven of a size are left");
     let eight = plan(&files(8), &policy);
     assert_eq!((eight.len(), eight[0].why, eight[0].inputs.len()), (1, Why::Tier, 8));
+    let tiny: Vec<DataFile> = (0..3).map(|n| file(n, minute(n as i64), 50_000, START)).collect();
+    let merges = |patient| plan(&tiny, &Policy { patient, ..policy.clone() }).len();
+    assert_eq!((merges(true), merges(false)), (0, 1), "a few kilobytes are merged when a person asks for it, not every ten minutes");
     let ledger =
         |count| files(count).into_iter().map(|f| DataFile { times: None, partition_values: BTreeMap::new(), ..f }).collect::<Vec<_>>();
     assert_eq!(plan(&ledger(7), &policy), Vec::new());
