@@ -80,7 +80,7 @@ def duck(lake):
     db = duckdb.connect()
     db.sql(DUCKDB)
     for table in TABLES:
-        db.sql(f"CREATE VIEW {table} AS SELECT * FROM read_parquet('{lake}/{table}/*/*.parquet', hive_partitioning = true)")
+        db.sql(f"CREATE VIEW {table} AS SELECT * FROM read_parquet('{lake}/{table}/p_event_date=*/*.parquet', hive_partitioning = true)")
     db.sql(all_logs("NULL::VARCHAR[] AS p_any_domain_names, NULL::VARCHAR[] AS p_any_trace_ids"))
     return lambda sql, values: db.execute(sql, values).to_arrow_table()
 
@@ -89,7 +89,7 @@ def chdb_session(lake):
     db = chdb.session.Session()
     db.query("CREATE DATABASE lake; USE lake")
     for table in TABLES:
-        db.query(f"CREATE VIEW {table} AS SELECT * FROM file('{lake}/{table}/*/*.parquet', Parquet)")
+        db.query(f"CREATE VIEW {table} AS SELECT * FROM file('{lake}/{table}/p_event_date=*/*.parquet', Parquet)")
     empty = "CAST([], 'Array(Nullable(String))')"
     db.query(all_logs(f"{empty} AS p_any_domain_names, {empty} AS p_any_trace_ids"))
 

@@ -66,7 +66,7 @@ check("deltalake and PyArrow", row, row["p_rescued_data"])
 equal("the second row's status", arrow.to_pylist()[1]["EdgeResponseStatus"], -1)
 
 # Files carry no partition column: readers take it from the path, as Hive readers do.
-files = f"read_parquet('{lake}/cloudflare_httprequest/*/*.parquet', hive_partitioning = true)"
+files = f"read_parquet('{lake}/cloudflare_httprequest/p_event_date=*/*.parquet', hive_partitioning = true)"
 duck = duckdb.connect()
 duck.execute("SET TimeZone = 'UTC'")
 described = {r[0]: r[1] for r in duck.execute(f"DESCRIBE SELECT * FROM {files}").fetchall()}
