@@ -57,8 +57,7 @@ pub async fn maintainer(settings: &Settings, lake: Option<Arc<Lake>>, stop: Canc
         settings: config.maintenance.clone(),
         retention: config.retention.clone(),
         memory,
-        // A merge has two threads.
-        at_once: (config::cores() / 2).min(memory / LEAST_MERGE).max(1),
+        at_once: config::cores().min(memory / LEAST_MERGE).max(1),
         checkpoint_every: CHECKPOINT_EVERY,
         lease_term: lease::TERM,
         progress: Arc::default(),
