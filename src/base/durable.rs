@@ -149,7 +149,7 @@ pub fn remove_unfinished(folder: &FilePath, before: i64, dry_run: bool) -> io::R
                 return Ok(0);
             }
             if !dry_run {
-                fs::remove_file(entry.path())?;
+                fs::remove_file(entry.path()).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", entry.path().display())))?;
             }
             Ok::<_, io::Error>(1)
         };
@@ -157,7 +157,7 @@ pub fn remove_unfinished(folder: &FilePath, before: i64, dry_run: bool) -> io::R
             Ok(count) => removed += count,
             // Its writer has finished it, or someone else removed it.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(e),
+            Err(e) => return Err(io::Error::new(e.kind(), format!("{}: {e}", folder.display()))),
         }
     }
     Ok(removed)

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::output::grouped;
 use super::progress::Progress;
-use super::{End, Settings, Usage, output, parts, signal};
+use super::{End, Settings, Usage, on_signal, output, parts};
 use crate::config::{self, Source};
 use crate::ingest::backfill::{Backfill, Sources, Summary};
 use crate::ingest::batch::Tables;
@@ -131,13 +131,7 @@ pub async fn buckets(sources: &Sources, bucket: &str) -> Arc<dyn Buckets> {
 /// On the first SIGINT or SIGTERM no further object is begun; the second ends the process, which is safe.
 pub fn stop_on_signal(stop: Arc<AtomicBool>) -> Arc<AtomicBool> {
     let interrupted = stop.clone();
-    tokio::spawn(async move {
-        signal().await;
-        tracing::warn!("stopping: what was begun is landed first; interrupt again to stop at once, which is safe");
-        stop.store(true, Ordering::Relaxed);
-        signal().await;
-        std::process::exit(130);
-    });
+    on_signal("what was begun is landed first", move || stop.store(true, Ordering::Relaxed));
     interrupted
 }
 

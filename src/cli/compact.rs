@@ -9,9 +9,9 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::output::{self, grouped};
-use super::progress::Merging;
+use super::progress::Progress;
 use super::query::FormatName;
-use super::{End, Settings, Usage, parts, signal};
+use super::{End, Settings, Usage, on_signal, parts};
 use crate::maintain::Maintainer;
 use crate::maintain::compact::Compacted;
 use crate::maintain::plan::Bin;
@@ -41,19 +41,13 @@ pub async fn run(arguments: CompactArguments, settings: Settings) -> anyhow::Res
         let plans = maintainer.plan(&tables).await?;
         return print(&plans, maintainer.settings.target_file_size.as_u64(), arguments.format);
     }
-    let interrupted = stop_on_signal(stop);
+    stops(&stop);
     let began = Instant::now();
-    let progress = Merging::show(maintainer.progress.clone());
+    let progress = Progress::merges(maintainer.progress.clone());
     let compacted = maintainer.compact(&tables).await?;
     drop(progress);
     output::say(Report { compacted: &compacted, seconds: began.elapsed().as_secs_f64() })?;
-    Ok(if interrupted.is_cancelled() {
-        End::Interrupted
-    } else if compacted.failed.is_empty() {
-        End::Done
-    } else {
-        End::Incomplete
-    })
+    Ok(ended(&stop, &compacted))
 }
 
 fn chosen<'a>(maintainer: &'a Maintainer, name: Option<&str>) -> anyhow::Result<Vec<&'a TableSpec>> {
@@ -65,17 +59,21 @@ fn chosen<'a>(maintainer: &'a Maintainer, name: Option<&str>) -> anyhow::Result<
     Ok(tables)
 }
 
-/// On the first SIGINT or SIGTERM nothing further is begun; the second ends the process, which is safe.
-pub fn stop_on_signal(stop: CancellationToken) -> CancellationToken {
-    let stopping = stop.clone();
-    tokio::spawn(async move {
-        signal().await;
-        tracing::warn!("stopping: merges at hand are finished first; interrupt again to stop at once, which is safe");
-        stopping.cancel();
-        signal().await;
-        std::process::exit(130);
-    });
-    stop
+/// How a compaction ended: the first SIGINT or SIGTERM lets merges at hand finish.
+pub fn ended(stop: &CancellationToken, compacted: &Compacted) -> End {
+    if stop.is_cancelled() {
+        End::Interrupted
+    } else if compacted.failed.is_empty() {
+        End::Done
+    } else {
+        End::Incomplete
+    }
+}
+
+/// Merges at hand are finished when a stop is asked for.
+pub fn stops(stop: &CancellationToken) {
+    let stop = stop.clone();
+    on_signal("merges at hand are finished first", move || stop.cancel());
 }
 
 /// The plan, a row a merge.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::progress::Status;
-use super::{End, Settings, Usage, output, parts, signal};
+use super::progress::Progress;
+use super::{End, Settings, Usage, on_signal, output, parts};
 use crate::config::{self, Config};
 use crate::ingest::batch::Tables;
 use crate::ingest::metrics::Metrics;
@@ -33,7 +33,9 @@ pub struct IngestArguments {
 
 pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Result<End> {
     let feeds = feeds(&settings).await?;
-    let stop = stop_on_signal();
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    on_signal("what was begun lands first", move || stopping.cancel());
     let config = &settings.config;
     let (metrics, registry) = Metrics::new();
     let metrics = Arc::new(metrics);
@@ -59,7 +61,7 @@ pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Resu
         metrics: metrics.clone(),
         meter: Arc::default(),
     };
-    let status = Status::show(metrics.clone());
+    let status = Progress::status(metrics.clone());
     let ended = beside_upkeep(upkeep, ingest.run(stop)).await?;
     drop(status);
     output::say(Report { metrics: &metrics, ended })?;
@@ -130,20 +132,6 @@ fn pace(config: &Config, workers: usize, until_idle: Option<Duration>) -> Pace {
         drain: config.ingest.drain,
         until_idle,
     }
-}
-
-/// The first SIGINT or SIGTERM begins the end; the second ends the process, which is safe.
-fn stop_on_signal() -> CancellationToken {
-    let stop = CancellationToken::new();
-    let stopping = stop.clone();
-    tokio::spawn(async move {
-        signal().await;
-        tracing::info!("stopping: what was begun lands first; a second signal stops at once, which is safe");
-        stopping.cancel();
-        signal().await;
-        std::process::exit(130);
-    });
-    stop
 }
 
 /// What a run did, as a person reads it.

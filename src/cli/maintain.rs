@@ -5,9 +5,9 @@ use std::time::Instant;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::compact::{Report, bytes, stop_on_signal};
+use super::compact::{Report, bytes, ended, stops};
 use super::output::{self, grouped};
-use super::progress::Merging;
+use super::progress::Progress;
 use super::{End, Settings, parts};
 use crate::base::now_micros;
 use crate::maintain::Tidied;
@@ -32,25 +32,19 @@ pub async fn run(arguments: MaintainArguments, settings: Settings) -> anyhow::Re
         output::say(Freed { tidied: &tidied, dry_run: true })?;
         return Ok(End::Done);
     }
-    let interrupted = stop_on_signal(stop);
+    stops(&stop);
     if !arguments.once {
         tracing::info!(lake = settings.config.lake()?, "maintaining");
         maintainer.run().await?;
         return Ok(End::Done);
     }
     let began = Instant::now();
-    let progress = Merging::show(maintainer.progress.clone());
+    let progress = Progress::merges(maintainer.progress.clone());
     let (compacted, tidied) = maintainer.once(now_micros()).await?;
     drop(progress);
     output::say(Report { compacted: &compacted, seconds: began.elapsed().as_secs_f64() })?;
     output::say(Freed { tidied: &tidied, dry_run: false })?;
-    Ok(if interrupted.is_cancelled() {
-        End::Interrupted
-    } else if compacted.failed.is_empty() {
-        End::Done
-    } else {
-        End::Incomplete
-    })
+    Ok(ended(&stop, &compacted))
 }
 
 /// What retention, vacuum and clean-up freed, as a person reads it.

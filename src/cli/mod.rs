@@ -196,6 +196,17 @@ impl Settings {
     }
 }
 
+/// On the first SIGINT or SIGTERM `stop` is called; the second ends the process, which is safe.
+fn on_signal(what_ends_first: &'static str, stop: impl FnOnce() + Send + 'static) {
+    tokio::spawn(async move {
+        signal().await;
+        tracing::warn!("stopping: {what_ends_first}; a second signal stops at once, which is safe");
+        stop();
+        signal().await;
+        std::process::exit(130);
+    });
+}
+
 /// Waits for SIGINT or SIGTERM.
 async fn signal() {
     use tokio::signal::unix::{SignalKind, signal};

@@ -28,27 +28,55 @@ impl Write for LogWriter {
     }
 }
 
-/// A bar that follows a meter until it is dropped; nothing if stderr is no terminal.
+/// What follows counters until it is dropped; nothing if stderr is no terminal.
 pub struct Progress {
     bar: ProgressBar,
     task: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Progress {
-    /// Shows what `meter` says.
+    /// A bar of what `meter` says.
     pub fn show(meter: Arc<Meter>) -> Self {
-        Self::follow(style(meter.clone()), move || (Meter::get(&meter.bytes_done), Meter::get(&meter.bytes_total)))
+        Self::follow(style(meter.clone()), move |bar| {
+            bar.set_length(Meter::get(&meter.bytes_total));
+            bar.set_position(Meter::get(&meter.bytes_done));
+        })
     }
 
-    /// Shows what `meter` says of a replay, whose objects are rejects.
+    /// A bar of what `meter` says of a replay, whose objects are rejects.
     pub fn replay(meter: Arc<Meter>) -> Self {
-        let style = ProgressStyle::with_template("{bar:30} {human_pos}/{human_len} rejects, {per_sec}, {eta} left");
-        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-        Self::follow(style, move || (Meter::get(&meter.objects_done), Meter::get(&meter.objects_total)))
+        Self::follow(template("{bar:30} {human_pos}/{human_len} rejects, {per_sec}, {eta} left"), move |bar| {
+            bar.set_length(Meter::get(&meter.objects_total));
+            bar.set_position(Meter::get(&meter.objects_done));
+        })
     }
 
-    /// Shows how much is done, of how much.
-    fn follow(style: ProgressStyle, done: impl Fn() -> (u64, u64) + Send + 'static) -> Self {
+    /// A bar of merges.
+    pub fn merges(totals: Arc<Totals>) -> Self {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Self::follow(template("{bar:30} {human_pos}/{human_len} rows, {per_sec}, {msg}, {eta} left"), move |bar| {
+            bar.set_length(get(&totals.rows));
+            bar.set_position(get(&totals.rows_done));
+            bar.set_message(format!("{}/{} merges", get(&totals.bins_done), get(&totals.bins)));
+        })
+    }
+
+    /// A line of what an ingest does.
+    pub fn status(metrics: Arc<Metrics>) -> Self {
+        Self::follow(ProgressStyle::default_spinner(), move |bar| {
+            let grouped = super::output::grouped;
+            let state = if metrics.readiness().is_ok() { "" } else { ", not ready" };
+            bar.set_message(format!(
+                "{} messages held, oldest {:.0} s; {} objects landed, {} came again{state}",
+                grouped(metrics.held.get().max(0) as u64),
+                metrics.oldest.get(),
+                grouped(metrics.landed.get()),
+                grouped(metrics.duplicates.get()),
+            ));
+        })
+    }
+
+    fn follow(style: ProgressStyle, update: impl Fn(&ProgressBar) + Send + 'static) -> Self {
         if !io::stderr().is_terminal() {
             return Self { bar: ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()), task: None };
         }
@@ -58,9 +86,7 @@ impl Progress {
         let task = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(Duration::from_millis(100)).await;
-                let (done, total) = done();
-                shown.set_length(total);
-                shown.set_position(done);
+                update(&shown);
                 shown.tick();
             }
         });
@@ -77,85 +103,8 @@ impl Drop for Progress {
     }
 }
 
-/// A line that follows an ingest's metrics until it is dropped; nothing if stderr is no terminal.
-pub struct Status {
-    bar: ProgressBar,
-    task: Option<tokio::task::JoinHandle<()>>,
-}
-
-impl Status {
-    /// Shows what `metrics` says.
-    pub fn show(metrics: Arc<Metrics>) -> Self {
-        if !io::stderr().is_terminal() {
-            return Self { bar: ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()), task: None };
-        }
-        let bar = BARS.add(ProgressBar::new_spinner());
-        let shown = bar.clone();
-        let task = tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                let grouped = super::output::grouped;
-                let state = if metrics.readiness().is_ok() { "" } else { ", not ready" };
-                shown.set_message(format!(
-                    "{} messages held, oldest {:.0} s; {} objects landed, {} came again{state}",
-                    grouped(metrics.held.get().max(0) as u64),
-                    metrics.oldest.get(),
-                    grouped(metrics.landed.get()),
-                    grouped(metrics.duplicates.get()),
-                ));
-                shown.tick();
-            }
-        });
-        Self { bar, task: Some(task) }
-    }
-}
-
-impl Drop for Status {
-    fn drop(&mut self) {
-        if let Some(task) = self.task.take() {
-            task.abort();
-        }
-        self.bar.finish_and_clear();
-    }
-}
-
-/// A bar that follows merges until it is dropped; nothing if stderr is no terminal.
-pub struct Merging {
-    bar: ProgressBar,
-    task: Option<tokio::task::JoinHandle<()>>,
-}
-
-impl Merging {
-    /// Shows what `totals` says.
-    pub fn show(totals: Arc<Totals>) -> Self {
-        if !io::stderr().is_terminal() {
-            return Self { bar: ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()), task: None };
-        }
-        let bar = BARS.add(ProgressBar::new(0));
-        let template = "{bar:30} {human_pos}/{human_len} rows, {per_sec}, {msg}, {eta} left";
-        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-        let shown = bar.clone();
-        let task = tokio::spawn(async move {
-            let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-            loop {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                shown.set_length(get(&totals.rows));
-                shown.set_position(get(&totals.rows_done));
-                shown.set_message(format!("{}/{} merges", get(&totals.bins_done), get(&totals.bins)));
-                shown.tick();
-            }
-        });
-        Self { bar, task: Some(task) }
-    }
-}
-
-impl Drop for Merging {
-    fn drop(&mut self) {
-        if let Some(task) = self.task.take() {
-            task.abort();
-        }
-        self.bar.finish_and_clear();
-    }
+fn template(text: &str) -> ProgressStyle {
+    ProgressStyle::with_template(text).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 fn style(meter: Arc<Meter>) -> ProgressStyle {
@@ -177,8 +126,5 @@ fn style(meter: Arc<Meter>) -> ProgressStyle {
         let seconds = of.elapsed().as_secs_f64().max(0.001);
         let _ = write!(to, "{:.0} MB/s", Meter::get(&speed.inflated) as f64 / 1e6 / seconds);
     };
-    ProgressStyle::with_template("{bar:30} {numbers}, {rate}, {eta} left")
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .with_key("numbers", numbers)
-        .with_key("rate", rate)
+    template("{bar:30} {numbers}, {rate}, {eta} left").with_key("numbers", numbers).with_key("rate", rate)
 }

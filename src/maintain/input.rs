@@ -262,8 +262,9 @@ impl Reading {
             held += batch.get_array_memory_size();
             rows.push(batch);
             if held > self.memory * 2 {
-                let message =
-                    format!("its rows are not known to be in order, and sorting them takes more memory than there is ({held} bytes)");
+                let message = format!(
+                    "its rows are not known to be in order, and sorting them takes more memory than there is ({held} bytes): give it more (memory = …)"
+                );
                 return Err(ParquetError::General(message));
             }
         }

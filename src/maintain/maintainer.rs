@@ -120,16 +120,23 @@ impl Maintainer {
     /// Everything, once, under the lease; nothing waits.
     pub async fn once(&self, now: i64) -> Result<(Compacted, Tidied), MaintainError> {
         self.check_retention()?;
-        self.under_lease(async |stop| {
-            self.lake().settle().await?;
-            let mut tidied = Tidied { dropped: self.drop_expired(now, false).await?, ..Tidied::default() };
-            let tables: Vec<&TableSpec> = self.tables.iter().collect();
-            let compacted = self.compact_all(&tables, false, stop.clone()).await?;
-            tidied.checkpoints = self.checkpoint().await?;
+        self.under_lease(async |stop| self.work(Some(now), false, stop).await).await
+    }
+
+    /// All steps in their order. `tidy`: when it is, for retention, vacuum and clean-up; none: they are not due.
+    async fn work(&self, tidy: Option<i64>, patient: bool, stop: CancellationToken) -> Result<(Compacted, Tidied), MaintainError> {
+        self.lake().settle().await?;
+        let mut tidied = Tidied::default();
+        if let Some(now) = tidy {
+            tidied.dropped = self.drop_expired(now, false).await?;
+        }
+        let tables: Vec<&TableSpec> = self.tables.iter().collect();
+        let compacted = self.compact_all(&tables, patient, stop.clone()).await?;
+        tidied.checkpoints = self.checkpoint().await?;
+        if let Some(now) = tidy {
             self.tidy(now, &mut tidied, &stop).await?;
-            Ok((compacted, tidied))
-        })
-        .await
+        }
+        Ok((compacted, tidied))
     }
 
     /// What retention and vacuum would do.
@@ -179,25 +186,12 @@ impl Maintainer {
     /// One scheduled run; nothing if another maintainer is at it.
     async fn scheduled(&self, tidies: bool) -> Result<(), MaintainError> {
         let Some(lease) = Lease::take(&self.store, &holder(), self.lease_term, None).await? else { return Ok(()) };
-        let done = self
-            .guarded(&lease, async |stop| {
-                self.lake().settle().await?;
-                let mut tidied = Tidied::default();
-                if tidies {
-                    tidied.dropped = self.drop_expired(now_micros(), false).await?;
-                }
-                let tables: Vec<&TableSpec> = self.tables.iter().collect();
-                let compacted = self.compact_all(&tables, true, stop.clone()).await?;
-                tidied.checkpoints = self.checkpoint().await?;
-                if tidies {
-                    self.tidy(now_micros(), &mut tidied, &stop).await?;
-                }
-                self.report(&compacted, &tidied);
-                Ok(())
-            })
-            .await;
+        let tidy = tidies.then(now_micros);
+        let done = self.guarded(&lease, async |stop| self.work(tidy, true, stop).await).await;
         lease.give_back().await;
-        done
+        let (compacted, tidied) = done?;
+        self.report(&compacted, &tidied);
+        Ok(())
     }
 
     async fn under_lease<T>(&self, work: impl AsyncFnOnce(CancellationToken) -> Result<T, MaintainError>) -> Result<T, MaintainError> {

@@ -34,7 +34,7 @@ use super::plan::Bin;
 use crate::base::Watch;
 use crate::base::store::Store;
 use crate::ingest::file::{FileError, FileWriter, GATHER_ROWS, ROW_GROUP_ROWS, gather};
-use crate::table::{DataFile, TableError, TableSpec};
+use crate::table::{DataFile, TableError, TableSpec, file_location};
 
 /// Files of at most this many bytes are uploaded by one put, larger ones in parts of this size.
 const PART_BYTES: usize = 8 << 20;
@@ -51,7 +51,9 @@ const READING: usize = 3;
 #[derive(Debug, thiserror::Error)]
 pub enum RewriteError {
     /// An input or an output can't be read.
-    #[error("{location}: can't be read: {source}")]
+    #[error(
+        "{location}: can't be read: {source}; it stays as it is, and is tried again by the next run: if it is gone or broken, restore it"
+    )]
     Read {
         /// The file's path in the store.
         location: String,
@@ -65,7 +67,7 @@ pub enum RewriteError {
     #[error(transparent)]
     Write(#[from] FileError),
     /// An output can't be uploaded.
-    #[error("uploading {location} failed: {message}")]
+    #[error("uploading {location} failed: {message}; its inputs stay as they are, and the next run tries again")]
     Upload {
         /// The file's path in the store.
         location: String,
@@ -158,8 +160,6 @@ pub struct Progress {
     pub rows: AtomicU64,
     /// Rows written.
     pub rows_done: AtomicU64,
-    /// Bytes of the inputs of merges done.
-    pub bytes_done: AtomicU64,
 }
 
 /// What merges have in common.
@@ -218,7 +218,6 @@ impl Rewriter {
             return Err(RewriteError::Differs { table: self.spec.name.clone(), files: bin.inputs.len(), written, read, told });
         }
         self.progress.bins_done.fetch_add(1, Ordering::Relaxed);
-        self.progress.bytes_done.fetch_add(bin.bytes(), Ordering::Relaxed);
         Ok(Rewritten { files, made })
     }
 
@@ -327,8 +326,7 @@ impl Output<'_> {
             let (send, receive) = mpsc::channel(2);
             let sink = Parts { send: send.clone(), held: Vec::new() };
             let writer = FileWriter::new(spec, self.bin.partition.clone(), self.left as usize, sink)?;
-            let path = self.rewriter.store.root.clone().join(spec.name.as_str());
-            let path: Path = path.parts().chain(Path::from(writer.path()).parts()).collect();
+            let path = file_location(&self.rewriter.store, &spec.name, writer.path());
             let upload = Upload::start(&self.runtime, &self.rewriter.store, path, receive, send);
             self.writer = Some((writer, upload));
         }

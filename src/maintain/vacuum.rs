@@ -17,7 +17,7 @@ use object_store::path::Path;
 
 use super::MaintainError;
 use crate::base::store::Store;
-use crate::table::{Lake, TableError, Upkeep};
+use crate::table::{Lake, TableError, Upkeep, file_location};
 
 /// How old files and log entries have to be to go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,8 +86,8 @@ pub async fn delete(lake: &Lake, found: Found, now_ms: i64, ages: Ages) -> Resul
     lake.settle().await?;
     let Some(upkeep) = Upkeep::open(store, &found.table).await? else { return Ok((found.table, Vec::new())) };
     let files = deletable(&found.files, &named(&upkeep)?, &upkeep.tombstones().await?, now_ms, ages);
-    let root = store.root.clone().join(found.table.as_str());
-    let paths: Vec<Path> = files.iter().map(|file| place(&root, &file.path)).collect();
+    let place = |file: &ListedFile| file_location(store, &found.table, &file.path);
+    let paths: Vec<Path> = files.iter().map(place).collect();
     let mut deleting = store.objects.delete_stream(futures::stream::iter(paths.into_iter().map(Ok)).boxed());
     let mut gone = HashSet::new();
     while let Some(deleted) = deleting.next().await {
@@ -95,20 +95,21 @@ pub async fn delete(lake: &Lake, found: Found, now_ms: i64, ages: Ages) -> Resul
             Ok(path) => _ = gone.insert(path),
             // Another vacuum was faster.
             Err(object_store::Error::NotFound { .. }) => {}
-            Err(source) => return Err(MaintainError::Store { doing: "deleting files below", location: root.to_string(), source }),
+            Err(source) => {
+                return Err(MaintainError::Store {
+                    doing: "deleting files below",
+                    location: format!("{}{}/", store.url, found.table),
+                    source,
+                });
+            }
         }
     }
-    let files = files.into_iter().filter(|file| gone.contains(&place(&root, &file.path))).collect();
+    let files = files.into_iter().filter(|file| gone.contains(&place(file))).collect();
     Ok((found.table, files))
 }
 
 fn named(table: &Upkeep) -> Result<HashSet<String>, TableError> {
     Ok(table.snapshot().files()?.into_iter().map(|file| file.path).collect())
-}
-
-fn place(root: &Path, path: &str) -> Path {
-    let path = Path::parse(path).unwrap_or_else(|_| Path::from(path));
-    root.parts().chain(path.parts()).collect()
 }
 
 /// Whether a file goes by a name that flarelake, or another writer of Delta tables, gives: in the folder of a partition, or of the
@@ -124,7 +125,7 @@ fn is_data_file(path: &str) -> bool {
 async fn list(store: &Store, table: &str) -> Result<Vec<ListedFile>, MaintainError> {
     let root = store.root.clone().join(table);
     let listed: Result<Vec<_>, _> = store.objects.list(Some(&root)).try_collect().await;
-    let listed = listed.map_err(|source| MaintainError::Store { doing: "listing", location: root.to_string(), source })?;
+    let listed = listed.map_err(|source| MaintainError::Store { doing: "listing", location: format!("{}{table}/", store.url), source })?;
     let below = |path: &Path| path.prefix_match(&root).map(|parts| parts.collect::<Path>().to_string());
     let files = listed.iter().filter_map(|meta| {
         let path = below(&meta.location)?;

@@ -192,7 +192,7 @@ impl Log {
 
     /// The newest checkpoint that there is. The hint at it may be of an older one, and a listing tells those after.
     pub async fn newest_checkpoint(&self) -> Result<Option<u64>, TableError> {
-        let hint = self.checkpoint().await?;
+        let hint = self.checkpoint_hint().await?;
         Ok(self.list(hint).await?.1)
     }
 
@@ -259,7 +259,7 @@ impl Log {
     /// R1. Where reading can begin: at the newest checkpoint, below which entries may have been cleaned up. A gap anywhere else
     /// would be taken for the log's end, and filled: it is an error.
     pub async fn beginning(&mut self) -> Result<Beginning, TableError> {
-        let (versions, checkpoint) = self.list(self.checkpoint().await?).await?;
+        let (versions, checkpoint) = self.list(self.checkpoint_hint().await?).await?;
         self.cold = Some(checkpoint);
         let Some(last) = versions.last().copied().max(checkpoint) else {
             return Ok(Beginning::Empty);
@@ -277,8 +277,8 @@ impl Log {
         }
     }
 
-    /// The newest checkpoint's version, as `_last_checkpoint` tells it.
-    pub async fn checkpoint(&self) -> Result<Option<u64>, TableError> {
+    /// A checkpoint's version, as `_last_checkpoint` tells it; there may be newer ones.
+    async fn checkpoint_hint(&self) -> Result<Option<u64>, TableError> {
         use object_store::ObjectStoreExt as _;
         let path = self.store.log_path().clone().join("_last_checkpoint");
         let failed = |e: object_store::Error| TableError::request(&self.table, "reading _last_checkpoint", e);

@@ -130,6 +130,14 @@ fn file(view: &LogicalFileView) -> DataFile {
     }
 }
 
+/// Where a file of `table` is in the store, by its path below the table.
+pub fn file_location(store: &Store, table: &str, path: &str) -> Path {
+    let table = store.root.clone().join(table);
+    // As the log names it, whatever characters another engine may have put in.
+    let path = Path::parse(path).unwrap_or_else(|_| Path::from(path));
+    table.parts().chain(path.parts()).collect()
+}
+
 fn tagged(tags: &HashMap<String, Option<String>>) -> Option<(i64, i64)> {
     let time = |tag: &str| tags.get(tag)?.as_ref()?.parse().ok();
     Some((time(TIME_TAGS[0])?, time(TIME_TAGS[1])?))
@@ -138,10 +146,7 @@ fn tagged(tags: &HashMap<String, Option<String>>) -> Option<(i64, i64)> {
 impl DataFile {
     /// Where it is in the store, as a file of `table`.
     pub fn location(&self, store: &Store, table: &str) -> Path {
-        let table = store.root.clone().join(table);
-        // As the log names it, whatever characters another engine may have put in.
-        let path = Path::parse(&self.path).unwrap_or_else(|_| Path::from(self.path.as_str()));
-        table.parts().chain(path.parts()).collect()
+        file_location(store, table, &self.path)
     }
 
     /// Between which times its rows are: as its writer tells, else by its statistics, else by its partition.

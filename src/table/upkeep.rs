@@ -147,7 +147,7 @@ impl Upkeep {
 
     /// The newest checkpoint's version.
     pub async fn checkpointed(&self) -> Result<Option<u64>, TableError> {
-        self.log.checkpoint().await
+        self.log.newest_checkpoint().await
     }
 
     /// K3. Removes log entries that are older than `before_ms` and below a checkpoint that is as old, so that every younger
