@@ -342,3 +342,61 @@ fn what_may_be_deleted_goes_by_what_the_log_tells_of_each_file() {
     let gone: Vec<String> = deletable(&files, &named, &taken_out, now, ages).into_iter().map(|f| f.path).collect();
     assert_eq!(gone, ["never named, of yesterday", "old, taken out a week ago"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_missing_is_named_and_stops_nothing_else() {
+    let inner = Arc::new(InMemory::new());
+    for n in 0..12 {
+        life(memory_lake(inner.clone()), vec![n], n).await.expect("lands");
+    }
+    let store = memory_lake(inner.clone());
+    let table = open_tables(&store, &["cloudflare_httprequest".into()]).await.expect("a lake").remove(0).expect("a table");
+    let lost = table.files().expect("files").remove(0);
+    inner.delete(&lost.location(&store, "cloudflare_httprequest")).await.expect("deleted");
+    let (compacted, tidied) = maintain(store.clone(), BTreeMap::new(), now_micros()).await.expect("upkeep goes on");
+    assert_eq!(compacted.failed.len(), 1, "{compacted:?}");
+    assert!(compacted.failed[0].contains(&lost.path) && compacted.failed[0].contains("restore it"), "{}", compacted.failed[0]);
+    assert_eq!(compacted.overtaken, 0);
+    assert!(compacted.merges > 2 && !tidied.checkpoints.is_empty(), "{compacted:?} {tidied:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_holder_that_slept_learns_that_others_hold_by_higher_numbers() {
+    use flarelake::maintain::lease::Lease;
+    let inner = Arc::new(InMemory::new());
+    let term = Duration::from_millis(300);
+    let slept = Lease::take(&memory_lake(inner.clone()), "slept", term, None).await.expect("a store").expect("it is free");
+    // Meanwhile others had the lease, gave it back, have it again, and removed what was below.
+    let entry = |number: u64| object_store::path::Path::from(format!("lake/_lease/{number:020}.json"));
+    let until = now_micros() / 1000 + 10_000;
+    let held = format!("{{\"holder\":\"another\",\"until_ms\":{until}}}");
+    inner.put(&entry(2), held.into_bytes().into()).await.expect("an entry");
+    inner.delete(&entry(0)).await.expect("deleted");
+    tokio::time::timeout(term * 3, slept.lost.cancelled()).await.expect("it learns of it at its next entry");
+}
+
+#[test]
+fn a_dry_run_writes_nothing_and_a_wrong_url_makes_no_lake() {
+    use crate::support::{flarelake, stdout};
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
+    for command in [&["compact"][..], &["compact", "--dry-run"], &["maintain", "--once"], &["maintain", "--dry-run"]] {
+        let output = flarelake(&[&["--lake", &path("typo")], command].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains("there is no lake"), "{command:?}: {said}");
+        assert!(!dir.path().join("typo").exists(), "{command:?}");
+    }
+    let (lake, logs) = (path("lake"), path("logs"));
+    stdout(&flarelake(&["generate", "--log-type", "Cloudflare.Firewall", "--rows", "90", "--files", "9", "--odd", "0", "--out", &logs]));
+    for entry in walkdir::WalkDir::new(&logs).into_iter().flatten().filter(|entry| entry.file_type().is_file()) {
+        stdout(&flarelake(&["--lake", &lake, "backfill", entry.path().to_str().expect("a path")]));
+    }
+    let names = || walkdir::WalkDir::new(&lake).into_iter().flatten().map(|entry| entry.into_path()).collect::<BTreeSet<_>>();
+    let before = names();
+    let plan = stdout(&flarelake(&["--lake", &lake, "compact", "--dry-run", "--format", "csv"]));
+    assert!(plan.starts_with("table,partition,files_in,bytes_in,rows,files_out,why\ncloudflare_firewall,p_event_date=2026-01-1"), "{plan}");
+    assert_eq!(stdout(&flarelake(&["--lake", &lake, "maintain", "--dry-run"])), "nothing to free\n");
+    assert_eq!(names(), before);
+    let wrong = flarelake(&["--lake", &lake, "compact", "--table", "cloudflare_http"]);
+    assert_eq!(wrong.status.code(), Some(2), "{}", String::from_utf8_lossy(&wrong.stderr));
+}
