@@ -55,6 +55,17 @@ pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it").join(name)
 }
 
+/// A Python script in which engines read tables. It leaves as soon as the script is done: at the interpreter's own end PyArrow's
+/// threads may still hold files of deltalake's, which are Python objects, and on a busy machine that aborts the process ("terminate
+/// called without an active exception").
+pub fn readers(python: &Path, script: &Path) -> Command {
+    const RUN: &str =
+        "import os, runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__'); sys.stdout.flush(); os._exit(0)";
+    let mut command = Command::new(python);
+    command.args(["-c", RUN]).arg(script);
+    command
+}
+
 /// moto's server on a free loopback port, ended when dropped.
 pub struct Moto {
     pub child: Child,

@@ -9,7 +9,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::Value;
 
-use crate::moto::{Moto, python, run, script, skipped};
+use crate::moto::{Moto, python, readers, run, script, skipped};
 use crate::support::{command, flarelake, query_one, runs, stdout};
 use crate::upkeep::{land_and_keep_up, rows};
 
@@ -60,9 +60,8 @@ fn readers_see_whole_versions_while_writers_and_maintainers_work_and_die() {
     let first = format!("{logs}/{}", fs::read_dir(&logs).expect("logs").next().expect("a file").expect("a file").file_name().display());
     assert!(flarelake(&["--lake", &lake, "backfill", &first]).status.success());
     let table = format!("{lake}/cloudflare_httprequest");
-    let mut watch = Command::new(python);
-    let watching = watch.arg(script("watching.py")).args([&table, &end]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let watching = watching.expect("Python starts");
+    let mut watch = readers(python, &script("watching.py"));
+    let watching = watch.args([&table, &end]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("Python starts");
     let backfill = [with(&["backfill"]), vec![logs.clone()]].concat();
     let maintain = with(&["maintain"]);
     let commands: Vec<Vec<&str>> =
@@ -104,7 +103,7 @@ async fn a_table_of_five_hundred_landings_with_upkeep_between_is_read_alike_by_e
     let landed = land_and_keep_up(&lake, 500, (500 / runs(20)).max(1)).await;
     let expected = rows(&landed)["cloudflare_httprequest"].len() as u64;
     let table = lake.join("cloudflare_httprequest");
-    let told: Value = serde_json::from_str(&run(Command::new(python).arg(script("rounds.py")).arg(&table))).expect("JSON");
+    let told: Value = serde_json::from_str(&run(readers(python, &script("rounds.py")).arg(&table))).expect("JSON");
     println!("{told}");
     for reader in ["deltalake", "duckdb", "polars", "chdb"] {
         assert_eq!(told[reader], expected, "{reader}: {told}");

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Child, Command, Stdio};
 
-use crate::moto::{Moto, python, run, script, skipped};
+use crate::moto::{Moto, python, readers, run, script, skipped};
 use crate::support::{flarelake, stdout};
 
 #[test]
@@ -82,11 +82,13 @@ fn other_engines_read_the_same_types_and_values() {
     let (log, lake) = (dir.path().join("a.log"), dir.path().join("lake"));
     fs::copy(script("../data/readers.ndjson"), &log).expect("copied");
     stdout(&flarelake(&["--lake", lake.to_str().expect("a path"), "backfill", log.to_str().expect("a path")]));
-    let said = run(Command::new(python).arg(script("readers.py")).arg(&lake));
+    let said = run(readers(python, &script("readers.py")).arg(&lake));
     assert!(said.contains("all readers agree"), "{said}");
     // What README shows runs as it stands there, next to a folder of that name.
     let readme = include_str!("../../README.md");
     let snippet = readme.split("```python\n").nth(1).and_then(|rest| rest.split("```").next()).expect("README has a snippet");
     assert!(["DeltaTable(", "scan_delta(", "duckdb.sql("].iter().all(|reader| snippet.contains(reader)), "{snippet}");
-    run(Command::new(python).args(["-c", snippet]).current_dir(dir.path()));
+    let shown = dir.path().join("shown.py");
+    fs::write(&shown, snippet).expect("written");
+    run(readers(python, &shown).current_dir(dir.path()));
 }
