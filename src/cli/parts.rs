@@ -58,6 +58,7 @@ pub async fn maintainer(settings: &Settings, lake: Option<Arc<Lake>>, stop: Canc
         retention: config.retention.clone(),
         memory,
         at_once: config::cores().min(memory / LEAST_MERGE).max(1),
+        encoders: config::cores(),
         checkpoint_every: CHECKPOINT_EVERY,
         lease_term: lease::TERM,
         progress: Arc::default(),

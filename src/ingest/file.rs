@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::sync::Arc;
 
 use arrow::array::AsArray;
 use arrow::compute::interleave_record_batch;
@@ -12,22 +13,25 @@ use arrow::datatypes::{DataType, SchemaRef, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
-use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::arrow::arrow_writer::{ArrowRowGroupWriterFactory, ArrowWriterOptions};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{KeyValue, ParquetMetaData, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::file::statistics::Statistics;
+use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::ColumnPath;
+use rayon::ThreadPool;
 use serde_json::{Map, Value, json};
 
+use super::columns::Columns;
 use super::lookup::{self, LookupBuilder};
 use super::partition;
 use crate::base::{new_uuid, now_micros};
 use crate::table::{DataFile, TableSpec};
 
 /// How many rows are gathered at once for the writer.
-pub const GATHER_ROWS: usize = 8 * 1024;
+pub const GATHER_ROWS: usize = 16 * 1024;
 /// A row group is what a reader takes in at once.
 pub const ROW_GROUP_ROWS: usize = 256 * 1024;
 /// It is also ended when it takes more than this: rejects can be large.
@@ -73,7 +77,7 @@ pub fn encode(spec: &TableSpec, batches: &[RecordBatch]) -> Result<Vec<EncodedFi
             continue;
         }
         let mut bytes = Vec::new();
-        let mut writer = FileWriter::new(spec, run.values, rows.len(), &mut bytes)?;
+        let mut writer = FileWriter::new(spec, run.values, rows.len(), &mut bytes, None)?;
         for chunk in rows.chunks(GATHER_ROWS) {
             writer.write(&gather(spec, &sources, chunk)?)?;
         }
@@ -90,7 +94,12 @@ fn failed(spec: &TableSpec, error: impl std::fmt::Display) -> FileError {
 /// One Parquet file under way into a sink, in the form that all of a table's files have.
 pub struct FileWriter<'a, W: Write + Send> {
     spec: &'a TableSpec,
-    writer: ArrowWriter<W>,
+    writer: SerializedFileWriter<W>,
+    factory: ArrowRowGroupWriterFactory,
+    /// The row group at hand.
+    columns: Option<Columns>,
+    /// Those that encode columns; none: the caller's.
+    threads: Option<Arc<ThreadPool>>,
     lookup: LookupBuilder,
     rows: usize,
     times: Option<(i64, i64)>,
@@ -99,15 +108,23 @@ pub struct FileWriter<'a, W: Write + Send> {
 }
 
 impl<'a, W: Write + Send> FileWriter<'a, W> {
-    /// Begins a file of a partition for at most `rows` rows.
-    pub fn new(spec: &'a TableSpec, partition_values: BTreeMap<String, String>, rows: usize, sink: W) -> Result<Self, FileError> {
+    /// Begins a file of a partition for at most `rows` rows. `threads`: those that encode its columns; none: the caller's.
+    pub fn new(
+        spec: &'a TableSpec,
+        partition_values: BTreeMap<String, String>,
+        rows: usize,
+        sink: W,
+        threads: Option<Arc<ThreadPool>>,
+    ) -> Result<Self, FileError> {
         // Without the Arrow schema, which would make readers hold text as we do; the Parquet types say all there is to say.
         let options = ArrowWriterOptions::new().with_properties(properties(spec, rows)).with_skip_arrow_metadata(true);
-        let writer = ArrowWriter::try_new_with_options(sink, spec.schema.clone(), options).map_err(|e| failed(spec, e))?;
+        let writer = ArrowWriter::try_new_with_options(sink, spec.schema.clone(), options).and_then(ArrowWriter::into_serialized_writer);
+        let (writer, factory) = writer.map_err(|e| failed(spec, e))?;
         let folders = spec.partitioning.map_or(&[][..], |p| p.columns()).iter();
         let folders = folders.filter_map(|column| Some(format!("{column}={}/", partition_values.get(*column)?)));
         let path = format!("{}{}.parquet", folders.collect::<String>(), new_uuid());
-        Ok(Self { spec, writer, lookup: LookupBuilder::new(spec), rows: 0, times: None, path, partition_values })
+        let lookup = LookupBuilder::new(spec);
+        Ok(Self { spec, writer, factory, columns: None, threads, lookup, rows: 0, times: None, path, partition_values })
     }
 
     /// Its path below the table.
@@ -120,26 +137,38 @@ impl<'a, W: Write + Send> FileWriter<'a, W> {
         // The lookup index tells in which row group a value stands: nothing is written across the end of one.
         let mut at = 0;
         while at < rows.num_rows() {
-            let length = (ROW_GROUP_ROWS - self.writer.in_progress_rows()).min(rows.num_rows() - at);
-            self.write_in_group(&rows.slice(at, length))?;
+            let length = (ROW_GROUP_ROWS - self.rows_of_group()).min(rows.num_rows() - at);
+            self.write_in_group(&rows.slice(at, length)).map_err(|e| failed(self.spec, e))?;
             at += length;
-        }
-        // Until it ends, a row group is in memory.
-        if self.writer.in_progress_size() > ROW_GROUP_BYTES {
-            self.writer.flush().map_err(|e| failed(self.spec, e))?;
         }
         Ok(())
     }
 
-    fn write_in_group(&mut self, rows: &RecordBatch) -> Result<(), FileError> {
-        self.lookup.add(rows, self.writer.flushed_row_groups().len());
-        self.writer.write(rows).map_err(|e| failed(self.spec, e))?;
+    fn write_in_group(&mut self, rows: &RecordBatch) -> Result<(), ParquetError> {
+        let group = self.writer.flushed_row_groups().len();
+        self.lookup.add(rows, group);
+        let columns = match &mut self.columns {
+            Some(columns) => columns,
+            none => none.insert(Columns::begin(&self.factory, self.writer.schema_descr(), group)?),
+        };
+        columns.write(rows, self.threads.as_deref())?;
+        // Until it ends, a row group is in memory.
+        if columns.rows() >= ROW_GROUP_ROWS || columns.bytes() > ROW_GROUP_BYTES {
+            self.end_group()?;
+        }
         self.rows += rows.num_rows();
         if let Some(times) = self.spec.sort_column.as_ref().and_then(|column| rows.column_by_name(column)) {
             let times = times.as_primitive::<TimestampMicrosecondType>().values();
             self.times = Some((self.times.map_or(times[0], |(least, _)| least), times[times.len() - 1]));
         }
         Ok(())
+    }
+
+    fn end_group(&mut self) -> Result<(), ParquetError> {
+        match self.columns.take() {
+            Some(columns) => columns.end(self.writer.next_row_group()?, self.threads.as_deref()),
+            None => Ok(()),
+        }
     }
 
     /// Rows written.
@@ -149,12 +178,12 @@ impl<'a, W: Write + Send> FileWriter<'a, W> {
 
     /// Rows of the row group at hand.
     pub fn rows_of_group(&self) -> usize {
-        self.writer.in_progress_rows()
+        self.columns.as_ref().map_or(0, Columns::rows)
     }
 
     /// Bytes so far, those of the row group at hand by estimation.
     pub fn bytes(&self) -> usize {
-        self.writer.bytes_written() + self.writer.in_progress_size()
+        self.writer.bytes_written() + self.columns.as_ref().map_or(0, Columns::bytes)
     }
 
     /// The last time written.
@@ -163,10 +192,11 @@ impl<'a, W: Write + Send> FileWriter<'a, W> {
     }
 
     /// Writes what is left, and tells what the log has to say of the file.
-    pub fn finish(self) -> Result<DataFile, FileError> {
-        let Self { spec, writer, lookup, rows, times, path, partition_values } = self;
+    pub fn finish(mut self) -> Result<DataFile, FileError> {
+        let ended = self.end_group();
+        let Self { spec, mut writer, lookup, rows, times, path, partition_values, .. } = self;
         let finish = || {
-            let (mut writer, _) = writer.into_serialized_writer()?;
+            ended?;
             let written = writer.bytes_written();
             let (index, places) = lookup.finish(written as u64, written / LOOKUP_SHARE);
             if !places.is_empty() {

@@ -15,6 +15,7 @@ pub mod split;
 pub mod decode;
 pub mod partition;
 pub mod lookup;
+pub mod columns;
 pub mod file;
 pub mod keeping;
 pub mod bucket;

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use arrow::datatypes::{FieldRef, Fields, Schema};
 use futures::StreamExt as _;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +30,8 @@ pub struct Compaction {
     pub memory: usize,
     /// Merges at once.
     pub at_once: usize,
+    /// Threads that encode what they write, together.
+    pub encoders: usize,
     /// What a progress display reads.
     pub progress: Arc<Progress>,
     /// Set from outside: no further merge is begun.
@@ -122,6 +125,7 @@ impl Compaction {
             target: self.policy.target,
             memory: self.memory / at_once,
             progress: self.progress.clone(),
+            threads: encoders(self.encoders),
             goes: None,
         };
         let table = Arc::new(Mutex::new(table));
@@ -183,6 +187,12 @@ impl Compaction {
         let there: HashSet<String> = table.snapshot().files()?.into_iter().map(|file| file.path).collect();
         Ok(files.iter().all(|file| there.contains(&file.path)))
     }
+}
+
+/// Threads that end with the work; none if there would be one alone.
+fn encoders(count: usize) -> Option<Arc<ThreadPool>> {
+    let threads = ThreadPoolBuilder::new().num_threads(count).thread_name(|_| "encode".into());
+    (count > 1).then(|| Arc::new(threads.build().expect("the system gives threads")))
 }
 
 /// The table with the columns that it really has: another engine may have added some, and they are kept.

@@ -44,6 +44,8 @@ pub struct Maintainer {
     pub memory: usize,
     /// Merges at once.
     pub at_once: usize,
+    /// Threads that encode what they write, together.
+    pub encoders: usize,
     /// A checkpoint is written when it spares readers this many log entries.
     pub checkpoint_every: u64,
     /// How long a maintainer that died is waited for.
@@ -93,6 +95,7 @@ impl Maintainer {
             },
             memory: self.memory,
             at_once: self.at_once,
+            encoders: self.encoders,
             progress: self.progress.clone(),
             stop,
         }

@@ -74,6 +74,7 @@ impl Removal {
             target: self.target,
             memory: self.memory,
             progress: Arc::default(),
+            threads: None,
             goes: Some(self.goes.clone()),
         };
         let mut group = Group::default();

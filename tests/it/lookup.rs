@@ -112,18 +112,25 @@ fn the_index_of_a_file_follows_its_row_groups_however_its_rows_came() {
     let spec = TableSpec { schema: Arc::new(Schema::new(fields)), partitioning: None, stats: Vec::new(), ..spec() };
     // One for each 4096 rows.
     let address = |row: usize| IpAddr::from((0x0a00_0000 + (row as u32 >> 12)).to_be_bytes()).to_string();
-    let mut bytes = Vec::new();
-    let mut writer = FileWriter::new(&spec, Default::default(), ROWS, &mut bytes).expect("a writer");
-    // As a merge cuts them: no multiple of anything.
-    for from in (0..ROWS).step_by(7_001) {
-        let some: Vec<usize> = (from..ROWS.min(from + 7_001)).collect();
-        let times = TimestampMicrosecondArray::from_iter_values(some.iter().map(|row| (row * 1000 + row * 7919 % 1000) as i64))
-            .with_timezone("UTC");
-        let lists = rows(Standard::AnyIpAddresses, &some.iter().map(|row| address(*row)).collect::<Vec<_>>());
-        let batch = RecordBatch::try_new(spec.schema.clone(), vec![Arc::new(times), lists.column(0).clone()]).expect("a batch");
-        writer.write(&batch).expect("written");
-    }
-    writer.finish().expect("a file");
+    let written = |threads| {
+        let mut bytes = Vec::new();
+        let mut writer = FileWriter::new(&spec, Default::default(), ROWS, &mut bytes, threads).expect("a writer");
+        // As a merge cuts them: no multiple of anything.
+        for from in (0..ROWS).step_by(7_001) {
+            let some: Vec<usize> = (from..ROWS.min(from + 7_001)).collect();
+            let times = TimestampMicrosecondArray::from_iter_values(some.iter().map(|row| (row * 1000 + row * 7919 % 1000) as i64))
+                .with_timezone("UTC");
+            let lists = rows(Standard::AnyIpAddresses, &some.iter().map(|row| address(*row)).collect::<Vec<_>>());
+            let batch = RecordBatch::try_new(spec.schema.clone(), vec![Arc::new(times), lists.column(0).clone()]).expect("a batch");
+            writer.write(&batch).expect("written");
+        }
+        writer.finish().expect("a file");
+        bytes
+    };
+    let bytes = written(None);
+    // However many threads encode it, it is the same file.
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(3).build().expect("threads");
+    assert!(written(Some(Arc::new(threads))) == bytes);
     let bytes = bytes::Bytes::from(bytes);
     let reader = ParquetRecordBatchReaderBuilder::try_new(bytes.clone()).expect("Parquet");
     let metadata = reader.metadata();

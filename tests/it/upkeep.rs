@@ -36,6 +36,7 @@ async fn maintainer(store: Store, retention: BTreeMap<String, Duration>) -> Resu
         retention,
         memory: 64 << 20,
         at_once: 2,
+        encoders: 2,
         checkpoint_every: 3,
         lease_term: Duration::from_millis(60),
         progress: Arc::default(),
