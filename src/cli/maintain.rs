@@ -10,7 +10,7 @@ use super::output::{self, grouped};
 use super::progress::Progress;
 use super::{End, Settings, parts};
 use crate::base::now_micros;
-use crate::maintain::Tidied;
+use crate::maintain::{Outlook, Tidied, plan::Bin};
 
 /// How long.
 #[derive(Debug, Args)]
@@ -18,7 +18,7 @@ pub struct MaintainArguments {
     /// Do everything once, now, and end; without it, keep to the schedules until stopped
     #[arg(long)]
     once: bool,
-    /// Show what retention and vacuum would drop and delete; change nothing. What would be merged, compact --dry-run shows
+    /// Show what would be done now; change nothing. compact --dry-run shows each merge, and why
     #[arg(long)]
     dry_run: bool,
 }
@@ -28,8 +28,10 @@ pub async fn run(arguments: MaintainArguments, settings: Settings) -> anyhow::Re
     let lake = if arguments.dry_run { None } else { Some(parts::open_lake_that_is_there(&settings.config).await?) };
     let maintainer = parts::maintainer(&settings, lake, stop.clone()).await?;
     if arguments.dry_run {
-        let tidied = maintainer.tidied_by_now(now_micros()).await?;
-        output::say(Freed { tidied: &tidied, dry_run: true })?;
+        let outlook = maintainer.outlook(now_micros()).await?;
+        let target = maintainer.settings.target_file_size.as_u64();
+        output::say(Begins { outlook: &outlook, target })?;
+        output::say(Freed { tidied: &outlook.tidied, dry_run: true })?;
         return Ok(End::Done);
     }
     stops(&stop);
@@ -45,6 +47,29 @@ pub async fn run(arguments: MaintainArguments, settings: Settings) -> anyhow::Re
     output::say(Report { compacted: &compacted, seconds: began.elapsed().as_secs_f64() })?;
     output::say(Freed { tidied: &tidied, dry_run: false })?;
     Ok(ended(&stop, &compacted))
+}
+
+/// What upkeep would begin with, as a person reads it.
+struct Begins<'a> {
+    outlook: &'a Outlook,
+    /// Bytes that a file is meant to have.
+    target: u64,
+}
+
+impl std::fmt::Display for Begins<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Outlook { missing, merges, .. } = self.outlook;
+        for (table, files) in missing {
+            let (rows, size) = (files.iter().map(|f| f.rows).sum(), files.iter().map(|f| f.size).sum());
+            writeln!(f, "would be brought in: {table}: {} rows in {} files ({}) that landed", grouped(rows), files.len(), bytes(size))?;
+        }
+        for (table, bins) in merges.iter().filter(|(_, bins)| !bins.is_empty()) {
+            let files: usize = bins.iter().map(|bin| bin.inputs.len()).sum();
+            let (size, into) = (bins.iter().map(Bin::bytes).sum(), bins.iter().map(|bin| bin.files_out(self.target)).sum());
+            writeln!(f, "would be merged: {table}: {} files ({}) into {}", grouped(files as u64), bytes(size), grouped(into))?;
+        }
+        Ok(())
+    }
 }
 
 /// What retention, vacuum and clean-up freed, as a person reads it.
@@ -69,10 +94,13 @@ impl std::fmt::Display for Freed<'_> {
             writeln!(f, "{would}deleted: {} unfinished files of writers that died", grouped(*unfinished))?;
         }
         if *log_entries > 0 {
-            writeln!(f, "removed: {} old log entries", grouped(*log_entries))?;
+            writeln!(f, "{would}removed: {} old log entries", grouped(*log_entries))?;
         }
         for (table, version) in checkpoints {
-            writeln!(f, "checkpoint: {table} at version {}", grouped(*version))?;
+            match self.dry_run {
+                true => writeln!(f, "would be checkpointed: {table}")?,
+                false => writeln!(f, "checkpointed: {table} at version {}", grouped(*version))?,
+            }
         }
         if dropped.is_empty() && deleted.is_empty() && *log_entries == 0 && *unfinished == 0 {
             writeln!(f, "nothing to free")?;

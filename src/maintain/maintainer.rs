@@ -73,6 +73,17 @@ pub struct Tidied {
     pub checkpoints: BTreeMap<String, u64>,
 }
 
+/// What all upkeep would begin with, as the lake is now.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Outlook {
+    /// What dead workers left to be brought into the tables, by table.
+    pub missing: BTreeMap<String, Vec<DataFile>>,
+    /// What would be merged, by table.
+    pub merges: Vec<(String, Vec<Bin>)>,
+    /// What would be freed.
+    pub tidied: Tidied,
+}
+
 impl Maintainer {
     /// # Panics
     /// Without a lake.
@@ -142,19 +153,30 @@ impl Maintainer {
         Ok((compacted, tidied))
     }
 
-    /// What retention and vacuum would do.
-    pub async fn tidied_by_now(&self, now: i64) -> Result<Tidied, MaintainError> {
+    /// What [`Maintainer::once`] would do to the lake as it is now. Nothing is written.
+    pub async fn outlook(&self, now: i64) -> Result<Outlook, MaintainError> {
         self.check_retention()?;
+        let missing = Lake::missing(&self.store).await?;
         let mut tidied = Tidied { dropped: self.drop_expired(now, true).await?, ..Tidied::default() };
+        let merges = self.plan(&self.tables.iter().collect::<Vec<_>>()).await?;
         for spec in self.tables.iter() {
+            let Some(table) = Upkeep::open(&self.store, &spec.name).await? else { continue };
+            let checkpoint = self.is_checkpoint_due(&table).await?.then(|| table.version());
+            tidied.checkpoints.extend(checkpoint.map(|version| (spec.name.clone(), version)));
+            // A checkpoint after new commits stands for none that may go before them.
+            let is_written = missing.contains_key(&spec.name)
+                || tidied.dropped.contains_key(&spec.name)
+                || merges.iter().any(|(name, bins)| *name == spec.name && !bins.is_empty());
+            let checkpoint = checkpoint.filter(|_| !is_written);
             if let Some(found) = vacuum::look(&self.store, &spec.name, now / 1000, self.ages()).await?
                 && !found.files.is_empty()
             {
                 tidied.deleted.insert(spec.name.clone(), found.files);
             }
+            tidied.log_entries += table.old_log(self.oldest_log(now), checkpoint).await?.len() as u64;
         }
         tidied.unfinished = self.unfinished(now, true).await?;
-        Ok(tidied)
+        Ok(Outlook { missing, merges, tidied })
     }
 
     /// Keeps the lake on its schedules until it is stopped. What fails is told, and tried again when it is next due.
@@ -247,8 +269,7 @@ impl Maintainer {
         let settled = self.lake().settle().await?;
         for spec in self.tables.iter() {
             let Some(table) = Upkeep::open(&self.store, &spec.name).await? else { continue };
-            let since = table.checkpointed().await?.map_or(0, |version| version + 1);
-            if table.version() + 1 < since + self.checkpoint_every {
+            if !self.is_checkpoint_due(&table).await? {
                 continue;
             }
             let is_ledger = spec.name == LEDGER_TABLE;
@@ -256,6 +277,11 @@ impl Maintainer {
             written.insert(spec.name.clone(), version);
         }
         Ok(written)
+    }
+
+    async fn is_checkpoint_due(&self, table: &Upkeep) -> Result<bool, TableError> {
+        let since = table.checkpointed().await?.map_or(0, |version| version + 1);
+        Ok(table.version() + 1 >= since + self.checkpoint_every)
     }
 
     /// Whether `[retention]` names tables that have partitions.
@@ -341,13 +367,17 @@ impl Maintainer {
     }
 
     async fn clean_logs(&self, now: i64, tidied: &mut Tidied) -> Result<(), TableError> {
-        let keep = self.settings.vacuum_after.max(LEAST_LOG);
         for spec in self.tables.iter() {
             if let Some(table) = Upkeep::open(&self.store, &spec.name).await? {
-                tidied.log_entries += table.clean_log(now / 1000 - keep.as_millis() as i64).await? as u64;
+                tidied.log_entries += table.clean_log(self.oldest_log(now)).await? as u64;
             }
         }
         Ok(())
+    }
+
+    /// Log entries from this time on are kept, in milliseconds since the epoch.
+    fn oldest_log(&self, now: i64) -> i64 {
+        now / 1000 - self.settings.vacuum_after.max(LEAST_LOG).as_millis() as i64
     }
 }
 

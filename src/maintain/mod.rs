@@ -20,7 +20,7 @@ pub mod lease;
 mod schedule;
 mod maintainer;
 
-pub use maintainer::{Maintainer, Tidied};
+pub use maintainer::{Maintainer, Outlook, Tidied};
 
 use crate::table::TableError;
 

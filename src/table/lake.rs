@@ -204,6 +204,18 @@ impl Lake {
         Ok(version)
     }
 
+    /// What the ledger gives to tables and they have not got yet, by table: [`Lake::settle`] would bring it there.
+    pub async fn missing(store: &Store) -> Result<BTreeMap<String, Vec<DataFile>>, TableError> {
+        let known = Known::default();
+        Self::begin(store, &known).await?;
+        let mut missing = BTreeMap::new();
+        for name in known.lagging(1) {
+            let has = Table::open(store, &name).await?.and_then(|table| table.txn);
+            missing.extend(known.missing(&name, has.unwrap_or(0)).map(|(_, files)| (name, files)));
+        }
+        Ok(missing)
+    }
+
     async fn project(&self, name: &str) -> Result<(), TableError> {
         let known = self.tables.lock().get(name).cloned();
         let table = match known {

@@ -13,7 +13,9 @@ use deltalake::kernel::transaction::TransactionError;
 use deltalake::kernel::{Protocol, StructType, new_metadata};
 use deltalake::logstore::{CommitOrBytes, LogStoreRef, StorageConfig, default_logstore};
 use futures::{StreamExt as _, TryStreamExt as _};
+use object_store::path::Path;
 use object_store::prefix::PrefixStore;
+use object_store::{ObjectMeta, ObjectStore as _};
 
 use super::commit::{self, ReadCommit, TableMetadata};
 use super::spec::TableSpec;
@@ -101,6 +103,33 @@ enum Put {
     Lost,
     /// The store failed; it may have landed all the same: read again.
     Unknown(String),
+}
+
+/// An entry of a table's log, or a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFile {
+    /// The version that it is, or up to which it tells.
+    pub version: u64,
+    /// Whether it is a checkpoint, or a part of one.
+    pub is_checkpoint: bool,
+    /// When it was written, in milliseconds since the epoch.
+    pub written_ms: i64,
+    /// Its path.
+    pub location: Path,
+}
+
+impl LogFile {
+    fn of(meta: ObjectMeta) -> Option<Self> {
+        let name = meta.location.filename().unwrap_or_default();
+        let (version, rest) = (name.get(..20)?.parse().ok()?, &name[20..]);
+        let is_checkpoint = rest.starts_with(".checkpoint") && rest.ends_with(".parquet");
+        (is_checkpoint || rest == ".json").then_some(())?;
+        Some(Self { version, is_checkpoint, written_ms: meta.last_modified.timestamp_millis(), location: meta.location })
+    }
+}
+
+fn newest_checkpoint(files: &[LogFile]) -> Option<u64> {
+    files.iter().filter(|file| file.is_checkpoint).map(|file| file.version).max()
 }
 
 /// A cursor over a table's log.
@@ -193,7 +222,7 @@ impl Log {
     /// The newest checkpoint that there is. The hint at it may be of an older one, and a listing tells those after.
     pub async fn newest_checkpoint(&self) -> Result<Option<u64>, TableError> {
         let hint = self.checkpoint_hint().await?;
-        Ok(self.list(hint).await?.1)
+        Ok(newest_checkpoint(&self.list(hint).await?))
     }
 
     /// W4, W5. Puts the version after the cursor, if it is absent. True: it is ours, and the cursor is on it. False: it is someone
@@ -202,7 +231,7 @@ impl Log {
         match self.put(bytes).await {
             Put::Won => {
                 let version = self.version.unwrap_or_default();
-                if self.read.elapsed() > MAX_CURSOR_AGE && self.list(Some(version)).await?.1.is_some_and(|c| c >= version) {
+                if self.read.elapsed() > MAX_CURSOR_AGE && newest_checkpoint(&self.list(Some(version)).await?) >= Some(version) {
                     // The number had been cleaned up before: nobody reads what was put under it.
                     return Err(TableError::Outrun { table: self.table.clone() });
                 }
@@ -232,8 +261,8 @@ impl Log {
         }
     }
 
-    /// The log's entries and its newest checkpoint, from a version on.
-    async fn list(&self, from: Option<u64>) -> Result<(BTreeSet<u64>, Option<u64>), TableError> {
+    /// The log's entries and checkpoints, from a version on.
+    pub async fn list(&self, from: Option<u64>) -> Result<Vec<LogFile>, TableError> {
         let objects = self.store.object_store(None);
         let path = self.store.log_path();
         let listing = match from {
@@ -241,25 +270,33 @@ impl Log {
             Some(version) => objects.list_with_offset(Some(path), &path.clone().join(format!("{version:020}"))),
             None => objects.list(Some(path)),
         };
-        let listed: Result<Vec<_>, _> = listing.try_collect().await;
-        let listed = listed.map_err(|e| TableError::request(&self.table, "listing the log", e))?;
-        let (mut versions, mut checkpoint) = (BTreeSet::new(), None);
-        for meta in &listed {
-            let name = meta.location.filename().unwrap_or_default();
-            let Some(version) = name.get(..20).and_then(|digits| digits.parse::<u64>().ok()) else { continue };
-            match &name[20..] {
-                ".json" => _ = versions.insert(version),
-                rest if rest.starts_with(".checkpoint") && rest.ends_with(".parquet") => checkpoint = checkpoint.max(Some(version)),
-                _ => {}
+        let listed = listing.try_filter_map(async |meta| Ok(LogFile::of(meta)));
+        listed.try_collect().await.map_err(|e| TableError::request(&self.table, "listing the log", e))
+    }
+
+    /// Removes entries and checkpoints; those that are gone already are no error. How many were there.
+    pub async fn remove(&self, files: Vec<LogFile>) -> Result<usize, TableError> {
+        let paths = futures::stream::iter(files.into_iter().map(|file| Ok(file.location))).boxed();
+        let objects = self.store.object_store(None);
+        let mut deleting = objects.delete_stream(paths);
+        let mut removed = 0;
+        while let Some(deleted) = deleting.next().await {
+            match deleted {
+                Ok(_) => removed += 1,
+                // Another maintainer was faster.
+                Err(object_store::Error::NotFound { .. }) => {}
+                Err(e) => return Err(TableError::request(&self.table, "removing old log entries", e)),
             }
         }
-        Ok((versions, checkpoint))
+        Ok(removed)
     }
 
     /// R1. Where reading can begin: at the newest checkpoint, below which entries may have been cleaned up. A gap anywhere else
     /// would be taken for the log's end, and filled: it is an error.
     pub async fn beginning(&mut self) -> Result<Beginning, TableError> {
-        let (versions, checkpoint) = self.list(self.checkpoint_hint().await?).await?;
+        let files = self.list(self.checkpoint_hint().await?).await?;
+        let versions: BTreeSet<u64> = files.iter().filter(|file| !file.is_checkpoint).map(|file| file.version).collect();
+        let checkpoint = newest_checkpoint(&files);
         self.cold = Some(checkpoint);
         let Some(last) = versions.last().copied().max(checkpoint) else {
             return Ok(Beginning::Empty);

@@ -11,9 +11,9 @@ use flarelake::base::store::Store;
 use flarelake::config::{Maintenance, Partitioning};
 use flarelake::ingest::batch::Tables;
 use flarelake::maintain::compact::Compacted;
-use flarelake::maintain::{MaintainError, Maintainer, Tidied};
+use flarelake::maintain::{MaintainError, Maintainer, Outlook, Tidied};
 use flarelake::schema::Catalog;
-use flarelake::table::{Lake, open_tables};
+use flarelake::table::{Lake, LogFile, open_tables, removable};
 use object_store::memory::InMemory;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use rand::rngs::SmallRng;
@@ -27,10 +27,15 @@ const DAY: i64 = 86_400_000_000;
 
 /// A maintainer as the command line makes it, but for what would take time.
 async fn maintainer(store: Store, retention: BTreeMap<String, Duration>) -> Result<Maintainer, MaintainError> {
+    let lake = Arc::new(Lake::open(store.clone()).await?);
+    Ok(maintainer_of(store, Some(lake), retention))
+}
+
+fn maintainer_of(store: Store, lake: Option<Arc<Lake>>, retention: BTreeMap<String, Duration>) -> Maintainer {
     let Tables { log_types, failures, ledger } = Tables::new(&Catalog::embedded(), Partitioning::Day);
-    Ok(Maintainer {
-        store: store.clone(),
-        lake: Some(Arc::new(Lake::open(store).await?)),
+    Maintainer {
+        store,
+        lake,
         tables: Arc::new(log_types.into_iter().chain([failures, ledger]).collect()),
         settings: Maintenance { target_file_size: ByteSize::mib(1), ..Maintenance::default() },
         retention,
@@ -42,7 +47,7 @@ async fn maintainer(store: Store, retention: BTreeMap<String, Duration>) -> Resu
         progress: Arc::default(),
         metrics: None,
         stop: Default::default(),
-    })
+    }
 }
 
 async fn maintain(store: Store, retention: BTreeMap<String, Duration>, now: i64) -> Result<(Compacted, Tidied), MaintainError> {
@@ -376,6 +381,101 @@ async fn a_holder_that_slept_learns_that_others_hold_by_higher_numbers() {
     tokio::time::timeout(term * 3, slept.lost.cancelled()).await.expect("it learns of it at its next entry");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dry_run_tells_is_what_a_run_then_does() {
+    let inner = Arc::new(InMemory::new());
+    let store = || memory_lake(inner.clone());
+    for n in 0..8 {
+        life(store(), vec![n], n).await.expect("lands");
+    }
+    // A writer that dies between the ledger and the tables.
+    let mut dies = 40;
+    while Lake::missing(&store()).await.expect("a ledger").is_empty() {
+        dies += 1;
+        let dying = memory_lake(FaultStore::with(inner.clone(), Faults { dies_at: dies, ..Faults::default() }));
+        drop(life(dying, vec![1000 + dies], 7).await);
+    }
+    let listing = async || {
+        let mut listed: Vec<_> = futures::TryStreamExt::try_collect(inner.list(None)).await.expect("a listing");
+        listed.sort_by_key(|meta: &object_store::ObjectMeta| meta.location.to_string());
+        listed
+    };
+    let outlook = async |now| {
+        let before = listing().await;
+        let looking = maintainer_of(store(), None, BTreeMap::new());
+        let outlook = looking.outlook(now).await.expect("an outlook");
+        assert_eq!(listing().await, before, "a dry run writes nothing");
+        outlook
+    };
+    let now = now_micros();
+    let told = outlook(now).await;
+    let missing = |told: &Outlook| told.missing.values().flatten().map(|file| file.rows).sum::<u64>();
+    assert!(missing(&told) > 0, "{told:?}");
+    let counted = async || {
+        files(&inner)
+            .await
+            .iter()
+            .filter(|(name, _)| *name != "ingested_objects")
+            .map(|(_, files)| files.iter().map(|f| f.0.len()).sum::<usize>())
+            .sum::<usize>() as u64
+    };
+    let before = counted().await;
+    let (compacted, tidied) = maintain(store(), BTreeMap::new(), now).await.expect("upkeep");
+    assert_eq!(counted().await, before + missing(&told));
+    assert!(told.merges.iter().any(|(_, bins)| !bins.is_empty()) && compacted.merges > 0);
+    assert_eq!(told.tidied.checkpoints.keys().collect::<Vec<_>>(), tidied.checkpoints.keys().collect::<Vec<_>>());
+    // From now on there is nothing to merge: what is told is what is done, to the file.
+    for days in [2, 8, 16] {
+        let now = now + days * DAY;
+        let told = outlook(now).await;
+        assert_eq!((told.missing.len(), told.merges.iter().map(|(_, bins)| bins.len()).sum::<usize>()), (0, 0));
+        let (_, tidied) = maintain(store(), BTreeMap::new(), now).await.expect("upkeep");
+        assert_eq!(told.tidied, tidied, "{days} days on");
+        assert!(tidied.log_entries > 0 || days != 8, "{tidied:?}");
+    }
+}
+
+#[test]
+fn what_may_go_from_a_log_leaves_every_young_version_readable() {
+    use proptest::prelude::*;
+    let file = |version: u64, is_checkpoint: bool, written_ms: i64| LogFile {
+        version,
+        is_checkpoint,
+        written_ms,
+        location: format!("{version}{is_checkpoint}").into(),
+    };
+    // Each entry's age step, and whether a checkpoint stands there, written some time after it.
+    let log = proptest::collection::vec((0..3_i64, proptest::option::of(0..6_i64)), 1..14);
+    proptest!(ProptestConfig::with_cases(2000), |(log in log, first in 0..4_usize, before_ms in 0..30_i64)| {
+        let (mut files, mut time) = (Vec::new(), 0);
+        for (version, (step, checkpoint)) in log.iter().enumerate() {
+            time += step;
+            // The first entries were cleaned up before, if a checkpoint stands for them.
+            let is_there = version >= first || log[first.min(log.len() - 1)].1.is_none() || first >= log.len();
+            if is_there {
+                files.push(file(version as u64, false, time));
+                files.extend(checkpoint.map(|later| file(version as u64, true, time + later)));
+            }
+        }
+        let last = log.len() as u64 - 1;
+        let gone = removable(&files, last, before_ms);
+        prop_assert!(gone.iter().all(|file| file.written_ms < before_ms), "a young one");
+        let left: Vec<&LogFile> = files.iter().filter(|file| !gone.contains(file)).collect();
+        let is_entry = |version: u64| left.iter().any(|file| file.version == version && !file.is_checkpoint);
+        let readable = |version: u64, left: &[&LogFile]| {
+            let bases = left.iter().filter(|file| file.is_checkpoint && file.version <= version).map(|file| file.version + 1);
+            bases.chain([0]).any(|base| (base..=version).all(is_entry))
+        };
+        for entry in left.iter().filter(|file| !file.is_checkpoint && (file.written_ms >= before_ms || file.version == last)) {
+            prop_assert!(readable(entry.version, &left), "version {} is unreadable: {gone:?} of {files:?}", entry.version);
+        }
+        // And it goes as far as it can: below the last checkpoint that all which stays can be read from, no old one is left.
+        if let Some(base) = left.iter().filter(|file| file.is_checkpoint).map(|file| file.version).filter(|base| files.iter().all(|file| file.written_ms < before_ms || file.version >= *base)).max() {
+            prop_assert!(left.iter().all(|file| file.version >= base || file.written_ms >= before_ms), "{left:?}");
+        }
+    });
+}
+
 #[test]
 fn a_dry_run_writes_nothing_and_a_wrong_url_makes_no_lake() {
     use crate::support::{flarelake, stdout};
@@ -396,7 +496,10 @@ fn a_dry_run_writes_nothing_and_a_wrong_url_makes_no_lake() {
     let before = names();
     let plan = stdout(&flarelake(&["--lake", &lake, "compact", "--dry-run", "--format", "csv"]));
     assert!(plan.starts_with("table,partition,files_in,bytes_in,rows,files_out,why\ncloudflare_firewall,p_event_date=2026-01-1"), "{plan}");
-    assert_eq!(stdout(&flarelake(&["--lake", &lake, "maintain", "--dry-run"])), "nothing to free\n");
+    let told = stdout(&flarelake(&["--lake", &lake, "maintain", "--dry-run"]));
+    let lines: Vec<&str> = told.lines().collect();
+    assert!(lines[0].starts_with("would be merged: cloudflare_firewall: ") && lines[0].ends_with(" into 2"), "{told}");
+    assert_eq!(lines.last(), Some(&"nothing to free"), "{told}");
     assert_eq!(names(), before);
     let wrong = flarelake(&["--lake", &lake, "compact", "--table", "cloudflare_http"]);
     assert_eq!(wrong.status.code(), Some(2), "{}", String::from_utf8_lossy(&wrong.stderr));
