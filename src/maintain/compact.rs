@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use arrow::datatypes::{FieldRef, Fields, Schema};
 use futures::StreamExt as _;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::plan::{Bin, Policy, plan};
@@ -18,6 +18,9 @@ use crate::table::{Change, DataFile, Replaced, TableError, TableSpec, Upkeep};
 
 /// How often a table is planned anew. Plans come to an end long before, unless something is wrong.
 const MOST_ROUNDS: u32 = 32;
+
+/// Merges that are being uploaded, read back and committed, beside those that have a turn.
+const ENDING: usize = 2;
 
 /// How to compact.
 #[derive(Clone)]
@@ -128,15 +131,17 @@ impl Compaction {
             threads: encoders(self.encoders),
             goes: None,
         };
-        let table = Arc::new(Mutex::new(table));
+        let (table, turns) = (Arc::new(Mutex::new(table)), Arc::new(Semaphore::new(at_once)));
         let merges = futures::stream::iter(bins).map(|bin| {
-            let (own, rewriter, table) = (self.clone(), rewriter.clone(), table.clone());
+            let (own, rewriter, table, turns) = (self.clone(), rewriter.clone(), table.clone(), turns.clone());
             async move {
-                let merged = if own.stop.is_cancelled() { Ok(Compacted::default()) } else { own.merge(&rewriter, &table, &bin).await };
+                let turn = turns.acquire_owned().await.expect("nobody closes it");
+                let merged =
+                    if own.stop.is_cancelled() { Ok(Compacted::default()) } else { own.merge(&rewriter, &table, &bin, turn).await };
                 (bin, merged)
             }
         });
-        let merged: Vec<_> = merges.buffer_unordered(at_once).collect().await;
+        let merged: Vec<_> = merges.buffer_unordered(at_once + ENDING).collect().await;
         let mut all = Compacted::default();
         for (bin, merged) in merged {
             match merged {
@@ -154,9 +159,15 @@ impl Compaction {
         Ok(all)
     }
 
-    async fn merge(&self, rewriter: &Rewriter, table: &Mutex<Upkeep>, bin: &Bin) -> Result<Compacted, RewriteError> {
+    async fn merge(
+        &self,
+        rewriter: &Rewriter,
+        table: &Mutex<Upkeep>,
+        bin: &Bin,
+        turn: OwnedSemaphorePermit,
+    ) -> Result<Compacted, RewriteError> {
         let overtaken = Compacted { overtaken: 1, ..Compacted::default() };
-        let written = match rewriter.run(bin).await {
+        let written = match rewriter.run(bin, turn).await {
             Ok(written) => written,
             // Another upkeep has merged it, and vacuumed it since; unless the log still names it.
             Err(error) if error.is_gone() && !self.is_named(&rewriter.spec.name, &bin.inputs).await? => return Ok(overtaken),

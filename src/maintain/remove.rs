@@ -108,7 +108,7 @@ impl Removal {
             if input::ids(spec, &batch).is_some_and(|ids| (0..ids.len()).any(|row| (self.goes)(ids.value(row)))) {
                 let partition = file.partition_values.clone();
                 let bin = Bin { partition, inputs: vec![file.clone()], cuts: Vec::new(), why: Why::Small };
-                return rewriter.run(&bin).await.map(Some);
+                return rewriter.run(&bin, ()).await.map(Some);
             }
         }
         Ok(None)

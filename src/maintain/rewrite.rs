@@ -195,8 +195,9 @@ pub struct Rewritten {
 }
 
 impl Rewriter {
-    /// Merges a bin's inputs.
-    pub async fn run(&self, bin: &Bin) -> Result<Rewritten, RewriteError> {
+    /// Merges a bin's inputs. `turn` is given back when the memory is: the last parts are then still being uploaded, and what was
+    /// written has to be read back, which takes time alone.
+    pub async fn run(&self, bin: &Bin, turn: impl Send) -> Result<Rewritten, RewriteError> {
         let made = Watch::start();
         let (send, receive) = mpsc::channel(GATHERED);
         let (reader, writer) = ((self.clone(), bin.clone(), Handle::current()), (self.clone(), bin.clone(), Handle::current()));
@@ -204,7 +205,13 @@ impl Rewriter {
         let writing = on_a_thread("write", move || writer.0.write(&writer.1, writer.2, receive));
         // Where one failed, the other only met with a closed channel.
         let (read, files) = tokio::join!(reading, writing);
-        let ((read, gone), files) = (read?, files?);
+        let ((read, gone), uploading) = (read?, files?);
+        drop(turn);
+        let mut files = Vec::new();
+        for (file, upload) in uploading {
+            upload.end().await?;
+            files.push(file);
+        }
         let mut written = Checksum::default();
         for file in &files {
             let failed = |source| RewriteError::Read { location: file.location(&self.store, &self.spec.name).to_string(), source };
@@ -258,8 +265,13 @@ impl Rewriter {
         Ok((merge.inputs().read, gone))
     }
 
-    /// Writes what comes. Blocking.
-    fn write(&self, bin: &Bin, runtime: Handle, mut receive: mpsc::Receiver<Piece<RecordBatch>>) -> Result<Vec<DataFile>, RewriteError> {
+    /// Writes what comes: files whose last parts may still be on their way. Blocking.
+    fn write(
+        &self,
+        bin: &Bin,
+        runtime: Handle,
+        mut receive: mpsc::Receiver<Piece<RecordBatch>>,
+    ) -> Result<Vec<(DataFile, Upload)>, RewriteError> {
         let mut output = Output { rewriter: self, bin, runtime, writer: None, files: Vec::new(), left: bin.rows() };
         loop {
             match receive.blocking_recv() {
@@ -281,7 +293,7 @@ struct Output<'a> {
     bin: &'a Bin,
     runtime: Handle,
     writer: Option<(FileWriter<'a, Parts>, Upload)>,
-    files: Vec<DataFile>,
+    files: Vec<(DataFile, Upload)>,
     /// Rows to come, by the log.
     left: u64,
 }
@@ -349,10 +361,9 @@ impl Output<'_> {
         if let Some((writer, upload)) = self.writer.take() {
             match writer.finish() {
                 Ok(file) => {
-                    upload.end(&self.runtime)?;
                     // When the last of its rows landed: the planner goes by it, and a merge brings nothing new.
                     let modified_ms = self.bin.inputs.iter().map(|input| input.modified_ms).max().unwrap_or(file.modified_ms);
-                    self.files.push(DataFile { modified_ms, ..file });
+                    self.files.push((DataFile { modified_ms, ..file }, upload));
                 }
                 Err(error) => return Err(upload.failure(&self.runtime).unwrap_or(error.into())),
             }
@@ -434,18 +445,22 @@ impl Upload {
     }
 
     /// Waits until the file is in the store.
-    fn end(self, runtime: &Handle) -> Result<(), RewriteError> {
+    async fn end(self) -> Result<(), RewriteError> {
         // An upload that has failed hears nothing any more.
-        drop(self.send.blocking_send(Piece::End));
-        self.failure(runtime).map_or(Ok(()), Err)
+        drop(self.send.send(Piece::End).await);
+        self.ended().await
     }
 
-    /// Ends the upload where it is. Why it failed, if it did.
+    /// Ends the upload where it is. Why it failed, if it did. Blocking.
     fn failure(self, runtime: &Handle) -> Option<RewriteError> {
+        runtime.block_on(self.ended()).err()
+    }
+
+    async fn ended(self) -> Result<(), RewriteError> {
         let Self { location, send, task } = self;
         drop(send);
-        let ended = runtime.block_on(task).unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        ended.err().map(|e| RewriteError::Upload { location, message: e.to_string() })
+        let ended = task.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        ended.map_err(|e| RewriteError::Upload { location, message: e.to_string() })
     }
 }
 
