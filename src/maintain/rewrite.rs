@@ -42,7 +42,7 @@ const PART_BYTES: usize = 8 << 20;
 /// A file is ended with a row group that is at least this full, so that it has no tiny one.
 const FULL_GROUP_ROWS: usize = ROW_GROUP_ROWS / 16 * 15;
 /// Batches on their way from merging to writing.
-const GATHERED: usize = 2;
+const GATHERED: usize = 1;
 /// Of the memory of a merge the part for rows that are gathered at once.
 const GATHERING: usize = 16;
 /// Of the memory of a merge the part for batches that were read; the rest is the writer's.
@@ -338,7 +338,7 @@ impl Output<'_> {
     fn append(&mut self, rows: &RecordBatch) -> Result<(), RewriteError> {
         let spec = &*self.rewriter.spec;
         if self.writer.is_none() {
-            let (send, receive) = mpsc::channel(2);
+            let (send, receive) = mpsc::channel(1);
             let sink = Parts { send: send.clone(), held: Vec::with_capacity(PART_BYTES) };
             let writer = FileWriter::new(spec, self.bin.partition.clone(), self.left as usize, sink, self.rewriter.threads.clone())?;
             let path = file_location(&self.rewriter.store, &spec.name, writer.path());
