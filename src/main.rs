@@ -6,7 +6,7 @@ use std::process::ExitCode;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// mimalloc's `mi_option_purge_delay`, which its bindings have no name for.
+/// mimalloc's `mi_option_purge_delay`, which its bindings have no name for: so their version is pinned.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 /// How long it keeps what was freed, in milliseconds. By default that is a second, in which a batch or a merge frees as much as it
 /// holds: half of what the process had was of no use. Less than this costs more time than it spares memory.

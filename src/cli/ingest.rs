@@ -76,7 +76,7 @@ async fn embedded(settings: &Settings, lake: &Arc<Lake>, metrics: &Arc<Metrics>)
     }
     let share = memory / UPKEEP_SHARE;
     let upkeep = parts::maintainer(settings, Some(lake.clone()), CancellationToken::new()).await?;
-    Ok((memory - share, Some(Maintainer { memory: share, at_once: 1, metrics: Some(metrics.clone()), ..upkeep })))
+    Ok((memory - share, Some(Maintainer { memory: share, at_once: 1, encoders: 1, metrics: Some(metrics.clone()), ..upkeep })))
 }
 
 /// Works with upkeep beside it, if there is any. Upkeep ends with the work: what it has at hand is not visible before it is

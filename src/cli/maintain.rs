@@ -18,7 +18,7 @@ pub struct MaintainArguments {
     /// Do everything once, now, and end; without it, keep to the schedules until stopped
     #[arg(long)]
     once: bool,
-    /// Show what would be done now; change nothing. compact --dry-run shows each merge, and why
+    /// Show what a run would begin with, as the lake is now; change nothing. compact --dry-run shows each merge, and why
     #[arg(long)]
     dry_run: bool,
 }

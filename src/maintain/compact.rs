@@ -83,10 +83,12 @@ fn mergeable(table: &Upkeep) -> Result<Vec<DataFile>, TableError> {
 }
 
 impl Compaction {
-    /// What would be merged first in a table as it is now.
-    pub async fn plan(&self, name: &str) -> Result<Vec<Bin>, TableError> {
+    /// What would be merged first in a table as it is now, if these files were not in it.
+    pub async fn plan(&self, name: &str, without: &[DataFile]) -> Result<Vec<Bin>, TableError> {
         let Some(table) = Upkeep::open(&self.store, name).await? else { return Ok(Vec::new()) };
-        Ok(plan(&mergeable(&table)?, &self.policy))
+        let mut files = mergeable(&table)?;
+        files.retain(|file| !without.iter().any(|other| other.path == file.path));
+        Ok(plan(&files, &self.policy))
     }
 
     /// Merges until nothing is left to merge. What fails is left out, and told.

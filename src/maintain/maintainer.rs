@@ -117,7 +117,7 @@ impl Maintainer {
         let compaction = self.compaction(false, self.stop.clone());
         let mut plans = Vec::new();
         for spec in tables {
-            plans.push((spec.name.clone(), compaction.plan(&spec.name).await?));
+            plans.push((spec.name.clone(), compaction.plan(&spec.name, &[]).await?));
         }
         Ok(plans)
     }
@@ -156,27 +156,40 @@ impl Maintainer {
     /// What [`Maintainer::once`] would do to the lake as it is now. Nothing is written.
     pub async fn outlook(&self, now: i64) -> Result<Outlook, MaintainError> {
         self.check_retention()?;
+        let compaction = self.compaction(false, self.stop.clone());
         let missing = Lake::missing(&self.store).await?;
-        let mut tidied = Tidied { dropped: self.drop_expired(now, true).await?, ..Tidied::default() };
-        let merges = self.plan(&self.tables.iter().collect::<Vec<_>>()).await?;
-        for spec in self.tables.iter() {
-            let Some(table) = Upkeep::open(&self.store, &spec.name).await? else { continue };
-            let checkpoint = self.is_checkpoint_due(&table).await?.then(|| table.version());
-            tidied.checkpoints.extend(checkpoint.map(|version| (spec.name.clone(), version)));
-            // A checkpoint after new commits stands for none that may go before them.
-            let is_written = missing.contains_key(&spec.name)
-                || tidied.dropped.contains_key(&spec.name)
-                || merges.iter().any(|(name, bins)| *name == spec.name && !bins.is_empty());
-            let checkpoint = checkpoint.filter(|_| !is_written);
-            if let Some(found) = vacuum::look(&self.store, &spec.name, now / 1000, self.ages()).await?
-                && !found.files.is_empty()
-            {
-                tidied.deleted.insert(spec.name.clone(), found.files);
+        let mut dropped = self.drop_expired(now, true).await?;
+        for (name, keep) in &self.retention {
+            // What is brought in is dropped at once, if it is as old.
+            let expired = missing.get(name).into_iter().flatten().filter(|file| is_expired(file, *keep, now));
+            let expired: Vec<DataFile> = expired.cloned().collect();
+            if !expired.is_empty() {
+                dropped.entry(name.clone()).or_default().extend(expired);
             }
-            tidied.log_entries += table.old_log(self.oldest_log(now), checkpoint).await?.len() as u64;
         }
-        tidied.unfinished = self.unfinished(now, true).await?;
-        Ok(Outlook { missing, merges, tidied })
+        let mut outlook = Outlook { missing, merges: Vec::new(), tidied: Tidied { dropped, ..Tidied::default() } };
+        let Outlook { missing, merges, tidied } = &mut outlook;
+        let files_of = |tables: &BTreeMap<String, Vec<DataFile>>, name: &str| tables.get(name).cloned().unwrap_or_default();
+        for spec in self.tables.iter() {
+            let name = &spec.name;
+            let Some(table) = Upkeep::open(&self.store, name).await? else { continue };
+            let bins = compaction.plan(name, &files_of(&tidied.dropped, name)).await?;
+            let commits = bins.len() as u64 + u64::from(missing.contains_key(name)) + u64::from(tidied.dropped.contains_key(name));
+            if self.is_checkpoint_due(&table, table.version() + commits).await? {
+                tidied.checkpoints.insert(name.clone(), table.version() + commits);
+            }
+            let found = vacuum::look(&self.store, name, now / 1000, self.ages()).await?;
+            let mut files = found.map_or(Vec::new(), |found| found.files);
+            // What has landed is named as soon as it is brought in.
+            files.retain(|file| !files_of(missing, name).iter().any(|landed| landed.path == file.path));
+            if !files.is_empty() {
+                tidied.deleted.insert(name.clone(), files);
+            }
+            tidied.log_entries += table.old_log(self.oldest_log(now)).await?.len() as u64;
+            merges.push((name.clone(), bins));
+        }
+        outlook.tidied.unfinished = self.unfinished(now, true).await?;
+        Ok(outlook)
     }
 
     /// Keeps the lake on its schedules until it is stopped. What fails is told, and tried again when it is next due.
@@ -269,7 +282,7 @@ impl Maintainer {
         let settled = self.lake().settle().await?;
         for spec in self.tables.iter() {
             let Some(table) = Upkeep::open(&self.store, &spec.name).await? else { continue };
-            if !self.is_checkpoint_due(&table).await? {
+            if !self.is_checkpoint_due(&table, table.version()).await? {
                 continue;
             }
             let is_ledger = spec.name == LEDGER_TABLE;
@@ -279,9 +292,9 @@ impl Maintainer {
         Ok(written)
     }
 
-    async fn is_checkpoint_due(&self, table: &Upkeep) -> Result<bool, TableError> {
+    async fn is_checkpoint_due(&self, table: &Upkeep, version: u64) -> Result<bool, TableError> {
         let since = table.checkpointed().await?.map_or(0, |version| version + 1);
-        Ok(table.version() + 1 >= since + self.checkpoint_every)
+        Ok(version + 1 >= since + self.checkpoint_every)
     }
 
     /// Whether `[retention]` names tables that have partitions.
@@ -297,11 +310,9 @@ impl Maintainer {
     async fn drop_expired(&self, now: i64, dry_run: bool) -> Result<BTreeMap<String, Vec<DataFile>>, MaintainError> {
         let mut dropped = BTreeMap::new();
         for (name, keep) in &self.retention {
-            let before = now - keep.as_micros() as i64;
-            let is_expired = |file: &DataFile| partition_end(&file.partition_values).is_some_and(|end| end <= before);
             for _ in 0..MOST_TRIES {
                 let Some(mut table) = Upkeep::open(&self.store, name).await? else { break };
-                let expired: Vec<DataFile> = table.snapshot().files()?.into_iter().filter(is_expired).collect();
+                let expired: Vec<DataFile> = table.snapshot().files()?.into_iter().filter(|file| is_expired(file, *keep, now)).collect();
                 if expired.is_empty() {
                     break;
                 }
@@ -379,6 +390,11 @@ impl Maintainer {
     fn oldest_log(&self, now: i64) -> i64 {
         now / 1000 - self.settings.vacuum_after.max(LEAST_LOG).as_millis() as i64
     }
+}
+
+/// Whether all that is in a file's partition is older than it is kept.
+fn is_expired(file: &DataFile, keep: Duration, now: i64) -> bool {
+    partition_end(&file.partition_values).is_some_and(|end| end <= now - keep.as_micros() as i64)
 }
 
 /// Who holds a lease, for those who wait for it.

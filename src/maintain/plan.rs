@@ -4,7 +4,7 @@
 //!
 //! * **Open**, while its day or hour lasts: *tiers*. A tier is a power of eight of rows; when eight files are in one, they are
 //!   merged with all smaller ones. So a row is rewritten once a tier, a handful of times from a file of a minute to a full one.
-//!   A partition of a few megabytes is settled even so when a person asks for it.
+//!   When a person asks, a day is settled even so while it has no more than a quarter of a full file.
 //! * **Closed**: *settled*. Files that overlap in time are merged so that they no longer do, and neighbours that are small
 //!   become files of the target size. Late rows re-open nothing but what they touch; and on a schedule they wait until
 //!   merging them is worth it: they are an eighth of what has to be rewritten, or that is a few megabytes; or they are a
@@ -32,6 +32,8 @@ const READER_BYTES: u64 = 2 << 20;
 const MOST_TARGETS: u64 = 4;
 /// A merge of less than this part of the target size is little work.
 const LITTLE: u64 = 64;
+/// And one of less than this part is done in seconds.
+const SECONDS: u64 = 4;
 /// Late rows of less than this part of what they rewrite wait for a day.
 const TRICKLE: u64 = 64;
 /// Points in a file's time that stand for its rows when times to split at are looked for.
@@ -131,9 +133,11 @@ pub fn plan(files: &[DataFile], policy: &Policy) -> Vec<Bin> {
     let mut bins = Vec::new();
     for (partition, mut files) in partitions {
         files.sort_by_cached_key(|file| (file.least(), file.greatest(), file.path.clone()));
-        let is_open = partition_end(partition).is_none_or(|end| policy.now < end);
-        // Whoever asks for it now gets it where it costs nothing.
-        let by_tiers = is_open && (policy.patient || bytes(&files) > policy.target / LITTLE);
+        let end = partition_end(partition);
+        let is_open = end.is_none_or(|end| policy.now < end);
+        // Whoever asks for it now gets it where it costs seconds. What is open for ever would be written anew each time.
+        let little = policy.target / if end.is_some() { SECONDS } else { LITTLE };
+        let by_tiers = is_open && (policy.patient || bytes(&files) > little);
         let planned = if by_tiers { tiers(&files, policy) } else { settle(&files, policy) };
         bins.extend(planned.into_iter().map(|draft| Bin {
             partition: partition.clone(),

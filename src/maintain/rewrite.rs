@@ -205,12 +205,10 @@ impl Rewriter {
         let writing = on_a_thread("write", move || writer.0.write(&writer.1, writer.2, receive));
         // Where one failed, the other only met with a closed channel.
         let (read, files) = tokio::join!(reading, writing);
-        let ((read, gone), uploading) = (read?, files?);
+        let ((read, gone), (files, last)) = (read?, files?);
         drop(turn);
-        let mut files = Vec::new();
-        for (file, upload) in uploading {
-            upload.end().await?;
-            files.push(file);
+        if let Some(last) = last {
+            last.ended().await?;
         }
         let mut written = Checksum::default();
         for file in &files {
@@ -265,23 +263,23 @@ impl Rewriter {
         Ok((merge.inputs().read, gone))
     }
 
-    /// Writes what comes: files whose last parts may still be on their way. Blocking.
+    /// Writes what comes: files, and the upload of the last one. Blocking.
     fn write(
         &self,
         bin: &Bin,
         runtime: Handle,
         mut receive: mpsc::Receiver<Piece<RecordBatch>>,
-    ) -> Result<Vec<(DataFile, Upload)>, RewriteError> {
-        let mut output = Output { rewriter: self, bin, runtime, writer: None, files: Vec::new(), left: bin.rows() };
+    ) -> Result<(Vec<DataFile>, Option<Upload>), RewriteError> {
+        let mut output = Output { rewriter: self, bin, runtime, writer: None, files: Vec::new(), last: None, left: bin.rows() };
         loop {
             match receive.blocking_recv() {
                 Some(Piece::Next(rows)) => output.write(&rows)?,
                 Some(Piece::End) => {
                     output.end_file()?;
-                    return Ok(output.files);
+                    return Ok((output.files, output.last));
                 }
                 // Reading failed, and tells why.
-                None => return Ok(Vec::new()),
+                None => return Ok((Vec::new(), None)),
             }
         }
     }
@@ -293,7 +291,9 @@ struct Output<'a> {
     bin: &'a Bin,
     runtime: Handle,
     writer: Option<(FileWriter<'a, Parts>, Upload)>,
-    files: Vec<(DataFile, Upload)>,
+    files: Vec<DataFile>,
+    /// That of the last of them, which may not have come to its end.
+    last: Option<Upload>,
     /// Rows to come, by the log.
     left: u64,
 }
@@ -339,7 +339,7 @@ impl Output<'_> {
         let spec = &*self.rewriter.spec;
         if self.writer.is_none() {
             let (send, receive) = mpsc::channel(1);
-            let sink = Parts { send: send.clone(), held: Vec::with_capacity(PART_BYTES) };
+            let sink = Parts { send: send.clone(), held: Vec::new() };
             let writer = FileWriter::new(spec, self.bin.partition.clone(), self.left as usize, sink, self.rewriter.threads.clone())?;
             let path = file_location(&self.rewriter.store, &spec.name, writer.path());
             let upload = Upload::start(&self.runtime, &self.rewriter.store, path, receive, send);
@@ -361,9 +361,14 @@ impl Output<'_> {
         if let Some((writer, upload)) = self.writer.take() {
             match writer.finish() {
                 Ok(file) => {
+                    upload.end();
+                    // It had the time that this file took: where it failed, no more is written for nothing.
+                    if let Some(before) = self.last.replace(upload) {
+                        self.runtime.block_on(before.ended())?;
+                    }
                     // When the last of its rows landed: the planner goes by it, and a merge brings nothing new.
                     let modified_ms = self.bin.inputs.iter().map(|input| input.modified_ms).max().unwrap_or(file.modified_ms);
-                    self.files.push((DataFile { modified_ms, ..file }, upload));
+                    self.files.push(DataFile { modified_ms, ..file });
                 }
                 Err(error) => return Err(upload.failure(&self.runtime).unwrap_or(error.into())),
             }
@@ -398,18 +403,19 @@ struct Parts {
 
 impl std::io::Write for Parts {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.held.extend_from_slice(bytes);
-        if self.held.len() >= PART_BYTES {
+        let fits = bytes.len().min(PART_BYTES - self.held.len());
+        self.held.extend_from_slice(&bytes[..fits]);
+        if self.held.len() == PART_BYTES {
             self.flush()?;
         }
-        Ok(bytes.len())
+        Ok(fits)
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
         if self.held.is_empty() {
             return Ok(());
         }
-        let part = Piece::Next(std::mem::replace(&mut self.held, Vec::with_capacity(PART_BYTES)).into());
+        let part = Piece::Next(std::mem::take(&mut self.held).into());
         self.send.blocking_send(part).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
     }
 }
@@ -444,11 +450,10 @@ impl Upload {
         Self { location, send, task }
     }
 
-    /// Waits until the file is in the store.
-    async fn end(self) -> Result<(), RewriteError> {
+    /// All of the file was sent. Blocking.
+    fn end(&self) {
         // An upload that has failed hears nothing any more.
-        drop(self.send.send(Piece::End).await);
-        self.ended().await
+        drop(self.send.blocking_send(Piece::End));
     }
 
     /// Ends the upload where it is. Why it failed, if it did. Blocking.
@@ -456,6 +461,7 @@ impl Upload {
         runtime.block_on(self.ended()).err()
     }
 
+    /// Waits until the file is in the store or, if not all of it was sent, nothing is left of it there.
     async fn ended(self) -> Result<(), RewriteError> {
         let Self { location, send, task } = self;
         drop(send);

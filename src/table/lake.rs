@@ -204,14 +204,18 @@ impl Lake {
         Ok(version)
     }
 
-    /// What the ledger gives to tables and they have not got yet, by table: [`Lake::settle`] would bring it there.
+    /// What the ledger gives to tables and they have not got yet, by table: [`Lake::settle`] would bring it there. Nothing is
+    /// written; without a ledger nothing is missing.
     pub async fn missing(store: &Store) -> Result<BTreeMap<String, Vec<DataFile>>, TableError> {
+        let mut missing = BTreeMap::new();
+        if Log::new(store, LEDGER_TABLE).beginning().await? == Beginning::Empty {
+            return Ok(missing);
+        }
         let known = Known::default();
         Self::begin(store, &known).await?;
-        let mut missing = BTreeMap::new();
         for name in known.lagging(1) {
-            let has = Table::open(store, &name).await?.and_then(|table| table.txn);
-            missing.extend(known.missing(&name, has.unwrap_or(0)).map(|(_, files)| (name, files)));
+            let has = Table::reopen(store, &name).await?.txn.unwrap_or(0);
+            missing.extend(known.missing(&name, has).map(|(_, files)| (name, files)));
         }
         Ok(missing)
     }
@@ -221,7 +225,7 @@ impl Lake {
         let table = match known {
             Some(table) => table,
             // Not kept: whether it fits its schema is checked when something is to be landed in it.
-            None => Arc::new(Mutex::new(self.reopen(name).await?)),
+            None => Arc::new(Mutex::new(Table::reopen(&self.store, name).await?)),
         };
         let mut table = table.lock().await;
         let mut unknown = 0;
@@ -229,7 +233,7 @@ impl Lake {
             match table.catch_up().await {
                 Err(TableError::Outrun { .. }) => {
                     let spec = table.spec.take();
-                    *table = Table { spec, ..self.reopen(name).await? };
+                    *table = Table { spec, ..Table::reopen(&self.store, name).await? };
                     table.check()?;
                 }
                 other => other?,
@@ -240,14 +244,6 @@ impl Lake {
                 table.txn = Some(to);
             }
         }
-    }
-
-    /// A table that the ledger gives files.
-    async fn reopen(&self, name: &str) -> Result<Table, TableError> {
-        Table::open(&self.store, name).await?.ok_or_else(|| TableError::Layout {
-            table: format!("{}{name}/", self.store.url),
-            message: "the ledger gives it files, but it is not there; restore it from a copy".into(),
-        })
     }
 }
 
@@ -273,6 +269,14 @@ impl Table {
             return Ok(Some(table));
         }
         Err(TableError::Outrun { table: format!("{}{name}/", store.url) })
+    }
+
+    /// A table that the ledger gives files.
+    async fn reopen(store: &Store, name: &str) -> Result<Self, TableError> {
+        Self::open(store, name).await?.ok_or_else(|| TableError::Layout {
+            table: format!("{}{name}/", store.url),
+            message: "the ledger gives it files, but it is not there; restore it from a copy".into(),
+        })
     }
 
     /// What the log's beginning said stands in a checkpoint.

@@ -105,13 +105,24 @@ enum Put {
     Unknown(String),
 }
 
-/// An entry of a table's log, or a checkpoint.
+/// What a file of a table's log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFileKind {
+    /// The entry of a version.
+    Entry,
+    /// All up to a version.
+    Checkpoint,
+    /// A part of a checkpoint that another engine wrote; whether the others are there is not known.
+    Part,
+}
+
+/// A file of a table's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogFile {
     /// The version that it is, or up to which it tells.
     pub version: u64,
-    /// Whether it is a checkpoint, or a part of one.
-    pub is_checkpoint: bool,
+    /// What it is.
+    pub kind: LogFileKind,
     /// When it was written, in milliseconds since the epoch.
     pub written_ms: i64,
     /// Its path.
@@ -122,14 +133,19 @@ impl LogFile {
     fn of(meta: ObjectMeta) -> Option<Self> {
         let name = meta.location.filename().unwrap_or_default();
         let (version, rest) = (name.get(..20)?.parse().ok()?, &name[20..]);
-        let is_checkpoint = rest.starts_with(".checkpoint") && rest.ends_with(".parquet");
-        (is_checkpoint || rest == ".json").then_some(())?;
-        Some(Self { version, is_checkpoint, written_ms: meta.last_modified.timestamp_millis(), location: meta.location })
+        let kind = match rest {
+            ".json" => LogFileKind::Entry,
+            ".checkpoint.parquet" => LogFileKind::Checkpoint,
+            _ if rest.starts_with(".checkpoint.") && rest.ends_with(".parquet") => LogFileKind::Part,
+            _ => return None,
+        };
+        Some(Self { version, kind, written_ms: meta.last_modified.timestamp_millis(), location: meta.location })
     }
 }
 
+/// A part counts: who asks wants to know whether something may have been cleaned up.
 fn newest_checkpoint(files: &[LogFile]) -> Option<u64> {
-    files.iter().filter(|file| file.is_checkpoint).map(|file| file.version).max()
+    files.iter().filter(|file| file.kind != LogFileKind::Entry).map(|file| file.version).max()
 }
 
 /// A cursor over a table's log.
@@ -274,7 +290,7 @@ impl Log {
         listed.try_collect().await.map_err(|e| TableError::request(&self.table, "listing the log", e))
     }
 
-    /// Removes entries and checkpoints; those that are gone already are no error. How many were there.
+    /// Removes entries and checkpoints; those that are gone already are no error. How many.
     pub async fn remove(&self, files: Vec<LogFile>) -> Result<usize, TableError> {
         let paths = futures::stream::iter(files.into_iter().map(|file| Ok(file.location))).boxed();
         let objects = self.store.object_store(None);
@@ -295,7 +311,7 @@ impl Log {
     /// would be taken for the log's end, and filled: it is an error.
     pub async fn beginning(&mut self) -> Result<Beginning, TableError> {
         let files = self.list(self.checkpoint_hint().await?).await?;
-        let versions: BTreeSet<u64> = files.iter().filter(|file| !file.is_checkpoint).map(|file| file.version).collect();
+        let versions: BTreeSet<u64> = files.iter().filter(|file| file.kind == LogFileKind::Entry).map(|file| file.version).collect();
         let checkpoint = newest_checkpoint(&files);
         self.cold = Some(checkpoint);
         let Some(last) = versions.last().copied().max(checkpoint) else {

@@ -18,7 +18,7 @@ mod upkeep;
 
 pub use commit::{Change, DataFile, Landing};
 pub use lake::{Lake, LandOutcome, MAX_FILE_AGE};
-pub use log::{LogFile, TOMBSTONE_DAYS, TableError};
+pub use log::{LogFile, LogFileKind, TOMBSTONE_DAYS, TableError};
 pub use snapshot::{Snapshot, TimeBounds, file_location, open_tables};
 pub use spec::{FAILURES_TABLE, LEDGER_TABLE, TableSpec, failures_spec, ledger_spec, log_type_spec};
 pub use upkeep::{Replaced, Upkeep, removable};

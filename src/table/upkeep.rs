@@ -8,11 +8,10 @@ use std::collections::{HashMap, HashSet};
 
 use deltalake::checkpoints::create_checkpoint;
 use futures::TryStreamExt as _;
-use object_store::path::Path;
 
 use super::commit::{self, Change, DataFile};
 use super::lake::MAX_FILE_AGE;
-use super::log::{Log, LogFile, TableError};
+use super::log::{Log, LogFile, LogFileKind, TableError};
 use super::snapshot::Snapshot;
 use crate::base::store::Store;
 use crate::base::{Watch, new_uuid, now_micros};
@@ -31,14 +30,14 @@ pub enum Replaced {
     Stale,
 }
 
-/// What can go from a log of which `version` is known to be there: what is older than `before_ms` and below a checkpoint that is no
-/// newer than any entry that stays. So every version that is younger can still be read, and there is no gap.
-pub fn removable(files: &[LogFile], version: u64, before_ms: i64) -> Vec<LogFile> {
+/// What can go from a log: all that is below a checkpoint, if the checkpoint was there before `before_ms` and is no newer than any
+/// version of since then. So every version that was the newest at that time or later can still be read, and there is no gap.
+pub fn removable(files: &[LogFile], before_ms: i64) -> Vec<LogFile> {
     let is_old = |file: &&LogFile| file.written_ms < before_ms;
-    let least_kept = files.iter().filter(|file| !is_old(file)).map(|file| file.version).min().map_or(version, |least| least.min(version));
-    let checkpoints = files.iter().filter(|file| file.is_checkpoint && file.version <= least_kept);
-    let Some(base) = checkpoints.map(|file| file.version).max() else { return Vec::new() };
-    files.iter().filter(is_old).filter(|file| file.version < base).cloned().collect()
+    let least_young = files.iter().filter(|file| !is_old(file)).map(|file| file.version).min();
+    let bases = files.iter().filter(is_old).filter(|file| file.kind == LogFileKind::Checkpoint);
+    let base = bases.map(|file| file.version).filter(|base| least_young.is_none_or(|least| *base <= least)).max();
+    files.iter().filter(|file| Some(file.version) < base).cloned().collect()
 }
 
 /// A table under upkeep: the version that was newest when it was opened, and a cursor that goes on from there.
@@ -161,16 +160,14 @@ impl Upkeep {
         self.log.newest_checkpoint().await
     }
 
-    /// What [`Upkeep::clean_log`] would remove, once there is a checkpoint at `checkpoint`, too.
-    pub async fn old_log(&self, before_ms: i64, checkpoint: Option<u64>) -> Result<Vec<LogFile>, TableError> {
-        let mut files = self.log.list(None).await?;
-        files.extend(checkpoint.map(|version| LogFile { version, is_checkpoint: true, written_ms: i64::MAX, location: Path::default() }));
-        Ok(removable(&files, self.version(), before_ms))
+    /// What can go from the log, see [`removable`].
+    pub async fn old_log(&self, before_ms: i64) -> Result<Vec<LogFile>, TableError> {
+        Ok(removable(&self.log.list(None).await?, before_ms))
     }
 
-    /// K3. Removes log entries that are older than `before_ms`, see [`removable`]. How many.
+    /// K3. Removes what can go from the log. How many files.
     pub async fn clean_log(&self, before_ms: i64) -> Result<usize, TableError> {
-        self.log.remove(self.old_log(before_ms, None).await?).await
+        self.log.remove(self.old_log(before_ms).await?).await
     }
 
     fn failed(&self, doing: &str, error: impl std::fmt::Display) -> TableError {

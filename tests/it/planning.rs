@@ -244,7 +244,7 @@ fn a_late_file_across_a_large_day_is_cut_where_the_full_files_begin() {
 #[test]
 fn an_open_day_is_merged_by_tiers_and_a_table_without_times_too() {
     let minute = |n: i64| (START + n * MINUTE, START + (n + 1) * MINUTE - 1);
-    let policy = Policy { target: TARGET, now: START + 12 * HOUR, open_bytes: OPEN, patient: false };
+    let policy = Policy { target: TARGET, now: START + 12 * HOUR, open_bytes: OPEN, patient: true };
     let files = |count: i64| (0..count).map(|n| file(n as u64, minute(n), MIB, START)).collect::<Vec<_>>();
     assert_eq!(plan(&files(7), &policy), Vec::new(), "seven of a size are left");
     let eight = plan(&files(8), &policy);
@@ -252,8 +252,14 @@ fn an_open_day_is_merged_by_tiers_and_a_table_without_times_too() {
     let tiny: Vec<DataFile> = (0..3).map(|n| file(n, minute(n as i64), 50_000, START)).collect();
     let merges = |patient| plan(&tiny, &Policy { patient, ..policy.clone() }).len();
     assert_eq!((merges(true), merges(false)), (0, 1), "a few kilobytes are merged when a person asks for it, not every ten minutes");
+    let asked = Policy { patient: false, ..policy.clone() };
+    let settled = plan(&files(60), &asked);
+    assert_eq!((settled.len(), settled[0].why, settled[0].inputs.len()), (1, Why::Small, 60), "seconds of work");
+    assert!(plan(&files(70), &asked).iter().all(|bin| bin.why == Why::Tier), "more than seconds of it");
     let ledger =
         |count| files(count).into_iter().map(|f| DataFile { times: None, partition_values: BTreeMap::new(), ..f }).collect::<Vec<_>>();
-    assert_eq!(plan(&ledger(7), &policy), Vec::new());
-    assert_eq!(plan(&ledger(8), &policy).len(), 1);
+    for policy in [policy, asked] {
+        assert_eq!(plan(&ledger(7), &policy), Vec::new());
+        assert_eq!(plan(&ledger(8), &policy).len(), 1);
+    }
 }
