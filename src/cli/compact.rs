@@ -1,7 +1,6 @@
 //! `flarelake compact`: small files into large ones, once, now.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use arrow::array::{ArrayRef, StringArray, UInt64Array};
 use arrow::record_batch::RecordBatch;
@@ -42,11 +41,10 @@ pub async fn run(arguments: CompactArguments, settings: Settings) -> anyhow::Res
         return print(&plans, maintainer.settings.target_file_size.as_u64(), arguments.format);
     }
     stops(&stop);
-    let began = Instant::now();
     let progress = Progress::merges(maintainer.progress.clone());
     let compacted = maintainer.compact(&tables).await?;
     drop(progress);
-    output::say(Report { compacted: &compacted, seconds: began.elapsed().as_secs_f64() })?;
+    output::say(Report { compacted: &compacted })?;
     Ok(ended(&stop, &compacted))
 }
 
@@ -100,12 +98,11 @@ fn print(plans: &[(String, Vec<Bin>)], target: u64, format: FormatName) -> anyho
 /// What a compaction did, as a person reads it.
 pub struct Report<'a> {
     pub compacted: &'a Compacted,
-    pub seconds: f64,
 }
 
 impl std::fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Compacted { merges, files_in, files_out, bytes_in, bytes_out, rows, overtaken, ref failed } = *self.compacted;
+        let Compacted { merges, files_in, files_out, bytes_in, bytes_out, rows, overtaken, ref failed, took } = *self.compacted;
         for error in failed {
             writeln!(f, "failed:  {error}")?;
         }
@@ -117,8 +114,9 @@ impl std::fmt::Display for Report<'_> {
         if overtaken > 0 {
             writeln!(f, "         {} merges given up: another maintainer was faster", grouped(overtaken))?;
         }
-        let rate = bytes_in as f64 / 1e6 / self.seconds.max(0.001);
-        writeln!(f, "took:    {:.2} s, {rate:.0} MB/s, {} rows/s", self.seconds, grouped((rows as f64 / self.seconds.max(0.001)) as u64))
+        let seconds = took.as_secs_f64().max(0.001);
+        let rate = bytes_in as f64 / 1e6 / seconds;
+        writeln!(f, "took:    {seconds:.2} s, {rate:.0} MB/s, {} rows/s", grouped((rows as f64 / seconds) as u64))
     }
 }
 

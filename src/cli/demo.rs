@@ -94,9 +94,8 @@ async fn land_folder(settings: &Settings, logs: &std::path::Path) -> anyhow::Res
 
 async fn compact_lake(settings: &Settings) -> anyhow::Result<()> {
     let maintainer = parts::maintainer(settings, Some(open_lake(&settings.config).await?), CancellationToken::new()).await?;
-    let began = Instant::now();
     let compacted = maintainer.compact(&maintainer.tables.iter().collect::<Vec<_>>()).await?;
-    let report = compact::Report { compacted: &compacted, seconds: began.elapsed().as_secs_f64() }.to_string();
+    let report = compact::Report { compacted: &compacted }.to_string();
     say(&report.lines().map(|line| format!("   {line}\n")).collect::<String>())
 }
 

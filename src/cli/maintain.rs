@@ -1,7 +1,5 @@
 //! `flarelake maintain`: all upkeep, once or on its schedules.
 
-use std::time::Instant;
-
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
@@ -40,11 +38,10 @@ pub async fn run(arguments: MaintainArguments, settings: Settings) -> anyhow::Re
         maintainer.run().await?;
         return Ok(End::Done);
     }
-    let began = Instant::now();
     let progress = Progress::merges(maintainer.progress.clone());
     let (compacted, tidied) = maintainer.once(now_micros()).await?;
     drop(progress);
-    output::say(Report { compacted: &compacted, seconds: began.elapsed().as_secs_f64() })?;
+    output::say(Report { compacted: &compacted })?;
     output::say(Freed { tidied: &tidied, dry_run: false })?;
     Ok(ended(&stop, &compacted))
 }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use arrow::datatypes::{FieldRef, Fields, Schema};
 use futures::StreamExt as _;
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::plan::{Bin, Policy, plan};
 use super::rewrite::{Progress, RewriteError, Rewriter};
+use crate::base::Watch;
 use crate::base::store::Store;
 use crate::config::Partitioning;
 use crate::table::{Change, DataFile, Replaced, TableError, TableSpec, Upkeep};
@@ -60,6 +62,8 @@ pub struct Compacted {
     pub overtaken: u64,
     /// What could not be merged, and why. Everything else was.
     pub failed: Vec<String>,
+    /// How long merging took, without waiting for other maintainers.
+    pub took: Duration,
 }
 
 impl Compacted {
@@ -73,6 +77,7 @@ impl Compacted {
         self.bytes_out += other.bytes_out;
         self.overtaken += other.overtaken;
         self.failed.extend(other.failed);
+        self.took += other.took;
     }
 }
 
@@ -103,7 +108,9 @@ impl Compaction {
             if bins.is_empty() || self.stop.is_cancelled() {
                 return Ok(all);
             }
+            let began = Watch::start();
             let round = self.round(table, spec, bins, &mut left_out).await?;
+            all.took += began.elapsed();
             let is_stuck = round.merges == 0 && round.overtaken == 0 && round.failed.is_empty();
             all.add(round);
             if is_stuck {
@@ -189,8 +196,7 @@ impl Compaction {
             rows: bin.rows(),
             files_out: written.files.len() as u64,
             bytes_out: written.files.iter().map(|file| file.size).sum(),
-            overtaken: 0,
-            failed: Vec::new(),
+            ..Compacted::default()
         })
     }
 
