@@ -10,6 +10,7 @@ use object_store::{ClientOptions, ObjectStore, ObjectStoreExt as _, PutMode};
 use url::Url;
 
 use super::aws::{Access, ChainCredentials};
+use super::clock::Clock;
 use super::durable::{self, DurableFileSystem};
 
 /// Long enough for a file of a few dozen MB on a slow line; a connection that hangs longer is tried again.
@@ -64,6 +65,8 @@ pub struct Store {
     pub url: Url,
     /// The URL's path in `objects`.
     pub root: Path,
+    /// This machine's.
+    pub clock: Clock,
 }
 
 /// How a lake on S3 is reached, and what its objects are encrypted with.
@@ -143,7 +146,7 @@ impl Store {
         }
         let url = Url::from_directory_path(&absolute).map_err(|()| wrong("not a folder's path"))?;
         let root = Path::from_absolute_path(&absolute).map_err(|e| wrong(&e.to_string()))?;
-        Ok(Self { objects: Arc::new(DurableFileSystem::new()), url, root })
+        Ok(Self { objects: Arc::new(DurableFileSystem::new()), url, root, clock: Clock::system() })
     }
 
     async fn open_s3(text: &str, reach: &Reach) -> Result<Self, StoreError> {
@@ -155,7 +158,7 @@ impl Store {
         }
         let root = Path::from_url_path(url.path()).map_err(|e| wrong(&e.to_string()))?;
         let objects = reach.builder(bucket).await.build().map_err(|source| StoreError::Settings { url: text.to_owned(), source })?;
-        Ok(Self { objects: Arc::new(objects), url, root })
+        Ok(Self { objects: Arc::new(objects), url, root, clock: Clock::system() })
     }
 
     /// Makes sure that of two puts of one new key the second fails: what every commit relies on.
@@ -187,6 +190,16 @@ impl Store {
 }
 
 impl Store {
+    /// What time it is by the store: when it says that a key was written which is put just now. In microseconds since the epoch.
+    pub async fn now_micros(&self) -> Result<i64, StoreError> {
+        let failed = |source| StoreError::Request { doing: "can't ask the time of", url: self.url.to_string(), source };
+        let key = self.root.clone().join(format!("_probe-{}", super::new_uuid()));
+        self.put_new(&key).await.map_err(failed)?;
+        let written = self.objects.head(&key).await;
+        self.objects.delete(&key).await.unwrap_or_else(|e| tracing::debug!(%key, error = %e, "the probe's key stays"));
+        Ok(written.map_err(failed)?.last_modified.timestamp_micros())
+    }
+
     /// Removes files of a local lake that were begun before a time, in microseconds since the epoch, and never finished.
     /// Listings don't show them. How many.
     pub async fn remove_unfinished(&self, before: i64, dry_run: bool) -> std::io::Result<u64> {

@@ -7,7 +7,6 @@ use super::compact::{Report, bytes, ended, stops};
 use super::output::{self, grouped};
 use super::progress::Progress;
 use super::{End, Settings, parts};
-use crate::base::now_micros;
 use crate::maintain::{Outlook, Tidied, plan::Bin};
 
 /// How long.
@@ -26,7 +25,7 @@ pub async fn run(arguments: MaintainArguments, settings: Settings) -> anyhow::Re
     let lake = if arguments.dry_run { None } else { Some(parts::open_lake_that_is_there(&settings.config).await?) };
     let maintainer = parts::maintainer(&settings, lake, stop.clone()).await?;
     if arguments.dry_run {
-        let outlook = maintainer.outlook(now_micros()).await?;
+        let outlook = maintainer.outlook().await?;
         let target = maintainer.settings.target_file_size.as_u64();
         output::say(Begins { outlook: &outlook, target })?;
         output::say(Freed { tidied: &outlook.tidied, dry_run: true })?;
@@ -39,7 +38,7 @@ pub async fn run(arguments: MaintainArguments, settings: Settings) -> anyhow::Re
         return Ok(End::Done);
     }
     let progress = Progress::merges(maintainer.progress.clone());
-    let (compacted, tidied) = maintainer.once(now_micros()).await?;
+    let (compacted, tidied) = maintainer.once().await?;
     drop(progress);
     output::say(Report { compacted: &compacted })?;
     output::say(Freed { tidied: &tidied, dry_run: false })?;

@@ -18,10 +18,10 @@ use super::file::{self, EncodedFile, FileError};
 use super::keeping::{ObjectOutcome, ledger_rows, reject_rows};
 use super::object::{Object, ObjectId, RowId};
 use super::reject::{Reason, Reject};
-use crate::base::{Watch, new_uuid, now_micros};
+use crate::base::{Clock, Watch, new_uuid};
 use crate::config::Partitioning;
 use crate::schema::Catalog;
-use crate::table::{DataFile, Lake, LandOutcome, Landing, TableError, TableSpec, failures_spec, ledger_spec, log_type_spec};
+use crate::table::{Begun, DataFile, Lake, LandOutcome, Landing, TableError, TableSpec, failures_spec, ledger_spec, log_type_spec};
 
 /// Why a batch could not be landed.
 #[derive(Debug, thiserror::Error)]
@@ -120,8 +120,8 @@ pub struct Batch {
     lake: Option<Arc<Lake>>,
     tables: Arc<Tables>,
     runtime: Handle,
-    /// Started with the first file.
-    made: Option<Watch>,
+    /// Of before the first file was written.
+    begun: Option<Begun>,
     /// Started with the first whole object.
     since: Option<Watch>,
     open: OpenObject,
@@ -137,7 +137,7 @@ pub struct Flushed {
     pub landed: Vec<ObjectOutcome>,
     /// Another writer had landed them meanwhile.
     pub already_there: Vec<ObjectId>,
-    /// Not landed, because their files had become too old: decode them again.
+    /// Not landed, because a vacuum may have taken their files: decode them again.
     pub stale: Vec<ObjectId>,
     /// How long each flush took, and of that the commits.
     pub took: Vec<(Duration, Duration)>,
@@ -150,13 +150,18 @@ impl Batch {
             lake,
             tables,
             runtime,
-            made: None,
+            begun: None,
             since: None,
             open: OpenObject::default(),
             rows: Rows::default(),
             files: BTreeMap::new(),
             outcomes: Vec::new(),
         }
+    }
+
+    /// The clock that stamps what lands.
+    pub fn clock(&self) -> Clock {
+        self.lake.as_ref().map_or_else(Clock::system, |lake| lake.store().clock.clone())
     }
 
     /// Bytes of rows held in memory.
@@ -220,7 +225,8 @@ impl Batch {
     fn close_as(&mut self, object: Object, counts: Counts, replayed: Option<RowId>) {
         let open = std::mem::take(&mut self.open);
         self.rows.append(open.rows);
-        self.since.get_or_insert_with(Watch::start);
+        let clock = self.clock();
+        self.since.get_or_insert_with(|| clock.watch());
         for (table, files) in open.files {
             self.files.entry(table).or_default().extend(files);
         }
@@ -236,7 +242,8 @@ impl Batch {
 
     /// Records that were rejects, with what they were rejected of. Each belongs to the batch under an entry of its own.
     pub fn close_records(&mut self, mut rejects: HashMap<RowId, Object>, decoded: Decoded) {
-        self.since.get_or_insert_with(Watch::start);
+        let clock = self.clock();
+        self.since.get_or_insert_with(|| clock.watch());
         let mut outcome = |object: Object, reject: RowId, row: Option<(&String, i64)>| {
             self.outcomes.push(ObjectOutcome {
                 object,
@@ -292,11 +299,14 @@ impl Batch {
         if self.outcomes.is_empty() {
             return Ok(flushed);
         }
-        let (began, mut committing) = (Watch::start(), Duration::ZERO);
+        let clock = lake.store().clock.clone();
+        let (began, mut committing) = (clock.watch(), Duration::ZERO);
         for (table, files) in self.write(rows)? {
             self.files.entry(table).or_default().extend(files);
         }
-        let made = self.made.take().unwrap_or_else(Watch::start);
+        // What was written early of the object at hand stays behind, and is as old.
+        let begun = if self.open.files.is_empty() { self.begun.take() } else { self.begun };
+        let begun = begun.unwrap_or_else(|| lake.begun());
         let mut outcomes = std::mem::take(&mut self.outcomes);
         let mut landing = Landing {
             batch: new_uuid().to_string(),
@@ -305,11 +315,11 @@ impl Batch {
         };
         while !outcomes.is_empty() {
             let ledger = &self.tables.ledger;
-            let encoded = file::encode(ledger, &[ledger_rows(ledger, &outcomes, now_micros())])?;
+            let encoded = file::encode(ledger, &[ledger_rows(ledger, &outcomes, clock.now_micros())])?;
             let mut uploaded = self.upload(&lake, &ledger.name, encoded)?;
             let ledger_file = uploaded.pop().expect("an unpartitioned table's rows are one file");
-            let commit = Watch::start();
-            let outcome = self.runtime.block_on(lake.land(&landing, &ledger_file, made))?;
+            let commit = clock.watch();
+            let outcome = self.runtime.block_on(lake.land(&landing, &ledger_file, begun))?;
             committing += commit.elapsed();
             match outcome {
                 LandOutcome::Landed => {
@@ -374,7 +384,7 @@ impl Batch {
     fn write(&mut self, rows: Rows) -> Result<BTreeMap<String, Vec<DataFile>>, BatchError> {
         let mut written = BTreeMap::new();
         let Some(lake) = self.lake.clone() else { return Ok(written) };
-        self.made.get_or_insert_with(Watch::start);
+        self.begun.get_or_insert_with(|| lake.begun());
         for (table, batches) in rows.tables {
             let spec = self.tables.spec(&table);
             self.runtime.block_on(lake.ensure_table(spec))?;

@@ -17,7 +17,6 @@ use super::object::{Object, ObjectId, RowId};
 use super::reject::{Reason, Reject};
 use super::source::Input;
 use super::split::{MAX_PAYLOAD, Place};
-use crate::base::now_micros;
 use crate::schema::Catalog;
 use crate::table::Lake;
 
@@ -262,7 +261,7 @@ impl Worker {
     /// Begins an object: when that is.
     fn begin(&mut self, object: &Object, place: Place, log_type: Option<usize>) -> i64 {
         self.close_records();
-        let parse_time = now_micros();
+        let parse_time = self.batch.clock().now_micros();
         let context = ObjectContext {
             id: object.id,
             last_modified: object.last_modified,
@@ -284,7 +283,8 @@ impl Worker {
         });
         let reject = Reject { reason, message, log_type: None, offset: length.map(|_| 0), length, payload };
         Meter::add(&self.meter.rejects, 1);
-        self.batch.close_rejected(object, reject, now_micros());
+        let now = self.batch.clock().now_micros();
+        self.batch.close_rejected(object, reject, now);
         self.flush_if_full()
     }
 

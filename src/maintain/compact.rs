@@ -29,8 +29,10 @@ const ENDING: usize = 2;
 pub struct Compaction {
     /// Where the lake is.
     pub store: Store,
-    /// What to merge.
+    /// What to merge, by the time at which it began.
     pub policy: Policy,
+    /// Started then.
+    pub began: Watch,
     /// Bytes that all merges at once may take.
     pub memory: usize,
     /// Merges at once.
@@ -108,7 +110,7 @@ impl Compaction {
             if bins.is_empty() || self.stop.is_cancelled() {
                 return Ok(all);
             }
-            let began = Watch::start();
+            let began = self.store.clock.watch();
             let round = self.round(table, spec, bins, &mut left_out).await?;
             all.took += began.elapsed();
             let is_stuck = round.merges == 0 && round.overtaken == 0 && round.failed.is_empty();
@@ -183,7 +185,8 @@ impl Compaction {
             Err(error) => return Err(error),
         };
         let change = Change::Compact { target: self.policy.target };
-        let replaced = table.lock().await.replace(change, &bin.inputs, &written.files, written.made).await?;
+        let now_ms = self.policy.now / 1000 + self.began.elapsed().as_millis() as i64;
+        let replaced = table.lock().await.replace(change, &bin.inputs, &written, now_ms).await?;
         // What was written for nothing is left to vacuum: a put that was not answered (S1) may still name it.
         if replaced != Replaced::Done {
             tracing::info!(table = rewriter.spec.name, partition = ?bin.partition, "a merge was given up: {replaced:?}");
@@ -194,8 +197,8 @@ impl Compaction {
             files_in: bin.inputs.len() as u64,
             bytes_in: bin.bytes(),
             rows: bin.rows(),
-            files_out: written.files.len() as u64,
-            bytes_out: written.files.iter().map(|file| file.size).sum(),
+            files_out: written.len() as u64,
+            bytes_out: written.iter().map(|file| file.size).sum(),
             ..Compacted::default()
         })
     }

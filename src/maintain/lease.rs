@@ -17,8 +17,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::MaintainError;
+use crate::base::Watch;
 use crate::base::store::Store;
-use crate::base::{Watch, now_micros};
 
 /// How long an entry holds, where nothing else is said.
 pub const TERM: Duration = Duration::from_secs(30);
@@ -37,8 +37,8 @@ struct Entry {
 }
 
 impl Entry {
-    fn of(holder: &str, term: Duration) -> Self {
-        Self { holder: holder.to_owned(), until_ms: now_micros() / 1000 + term.as_millis() as i64 }
+    fn of(holder: &str, now_micros: i64, term: Duration) -> Self {
+        Self { holder: holder.to_owned(), until_ms: now_micros / 1000 + term.as_millis() as i64 }
     }
 }
 
@@ -55,27 +55,29 @@ impl Entries {
         MaintainError::Store { doing, location: format!("{}{FOLDER}/", self.0.url), source }
     }
 
-    /// The newest entry and its number; none if there is none.
-    async fn newest(&self) -> Result<Option<(u64, Entry)>, MaintainError> {
+    /// The newest entry; none if there is none.
+    async fn newest(&self) -> Result<Option<Newest>, MaintainError> {
         let listed = self.0.objects.list_with_delimiter(Some(&self.0.root.clone().join(FOLDER))).await;
         let listed = listed.map_err(|e| self.failed("listing the leases of maintainers", e))?;
         let number = |path: &Path| path.filename()?.strip_suffix(".json")?.parse::<u64>().ok();
-        let Some(newest) = listed.objects.iter().filter_map(|meta| number(&meta.location)).max() else { return Ok(None) };
-        match self.0.objects.get(&self.path(newest)).await {
+        let numbered = listed.objects.iter().filter_map(|meta| Some((number(&meta.location)?, meta.last_modified.timestamp_micros())));
+        let Some((number, written)) = numbered.max() else { return Ok(None) };
+        let newest = |entry| Ok(Some(Newest { number, written, entry }));
+        match self.0.objects.get(&self.path(number)).await {
             Ok(found) => {
                 let bytes = found.bytes().await.map_err(|e| self.failed("reading the lease of a maintainer", e))?;
                 // What can't be read holds nothing.
-                let entry = serde_json::from_slice(&bytes).unwrap_or(Entry { holder: String::new(), until_ms: 0 });
-                Ok(Some((newest, entry)))
+                newest(serde_json::from_slice(&bytes).unwrap_or(Entry { holder: String::new(), until_ms: 0 }))
             }
             // Its holder has put a newer one meanwhile: it is held.
-            Err(Error::NotFound { .. }) => Ok(Some((newest, Entry { holder: String::new(), until_ms: i64::MAX }))),
+            Err(Error::NotFound { .. }) => newest(Entry { holder: String::new(), until_ms: i64::MAX }),
             Err(e) => Err(self.failed("reading the lease of a maintainer", e)),
         }
     }
 
-    /// Puts an entry, if its number is free. True: it is ours, and the newest.
-    async fn put(&self, number: u64, entry: &Entry) -> Result<bool, MaintainError> {
+    /// Puts an entry, if its number is free. If it is ours and the newest: when the store says that it was put, in microseconds since
+    /// the epoch.
+    async fn put(&self, number: u64, entry: &Entry) -> Result<Option<i64>, MaintainError> {
         let bytes = serde_json::to_vec(entry).expect("plain data");
         match self.0.objects.put_opts(&self.path(number), bytes.into(), PutMode::Create.into()).await {
             // If it exists, perhaps by an earlier try of this very put; if it did not, perhaps because it was removed long ago,
@@ -83,7 +85,8 @@ impl Entries {
             Ok(_) | Err(Error::AlreadyExists { .. }) => {}
             Err(e) => return Err(self.failed("putting the lease of a maintainer", e)),
         }
-        Ok(self.newest().await?.is_some_and(|(newest, there)| newest == number && there.holder == entry.holder))
+        let is_ours = |newest: &Newest| newest.number == number && newest.entry.holder == entry.holder;
+        Ok(self.newest().await?.filter(is_ours).map(|newest| newest.written))
     }
 
     /// Removes every entry below a number: those before it, and of holders that slept.
@@ -101,12 +104,22 @@ impl Entries {
     }
 }
 
+/// The newest entry of the row.
+struct Newest {
+    number: u64,
+    /// When the store says that it was put, in microseconds since the epoch.
+    written: i64,
+    entry: Entry,
+}
+
 /// A lease that is held until it is given back, or lost.
 pub struct Lease {
     entries: Entries,
     holder: String,
     /// Cancelled when it is lost.
     pub lost: CancellationToken,
+    /// When it was taken, by the store's time, in microseconds since the epoch.
+    pub taken: i64,
     renewing: Option<JoinHandle<u64>>,
     give_back: CancellationToken,
 }
@@ -126,22 +139,22 @@ impl Lease {
             let newest = entries.newest().await?;
             let (number, free) = match &newest {
                 None => (0, true),
-                Some((number, entry)) => {
+                Some(Newest { number, entry, .. }) => {
                     if watched.as_ref().is_none_or(|(last, _)| last != number) {
-                        watched = Some((*number, Watch::start()));
+                        watched = Some((*number, store.clock.watch()));
                     }
                     let stays = watched.as_ref().is_some_and(|(_, since)| since.elapsed() > term);
                     // A time further off than a holder gives itself is of a clock that is wrong.
-                    let now_ms = now_micros() / 1000;
+                    let now_ms = store.clock.now_micros() / 1000;
                     let is_over = entry.until_ms <= now_ms || (now_ms + 10 * term.as_millis() as i64..i64::MAX).contains(&entry.until_ms);
                     (*number, stays || is_over)
                 }
             };
             if free {
                 let next = newest.as_ref().map_or(0, |_| number + 1);
-                if entries.put(next, &Entry::of(holder, term)).await? {
+                if let Some(taken) = entries.put(next, &Entry::of(holder, store.clock.now_micros(), term)).await? {
                     entries.remove_below(next).await;
-                    return Ok(Some(Self::held(entries, holder, term, next)));
+                    return Ok(Some(Self::held(entries, holder, term, (next, taken))));
                 }
                 continue;
             }
@@ -149,17 +162,17 @@ impl Lease {
                 return Ok(None);
             }
             if !std::mem::replace(&mut told, true) {
-                let holder = newest.map(|(_, entry)| entry.holder).unwrap_or_default();
+                let holder = newest.map(|newest| newest.entry.holder).unwrap_or_default();
                 tracing::info!(%holder, "waiting for another maintainer; one that died is waited for {term:?} at most");
             }
             tokio::time::sleep(term / LOOKS).await;
         }
     }
 
-    fn held(entries: Entries, holder: &str, term: Duration, number: u64) -> Self {
+    fn held(entries: Entries, holder: &str, term: Duration, (number, taken): (u64, i64)) -> Self {
         let (lost, give_back) = (CancellationToken::new(), CancellationToken::new());
         let renewing = tokio::spawn(renew(entries.clone(), holder.to_owned(), term, number, (lost.clone(), give_back.clone())));
-        Self { entries, holder: holder.to_owned(), lost, renewing: Some(renewing), give_back }
+        Self { entries, holder: holder.to_owned(), lost, taken, renewing: Some(renewing), give_back }
     }
 
     /// Gives it back, so that nobody has to wait.
@@ -171,7 +184,7 @@ impl Lease {
             return;
         }
         let entry = Entry { holder: self.holder.clone(), until_ms: 0 };
-        if matches!(self.entries.put(number + 1, &entry).await, Ok(true)) {
+        if matches!(self.entries.put(number + 1, &entry).await, Ok(Some(_))) {
             self.entries.remove_below(number + 1).await;
         }
     }
@@ -193,19 +206,20 @@ async fn renew(
     mut number: u64,
     (lost, give_back): (CancellationToken, CancellationToken),
 ) -> u64 {
-    let mut renewed = Watch::start();
+    let clock = entries.0.clock.clone();
+    let mut renewed = clock.watch();
     loop {
         tokio::select! {
             () = tokio::time::sleep(term / RENEWALS) => {}
             () = give_back.cancelled() => return number,
         }
-        match entries.put(number + 1, &Entry::of(&holder, term)).await {
-            Ok(true) => {
+        match entries.put(number + 1, &Entry::of(&holder, clock.now_micros(), term)).await {
+            Ok(Some(_)) => {
                 number += 1;
                 entries.remove_below(number).await;
-                renewed = Watch::start();
+                renewed = clock.watch();
             }
-            Ok(false) => {
+            Ok(None) => {
                 tracing::warn!("another maintainer has taken over; this one stops");
                 lost.cancel();
                 return number;

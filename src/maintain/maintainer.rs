@@ -14,18 +14,20 @@ use super::rewrite::Progress;
 use super::schedule::until_next;
 use super::vacuum::{self, Ages, ListedFile, NEVER_NAMED};
 use crate::base::store::Store;
-use crate::base::{Watch, new_uuid, now_micros};
+use crate::base::{Watch, new_uuid};
 use crate::config::{Every, Maintenance};
 use crate::ingest::metrics::Metrics;
-use crate::table::{Change, DataFile, LEDGER_TABLE, Lake, Replaced, TableError, TableSpec, Upkeep};
+use crate::table::{Change, DataFile, FAILURES_TABLE, LEAST_LOG, LEDGER_TABLE, Lake, Replaced, TableError, TableSpec, Upkeep};
 
 /// Of a merge's memory the part for files that are open.
 const OPEN_PART: usize = 4;
 /// How often a table's expired partitions are looked for anew because someone else had changed them.
 const MOST_TRIES: u32 = 5;
-/// Old versions can be read for at least as long, whatever the configuration says: entries of the last hours guard writers
-/// that sleep.
-const LEAST_LOG: Duration = Duration::from_secs(86_400);
+/// How much this machine's clock may differ from the store's. Nothing is deleted by this machine's clock; one that is wrong tells that
+/// something is, and schedules and stamps go by it.
+const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(600);
+/// Rows are not dropped within this time after they landed, however old they are.
+const SEEN: Duration = Duration::from_secs(86_400);
 
 /// See the module.
 #[derive(Clone)]
@@ -95,15 +97,17 @@ impl Maintainer {
         Ages { taken_out: self.settings.vacuum_after, never_named: NEVER_NAMED }
     }
 
-    fn compaction(&self, patient: bool, stop: CancellationToken) -> Compaction {
+    /// `now` is the time, in microseconds since the epoch.
+    fn compaction(&self, now: i64, patient: bool, stop: CancellationToken) -> Compaction {
         Compaction {
             store: self.store.clone(),
             policy: Policy {
                 target: self.settings.target_file_size.as_u64(),
-                now: now_micros(),
+                now,
                 open_bytes: (self.memory / self.at_once.max(1) / OPEN_PART) as u64,
                 patient,
             },
+            began: self.store.clock.watch(),
             memory: self.memory,
             at_once: self.at_once,
             encoders: self.encoders,
@@ -114,7 +118,7 @@ impl Maintainer {
 
     /// What would be merged first, by table.
     pub async fn plan(&self, tables: &[&TableSpec]) -> Result<Vec<(String, Vec<Bin>)>, MaintainError> {
-        let compaction = self.compaction(false, self.stop.clone());
+        let compaction = self.compaction(self.store.clock.now_micros(), false, self.stop.clone());
         let mut plans = Vec::new();
         for spec in tables {
             plans.push((spec.name.clone(), compaction.plan(&spec.name, &[]).await?));
@@ -124,44 +128,45 @@ impl Maintainer {
 
     /// Compacts these tables, under the lease.
     pub async fn compact(&self, tables: &[&TableSpec]) -> Result<Compacted, MaintainError> {
-        self.under_lease(async |stop| {
+        self.under_lease(async |now, stop| {
             self.lake().settle().await?;
-            self.compact_all(tables, false, stop).await
+            self.compact_all(tables, now, false, stop).await
         })
         .await
     }
 
     /// Everything, once, under the lease; nothing waits.
-    pub async fn once(&self, now: i64) -> Result<(Compacted, Tidied), MaintainError> {
+    pub async fn once(&self) -> Result<(Compacted, Tidied), MaintainError> {
         self.check_retention()?;
-        self.under_lease(async |stop| self.work(Some(now), false, stop).await).await
+        self.under_lease(async |now, stop| self.work(now, true, false, stop).await).await
     }
 
-    /// All steps in their order. `tidy`: when it is, for retention, vacuum and clean-up; none: they are not due.
-    async fn work(&self, tidy: Option<i64>, patient: bool, stop: CancellationToken) -> Result<(Compacted, Tidied), MaintainError> {
+    /// All steps in their order. `now` is the store's time; `tidies`: whether retention, vacuum and clean-up are due.
+    async fn work(&self, now: i64, tidies: bool, patient: bool, stop: CancellationToken) -> Result<(Compacted, Tidied), MaintainError> {
         self.lake().settle().await?;
         let mut tidied = Tidied::default();
-        if let Some(now) = tidy {
+        if tidies {
             tidied.dropped = self.drop_expired(now, false).await?;
         }
         let tables: Vec<&TableSpec> = self.tables.iter().collect();
-        let compacted = self.compact_all(&tables, patient, stop.clone()).await?;
+        let compacted = self.compact_all(&tables, now, patient, stop.clone()).await?;
         tidied.checkpoints = self.checkpoint().await?;
-        if let Some(now) = tidy {
+        if tidies {
             self.tidy(now, &mut tidied, &stop).await?;
         }
         Ok((compacted, tidied))
     }
 
-    /// What [`Maintainer::once`] would do to the lake as it is now. Nothing is written.
-    pub async fn outlook(&self, now: i64) -> Result<Outlook, MaintainError> {
+    /// What [`Maintainer::once`] would do to the lake as it is now, if this machine's clock is right. Nothing is written.
+    pub async fn outlook(&self) -> Result<Outlook, MaintainError> {
         self.check_retention()?;
-        let compaction = self.compaction(false, self.stop.clone());
+        let now = self.store.clock.now_micros();
+        let compaction = self.compaction(now, false, self.stop.clone());
         let missing = Lake::missing(&self.store).await?;
         let mut dropped = self.drop_expired(now, true).await?;
         for (name, keep) in &self.retention {
             // What is brought in is dropped at once, if it is as old.
-            let expired = missing.get(name).into_iter().flatten().filter(|file| is_expired(file, *keep, now));
+            let expired = missing.get(name).into_iter().flatten().filter(|file| is_expired(name, file, *keep, now));
             let expired: Vec<DataFile> = expired.cloned().collect();
             if !expired.is_empty() {
                 dropped.entry(name.clone()).or_default().extend(expired);
@@ -176,7 +181,8 @@ impl Maintainer {
             let bins = compaction.plan(name, &files_of(&tidied.dropped, name)).await?;
             let commits = bins.len() as u64 + u64::from(missing.contains_key(name)) + u64::from(tidied.dropped.contains_key(name));
             if self.is_checkpoint_due(&table, table.version() + commits).await? {
-                tidied.checkpoints.insert(name.clone(), table.version() + commits);
+                let mark = u64::from(name == LEDGER_TABLE);
+                tidied.checkpoints.insert(name.clone(), table.version() + commits + mark);
             }
             let found = vacuum::look(&self.store, name, now / 1000, self.ages()).await?;
             let mut files = found.map_or(Vec::new(), |found| found.files);
@@ -195,12 +201,13 @@ impl Maintainer {
     /// Keeps the lake on its schedules until it is stopped. What fails is told, and tried again when it is next due.
     pub async fn run(&self) -> Result<(), MaintainError> {
         self.check_retention()?;
-        let due = |every: &Every| (Watch::start(), until_next(every, now_micros()));
+        let clock = &self.store.clock;
+        let due = |every: &Every| (clock.watch(), until_next(every, clock.now_micros()));
         let left = |(since, wait): &(Watch, Duration)| wait.saturating_sub(since.elapsed());
         let mut compact = due(&self.settings.compact_every);
         // Workers that live shorter than the interval tidy up, too.
         let mut tidy = match self.settings.vacuum_every {
-            Every::Interval(_) => compact,
+            Every::Interval(_) => compact.clone(),
             Every::Cron(_) => due(&self.settings.vacuum_every),
         };
         loop {
@@ -224,15 +231,14 @@ impl Maintainer {
     /// One scheduled run; nothing if another maintainer is at it.
     async fn scheduled(&self, tidies: bool) -> Result<(), MaintainError> {
         let Some(lease) = Lease::take(&self.store, &holder(), self.lease_term, None).await? else { return Ok(()) };
-        let tidy = tidies.then(now_micros);
-        let done = self.guarded(&lease, async |stop| self.work(tidy, true, stop).await).await;
+        let done = self.guarded(&lease, async |now, stop| self.work(now, tidies, true, stop).await).await;
         lease.give_back().await;
         let (compacted, tidied) = done?;
         self.report(&compacted, &tidied);
         Ok(())
     }
 
-    async fn under_lease<T>(&self, work: impl AsyncFnOnce(CancellationToken) -> Result<T, MaintainError>) -> Result<T, MaintainError> {
+    async fn under_lease<T>(&self, work: impl AsyncFnOnce(i64, CancellationToken) -> Result<T, MaintainError>) -> Result<T, MaintainError> {
         let lease = Lease::take(&self.store, &holder(), self.lease_term, Some(&self.stop)).await?;
         let lease = lease.ok_or(MaintainError::Stopped)?;
         let done = self.guarded(&lease, work).await;
@@ -240,12 +246,13 @@ impl Maintainer {
         done
     }
 
-    /// Runs under a token that ends when the lease is lost or a stop is asked for.
+    /// Runs with the store's time, under a token that ends when the lease is lost or a stop is asked for.
     async fn guarded<T>(
         &self,
         lease: &Lease,
-        work: impl AsyncFnOnce(CancellationToken) -> Result<T, MaintainError>,
+        work: impl AsyncFnOnce(i64, CancellationToken) -> Result<T, MaintainError>,
     ) -> Result<T, MaintainError> {
+        self.check_clock(lease.taken)?;
         let stop = self.stop.child_token();
         let watching = {
             let (lost, stop) = (lease.lost.clone(), stop.clone());
@@ -254,13 +261,30 @@ impl Maintainer {
                 stop.cancel();
             })
         };
-        let done = work(stop).await;
+        let done = work(lease.taken, stop).await;
         watching.abort();
         if lease.lost.is_cancelled() { done.and(Err(MaintainError::Overtaken)) } else { done }
     }
 
-    async fn compact_all(&self, tables: &[&TableSpec], patient: bool, stop: CancellationToken) -> Result<Compacted, MaintainError> {
-        let compaction = self.compaction(patient, stop);
+    /// Refuses to work with a clock that is not the store's; `theirs` was the store's time moments ago.
+    fn check_clock(&self, theirs: i64) -> Result<(), MaintainError> {
+        let ours = self.store.clock.now_micros();
+        if ours.abs_diff(theirs) <= MAX_CLOCK_DIFFERENCE.as_micros() as u64 {
+            return Ok(());
+        }
+        let text = |micros| chrono::DateTime::from_timestamp_micros(micros).map_or_else(|| micros.to_string(), |time| time.to_rfc3339());
+        let store = self.store.url.to_string();
+        Err(MaintainError::Clock { store, theirs: text(theirs), ours: text(ours), most: MAX_CLOCK_DIFFERENCE })
+    }
+
+    async fn compact_all(
+        &self,
+        tables: &[&TableSpec],
+        now: i64,
+        patient: bool,
+        stop: CancellationToken,
+    ) -> Result<Compacted, MaintainError> {
+        let compaction = self.compaction(now, patient, stop);
         let mut all = Compacted::default();
         for spec in tables {
             match compaction.run(spec).await {
@@ -278,16 +302,18 @@ impl Maintainer {
     /// Writes a checkpoint of each table whose log has grown since the last.
     async fn checkpoint(&self) -> Result<BTreeMap<String, u64>, MaintainError> {
         let mut written = BTreeMap::new();
-        // A reader that begins at a checkpoint of the ledger takes all that landed before it for brought into the tables.
-        let settled = self.lake().settle().await?;
         for spec in self.tables.iter() {
-            let Some(table) = Upkeep::open(&self.store, &spec.name).await? else { continue };
+            let Some(mut table) = Upkeep::open(&self.store, &spec.name).await? else { continue };
             if !self.is_checkpoint_due(&table, table.version()).await? {
                 continue;
             }
-            let is_ledger = spec.name == LEDGER_TABLE;
-            let version = table.checkpoint(if is_ledger { settled } else { u64::MAX }).await?;
-            written.insert(spec.name.clone(), version);
+            if spec.name == LEDGER_TABLE {
+                // Who begins at a checkpoint of the ledger takes what is settled by it for brought into the tables.
+                self.lake().mark_settled().await?;
+                let Some(marked) = Upkeep::open(&self.store, &spec.name).await? else { continue };
+                table = marked;
+            }
+            written.insert(spec.name.clone(), table.checkpoint().await?);
         }
         Ok(written)
     }
@@ -312,11 +338,12 @@ impl Maintainer {
         for (name, keep) in &self.retention {
             for _ in 0..MOST_TRIES {
                 let Some(mut table) = Upkeep::open(&self.store, name).await? else { break };
-                let expired: Vec<DataFile> = table.snapshot().files()?.into_iter().filter(|file| is_expired(file, *keep, now)).collect();
+                let expired: Vec<DataFile> =
+                    table.snapshot().files()?.into_iter().filter(|file| is_expired(name, file, *keep, now)).collect();
                 if expired.is_empty() {
                     break;
                 }
-                if dry_run || table.replace(Change::Delete, &expired, &[], Watch::start()).await? == Replaced::Done {
+                if dry_run || table.replace(Change::Delete, &expired, &[], now / 1000).await? == Replaced::Done {
                     dropped.insert(name.clone(), expired);
                     break;
                 }
@@ -334,15 +361,15 @@ impl Maintainer {
         if !found.is_empty()
             && let Some(mut ledger) = Upkeep::open(&self.store, LEDGER_TABLE).await?
         {
-            ledger.fence(self.ages().taken_out.as_millis() as i64).await?;
-        }
-        for found in found {
-            if stop.is_cancelled() {
-                return Ok(());
-            }
-            let (table, files) = vacuum::delete(self.lake(), found, now / 1000, self.ages()).await?;
-            if !files.is_empty() {
-                tidied.deleted.insert(table, files);
+            let fenced_ms = ledger.fence(self.ages().taken_out.as_millis() as i64).await?;
+            for found in found {
+                if stop.is_cancelled() {
+                    return Ok(());
+                }
+                let (table, files) = vacuum::delete(self.lake(), found, fenced_ms, self.ages()).await?;
+                if !files.is_empty() {
+                    tidied.deleted.insert(table, files);
+                }
             }
         }
         self.clean_logs(now, tidied).await?;
@@ -392,9 +419,12 @@ impl Maintainer {
     }
 }
 
-/// Whether all that is in a file's partition is older than it is kept.
-fn is_expired(file: &DataFile, keep: Duration, now: i64) -> bool {
-    partition_end(&file.partition_values).is_some_and(|end| end <= now - keep.as_micros() as i64)
+/// Whether all rows of a file are older than their table keeps them, and landed so long ago that someone could have seen them. A reject is
+/// as old as its rejection: its event time is that of its object, which may have been written years before.
+fn is_expired(table: &str, file: &DataFile, keep: Duration, now: i64) -> bool {
+    let before = |age: Duration| now - age.as_micros() as i64;
+    let landed_before = before(if table == FAILURES_TABLE { keep } else { keep.min(SEEN) });
+    partition_end(&file.partition_values).is_some_and(|end| end <= before(keep)) && file.last_landed() <= landed_before
 }
 
 /// Who holds a lease, for those who wait for it.

@@ -54,6 +54,21 @@ pub enum MaintainError {
         /// The tables that have partitions.
         known: String,
     },
+    /// This machine's clock is not that of the store.
+    #[error(
+        "{store} says that it is {theirs} and this machine's clock says {ours}: upkeep deletes by age, so it does nothing until the two agree \
+         to {most:?}; set this machine's clock"
+    )]
+    Clock {
+        /// The lake's URL.
+        store: String,
+        /// The store's time.
+        theirs: String,
+        /// This machine's.
+        ours: String,
+        /// How much they may differ.
+        most: std::time::Duration,
+    },
     /// A stop was asked for while another maintainer was at work.
     #[error("stopped while waiting for another maintainer; nothing was done")]
     Stopped,

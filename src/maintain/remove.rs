@@ -10,8 +10,7 @@ use futures::StreamExt as _;
 use super::compact::as_it_is;
 use super::input;
 use super::plan::{Bin, Why};
-use super::rewrite::{Goes, RewriteError, Rewriter, Rewritten};
-use crate::base::Watch;
+use super::rewrite::{Goes, RewriteError, Rewriter};
 use crate::base::store::Store;
 use crate::table::{Change, DataFile, Replaced, TableSpec, Upkeep};
 
@@ -49,8 +48,6 @@ pub struct Removed {
 struct Group {
     removes: Vec<DataFile>,
     adds: Vec<DataFile>,
-    /// Started before the first of `adds` was written.
-    made: Option<Watch>,
 }
 
 impl Removal {
@@ -81,24 +78,23 @@ impl Removal {
         for file in table.snapshot().files()? {
             match self.rewritten(&rewriter, &file).await {
                 Ok(None) => {}
-                Ok(Some(Rewritten { files, made })) => {
+                Ok(Some(files)) => {
                     group.removes.push(file);
                     group.adds.extend(files);
-                    group.made.get_or_insert(made);
                 }
                 // Someone else has merged it, and vacuumed it since.
                 Err(error) if error.is_gone() => return Ok(false),
                 Err(error) => return Err(error),
             }
-            if group.removes.len() >= TOGETHER && !commit(&mut table, std::mem::take(&mut group), removed).await? {
+            if group.removes.len() >= TOGETHER && !self.commit(&mut table, std::mem::take(&mut group), removed).await? {
                 return Ok(false);
             }
         }
-        commit(&mut table, group, removed).await
+        self.commit(&mut table, group, removed).await
     }
 
     /// A file without the rows that go; none if it holds none of them.
-    async fn rewritten(&self, rewriter: &Rewriter, file: &DataFile) -> Result<Option<Rewritten>, RewriteError> {
+    async fn rewritten(&self, rewriter: &Rewriter, file: &DataFile) -> Result<Option<Vec<DataFile>>, RewriteError> {
         let spec = &rewriter.spec;
         let failed = |source| RewriteError::Read { location: file.location(&self.store, &spec.name).to_string(), source };
         let id = spec.id_column();
@@ -113,17 +109,21 @@ impl Removal {
         }
         Ok(None)
     }
-}
 
-async fn commit(table: &mut Upkeep, group: Group, removed: &mut u64) -> Result<bool, RewriteError> {
-    let Group { removes, adds, made: Some(made) } = group else { return Ok(true) };
-    let replaced = table.replace(Change::Delete, &removes, &adds, made).await?;
-    // What was written for nothing is left to vacuum: a put of which nothing is known may still name it.
-    if replaced != Replaced::Done {
-        tracing::info!(table = table.name(), "taking rows out of it was overtaken: it is begun again");
-        return Ok(false);
+    async fn commit(&self, table: &mut Upkeep, group: Group, removed: &mut u64) -> Result<bool, RewriteError> {
+        let Group { removes, adds } = group;
+        if removes.is_empty() {
+            return Ok(true);
+        }
+        let now_ms = self.store.now_micros().await? / 1000;
+        let replaced = table.replace(Change::Delete, &removes, &adds, now_ms).await?;
+        // What was written for nothing is left to vacuum: a put of which nothing is known may still name it.
+        if replaced != Replaced::Done {
+            tracing::info!(table = table.name(), "taking rows out of it was overtaken: it is begun again");
+            return Ok(false);
+        }
+        let rows = |files: &[DataFile]| files.iter().map(|file| file.rows).sum::<u64>();
+        *removed += rows(&removes) - rows(&adds);
+        Ok(true)
     }
-    let rows = |files: &[DataFile]| files.iter().map(|file| file.rows).sum::<u64>();
-    *removed += rows(&removes) - rows(&adds);
-    Ok(true)
 }

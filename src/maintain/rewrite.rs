@@ -32,8 +32,7 @@ use twox_hash::XxHash64;
 use super::input::{self, Inputs, Reading};
 use super::merge::{Chunk, Merge};
 use super::plan::Bin;
-use crate::base::Watch;
-use crate::base::store::Store;
+use crate::base::store::{Store, StoreError};
 use crate::ingest::file::{FileError, FileWriter, GATHER_ROWS, ROW_GROUP_ROWS, gather};
 use crate::table::{DataFile, TableError, TableSpec, file_location};
 
@@ -64,6 +63,9 @@ pub enum RewriteError {
     /// The table's log can't be read or written.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// The store doesn't tell what time it is.
+    #[error(transparent)]
+    Time(#[from] StoreError),
     /// A fault of this program.
     #[error(transparent)]
     Write(#[from] FileError),
@@ -185,20 +187,10 @@ pub struct Rewriter {
 /// Tells by its id whether a row goes.
 pub type Goes = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
-/// Files that a merge wrote and that no log names yet.
-#[derive(Debug)]
-pub struct Rewritten {
-    /// The files.
-    pub files: Vec<DataFile>,
-    /// Started before the first was written.
-    pub made: Watch,
-}
-
 impl Rewriter {
-    /// Merges a bin's inputs. `turn` is given back when the memory is: the last parts are then still being uploaded, and what was
+    /// Merges a bin's inputs: the files that it wrote, which no log names yet. `turn` is given back when the memory is: the last parts are then still being uploaded, and what was
     /// written has to be read back, which takes time alone.
-    pub async fn run(&self, bin: &Bin, turn: impl Send) -> Result<Rewritten, RewriteError> {
-        let made = Watch::start();
+    pub async fn run(&self, bin: &Bin, turn: impl Send) -> Result<Vec<DataFile>, RewriteError> {
         let (send, receive) = mpsc::channel(GATHERED);
         let (reader, writer) = ((self.clone(), bin.clone(), Handle::current()), (self.clone(), bin.clone(), Handle::current()));
         let reading = on_a_thread("merge", move || reader.0.merge(&reader.1, reader.2, send));
@@ -226,7 +218,7 @@ impl Rewriter {
             return Err(RewriteError::Differs { table: self.spec.name.clone(), files: bin.inputs.len(), written, read, told });
         }
         self.progress.bins_done.fetch_add(1, Ordering::Relaxed);
-        Ok(Rewritten { files, made })
+        Ok(files)
     }
 
     /// Reads and merges, until the end or until nobody listens: what was read, and what of it goes. Blocking.

@@ -1,9 +1,11 @@
 //! Files that no table needs any more: which they are, as a pure function, and deleting them behind a fence.
 //!
-//! A file that no version of a table names may still be about to be named: by a writer's batch, or by a merge. Neither
-//! commits files that are older than an hour. So the order of steps is: list; put a fence into the ledger and into the table;
-//! bring the table up to the ledger; read it; delete what was listed, is older than a day, and is not named. Who was frozen
-//! with its put under way finds the fence at that version, reads on, and sees that its files are too old.
+//! A file that no version of a table names may still be about to be named: by a writer's batch, or by a merge. So the order of steps
+//! is: list; put a fence into the ledger and into the table; bring the table up to the ledger; read it; delete what was listed, was
+//! older than a day at the fence, and is not named. Who was frozen with its put under way finds the fence at that version, reads
+//! on, and looks after its files: what is gone, or was older than an hour at the fence, is not committed.
+//!
+//! All times are the store's: those at which it says that the files and the fence were written.
 //!
 //! Files that were taken out of a table are never named again; they are kept for readers of older versions, for as long as the
 //! configuration says.
@@ -28,7 +30,7 @@ pub struct Ages {
     pub never_named: Duration,
 }
 
-/// A day is far beyond the hour after which no writer commits a file, whatever the clocks of store and machines say.
+/// A day is far beyond the hour after which no writer commits a file that meets a fence.
 pub const NEVER_NAMED: Duration = Duration::from_secs(86_400);
 
 /// A file below a table, as a listing tells it.
@@ -77,15 +79,15 @@ pub async fn look(store: &Store, table: &str, now_ms: i64, ages: Ages) -> Result
     Ok(Some(Found { table: table.to_owned(), files }))
 }
 
-/// V4, P, V5. Deletes what was found, behind a fence that the ledger has already got. The table, and what was deleted.
-pub async fn delete(lake: &Lake, found: Found, now_ms: i64, ages: Ages) -> Result<(String, Vec<ListedFile>), MaintainError> {
+/// V4, P, V5. Deletes what was found, behind a fence that the ledger got at `fenced_ms`. The table, and what was deleted.
+pub async fn delete(lake: &Lake, found: Found, fenced_ms: i64, ages: Ages) -> Result<(String, Vec<ListedFile>), MaintainError> {
     let store = lake.store();
     if let Some(mut upkeep) = Upkeep::open(store, &found.table).await? {
         upkeep.fence(ages.taken_out.as_millis() as i64).await?;
     }
     lake.settle().await?;
     let Some(upkeep) = Upkeep::open(store, &found.table).await? else { return Ok((found.table, Vec::new())) };
-    let files = deletable(&found.files, &named(&upkeep)?, &upkeep.tombstones().await?, now_ms, ages);
+    let files = deletable(&found.files, &named(&upkeep)?, &upkeep.tombstones().await?, fenced_ms, ages);
     let place = |file: &ListedFile| file_location(store, &found.table, &file.path);
     let paths: Vec<Path> = files.iter().map(place).collect();
     let mut deleting = store.objects.delete_stream(futures::stream::iter(paths.into_iter().map(Ok)).boxed());

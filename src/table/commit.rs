@@ -12,9 +12,19 @@ use serde_json::Value;
 
 /// The app id of the `txn` that says up to which ledger version a table has been brought; and the key in the
 /// ledger's commitInfo.
+///
+/// In the ledger's own log the same `txn` is the settled mark: all that landed up to there is in the tables for ever. Every engine
+/// keeps a `txn` in its checkpoints, so that a checkpoint tells what is settled, whoever wrote it.
 pub(super) const APP: &str = "flarelake";
+/// The app id of the `txn` that goes with a settled mark: how many objects the ledger then held. Fewer later on means that another
+/// engine took some out.
+pub(super) const OBJECTS: &str = "flarelake.objects";
 /// The key in the commitInfo of upkeep's commits: the run that made it, so that it finds its own commit again.
 const RUN: &str = "flarelakeRun";
+/// The key in the commitInfo of a commit by which a repair makes up for what another engine did to the ledger.
+const REPAIR: &str = "flarelakeRepair";
+/// The operation of a fence, and of every engine's vacuum.
+const VACUUM: &str = "VACUUM START";
 /// The version of [`Landing`]'s form.
 const FORMAT: u32 = 1;
 
@@ -118,8 +128,16 @@ mod hex_ids {
 /// What flarelake needs to know of a commit that it reads.
 #[derive(Debug, Default)]
 pub struct ReadCommit {
-    /// Our app's `txn`.
+    /// Our app's `txn`: in a table the ledger's version that it was brought up to, in the ledger the settled mark.
     pub txn: Option<u64>,
+    /// How many objects the ledger held at its settled mark.
+    pub objects: Option<u64>,
+    /// Files that no version named may be deleted from now on.
+    pub fence: bool,
+    /// It takes rows out, and flarelake did not make it.
+    pub foreign_delete: bool,
+    /// It makes up for what foreign deletes took out before.
+    pub repair: bool,
     /// What a ledger's commit lands.
     pub landing: Option<Landing>,
     /// The table's layout, if the commit sets it.
@@ -138,8 +156,11 @@ struct RemoveLine {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct RemovedPath {
     path: String,
+    #[serde(default)]
+    data_change: bool,
 }
 
 /// The part of a `metaData` action that decides whether our files fit.
@@ -162,12 +183,15 @@ pub fn read(bytes: &[u8]) -> Result<ReadCommit, String> {
         }
         if line.starts_with(br#"{"remove":"#) {
             let line: RemoveLine = serde_json::from_slice(line).map_err(|e| e.to_string())?;
+            commit.foreign_delete |= line.remove.data_change;
             commit.removed.push(percent_decode_str(&line.remove.path).decode_utf8_lossy().into_owned());
             continue;
         }
         let mut action: Value = serde_json::from_slice(line).map_err(|e| e.to_string())?;
-        if let Some(run) = action.get("commitInfo").and_then(|info| info.get(RUN)) {
-            commit.run = run.as_str().map(str::to_owned);
+        if let Some(info) = action.get("commitInfo") {
+            commit.run = info.get(RUN).and_then(Value::as_str).map(str::to_owned);
+            commit.fence = info["operation"] == VACUUM;
+            commit.repair = info.get(REPAIR).is_some();
         }
         if let Some(envelope) = action.get_mut("commitInfo").and_then(|info| info.get_mut(APP)) {
             let envelope: Envelope = serde_json::from_value(envelope.take()).map_err(|e| format!("its {APP} entry can't be read: {e}"))?;
@@ -179,6 +203,9 @@ pub fn read(bytes: &[u8]) -> Result<ReadCommit, String> {
         if let Some(txn) = action.get("txn").filter(|t| t["appId"] == APP) {
             commit.txn = txn["version"].as_u64();
         }
+        if let Some(txn) = action.get("txn").filter(|t| t["appId"] == OBJECTS) {
+            commit.objects = txn["version"].as_u64();
+        }
         if let Some(metadata) = action.get_mut("metaData") {
             commit.metadata = Some(serde_json::from_value(metadata.take()).map_err(|e| format!("its metaData can't be read: {e}"))?);
         }
@@ -187,6 +214,7 @@ pub fn read(bytes: &[u8]) -> Result<ReadCommit, String> {
             commit.protocol = Some((version("minReaderVersion"), version("minWriterVersion")));
         }
     }
+    commit.foreign_delete &= commit.run.is_none();
     Ok(commit)
 }
 
@@ -205,6 +233,15 @@ pub fn landing(landing: &Landing, ledger_file: &DataFile) -> Result<Bytes, Strin
 pub fn projection<'a>(files: impl IntoIterator<Item = &'a DataFile>, to: u64) -> Result<Bytes, String> {
     let adds = files.into_iter().map(|file| Action::Add(file.add(true))).collect();
     append(adds, HashMap::new(), vec![Transaction::new(APP, to as i64)])
+}
+
+/// The ledger's settled mark: all that landed up to version `to` is in the tables; it holds so many objects.
+pub fn settled(to: u64, objects: u64) -> Result<Bytes, String> {
+    append(Vec::new(), HashMap::new(), settled_marks(to, objects))
+}
+
+fn settled_marks(to: u64, objects: u64) -> Vec<Transaction> {
+    vec![Transaction::new(APP, to as i64), Transaction::new(OBJECTS, objects as i64)]
 }
 
 /// What upkeep does to a table.

@@ -1,30 +1,31 @@
 //! A lake under write: landing batches in the ledger, and bringing the tables up to it.
 //!
-//! The protocol, step by step, is DESIGN §4's: versions of the ledger are a total order, and who puts v+1 has read
-//! all up to v; so no object can land twice. What is put into the ledger has landed, whatever happens to
-//! the writer: its files are named there, and anyone brings them into the tables.
+//! Versions of the ledger are a total order, and who puts v+1 has read all up to v; so no object can land twice. What is
+//! put into the ledger has landed, whatever happens to the writer: its files are named there, and anyone brings them into the
+//! tables.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
+use futures::FutureExt as _;
 use parking_lot::Mutex as SyncMutex;
+use rustc_hash::FxHashSet;
 use tokio::sync::Mutex;
 
-use super::commit::{self, DataFile, Landing, TableMetadata};
+use super::commit::{self, DataFile, Landing};
+use super::fence::Fence;
 use super::ledger::{self, Known};
+use super::listing::LogFileKind;
 use super::log::{Beginning, Log, TableError};
+use super::projection::{Table, tables_below};
 use super::snapshot::Snapshot;
 use super::spec::{LEDGER_TABLE, TableSpec, ledger_spec};
-use crate::base::Watch;
 use crate::base::store::Store;
 
-/// Files older than this are not landed: an upkeep that thinks their writer dead may have removed them.
-pub const MAX_FILE_AGE: Duration = Duration::from_secs(3600);
 /// How many ledger versions are remembered for a table before it is looked at.
 const MAX_PENDING: usize = 64;
 /// How often the reading of a log begins anew because entries were cleaned up meanwhile.
-const MAX_BEGINNINGS: u32 = 3;
+pub(super) const MAX_BEGINNINGS: u32 = 3;
 
 /// What came of landing a batch.
 #[derive(Debug, PartialEq, Eq)]
@@ -33,81 +34,117 @@ pub enum LandOutcome {
     Landed,
     /// These objects had landed before: nothing was landed; leave them out and try again.
     Duplicates(HashSet<u128>),
-    /// The files are too old to be landed: decode again.
+    /// Files are gone, or too old to be landed: decode again.
     Stale,
 }
+
+/// The ledger's version that was known when the first file of a batch was written: fences beyond it may concern the files.
+#[derive(Debug, Clone, Copy)]
+pub struct Begun(u64);
 
 /// See the module.
 pub struct Lake {
     store: Store,
-    known: Known,
+    pub(super) known: Known,
     ledger: Mutex<Log>,
     tables: SyncMutex<BTreeMap<String, Arc<Mutex<Table>>>>,
 }
 
-/// A data table under write.
-struct Table {
-    log: Log,
-    /// The ledger version that it has been brought up to.
-    txn: Option<u64>,
-    metadata: Option<TableMetadata>,
-    /// Reader and writer version.
-    protocol: (i64, i64),
-    /// What we write into it.
-    spec: Option<TableSpec>,
-}
-
 impl Lake {
-    /// Opens a lake to write to, creating its ledger if there is none; then brings every table up to the ledger.
+    /// Opens a lake to write to, creating its ledger in a folder that holds no tables; then brings every table up to the ledger.
     pub async fn open(store: Store) -> Result<Self, TableError> {
         let known = Known::default();
-        let log = Self::begin(&store, &known).await?;
+        let (log, _) = Self::begin(&store, &known, None).await?;
         let lake = Self { known, tables: SyncMutex::default(), ledger: Mutex::new(log), store };
+        lake.open_tables().await?;
         lake.project_all().await?;
         Ok(lake)
     }
 
-    /// Reads the ledger from where its reading can begin.
-    async fn begin(store: &Store, known: &Known) -> Result<Log, TableError> {
+    /// Reads the ledger from where its reading can begin. True if `batch` is one of the entries that were read.
+    async fn begin(store: &Store, known: &Known, batch: Option<&str>) -> Result<(Log, bool), TableError> {
         for _ in 0..MAX_BEGINNINGS {
             let mut log = Log::new(store, LEDGER_TABLE);
-            let mut beginning = log.beginning().await?;
-            if beginning == Beginning::Empty {
-                log.create(&ledger_spec(), None).await?;
-                beginning = Beginning::First;
-            }
-            let mut below = Vec::new();
-            if let Beginning::After(version) = beginning {
-                // What landed up to there stands in the ledger's own table. All of it is in the data tables: no checkpoint
-                // of the ledger is made before.
-                let snapshot = Snapshot::open(store, LEDGER_TABLE).await?;
-                let snapshot = snapshot.ok_or_else(|| TableError::request(&log.table, "opening its checkpoint", "it is not there"))?;
-                below = read_object_ids(&snapshot).await?;
-                log.version = Some(version);
-            }
-            match ledger::catch_up(&mut log, known, None).await {
-                // Entries were cleaned up on the way.
-                Err(TableError::Outrun { .. }) => {}
-                other => {
-                    other?;
-                    known.extend(below);
-                    return Ok(log);
+            let (mut below, mut objects, mut base) = (FxHashSet::default(), None, None);
+            match log.beginning().await? {
+                Beginning::First => {}
+                Beginning::Empty => {
+                    Self::refuse_tables_without_ledger(store).await?;
+                    log.create(&ledger_spec(), None).await?;
+                }
+                Beginning::After(checkpoint, written_ms) => {
+                    // What landed up to there stands in the ledger's own table. What of it is settled is in the data tables,
+                    // too; the entries beyond are read, since another engine may have written the checkpoint.
+                    let snapshot = Snapshot::open(store, LEDGER_TABLE).await?;
+                    let snapshot = snapshot.ok_or_else(|| TableError::request(&log.table, "opening its checkpoint", "it is not there"))?;
+                    below = read_object_ids(&snapshot).await?;
+                    objects = snapshot.transaction(commit::OBJECTS).await?;
+                    let settled = match snapshot.transaction(commit::APP).await? {
+                        Some(settled) => {
+                            known.settles(settled);
+                            settled.min(checkpoint)
+                        }
+                        None => first_unbroken(&log, checkpoint).await?,
+                    };
+                    log.version = Some(settled);
+                    base = Some(checkpoint);
+                    // Below it there may have been fences.
+                    known.fenced(Fence { version: checkpoint, written_ms });
                 }
             }
+            let is_there = match ledger::catch_up(&mut log, known, batch, base.map(|checkpoint| (checkpoint, &below))).await {
+                // Entries were cleaned up on the way.
+                Err(TableError::Outrun { .. }) => continue,
+                other => other?,
+            };
+            if log.version < base {
+                let next = log.version.map_or(0, |version| version + 1);
+                let what = format!("log entry {next} is gone, and no checkpoint tells that it was settled: someone removed it");
+                return Err(TableError::damaged(&log.table, what));
+            }
+            known.extend(below);
+            known.reaches(log.version.unwrap_or_default());
+            check_whole(&log, known, objects)?;
+            return Ok((log, is_there));
         }
         Err(TableError::Outrun { table: format!("{}{LEDGER_TABLE}/", store.url) })
+    }
+
+    /// A new ledger beside old tables would know nothing of what is in them.
+    async fn refuse_tables_without_ledger(store: &Store) -> Result<(), TableError> {
+        for name in tables_below(store).await? {
+            let txn = match Table::open(store, &name).await {
+                // It is another engine's, or one that can't be read: not what the ledger stands for.
+                Ok(None) | Err(TableError::Layout { .. } | TableError::Entry { .. }) => continue,
+                table => table?.and_then(|table| table.txn).unwrap_or_default(),
+            };
+            // Someone may be making the lake at this moment.
+            if Log::new(store, LEDGER_TABLE).beginning().await? != Beginning::Empty {
+                return Ok(());
+            }
+            let what = format!("it is not there, and {name} was brought up to version {txn} of it: it was removed, or not copied");
+            return Err(TableError::damaged(&format!("{}{LEDGER_TABLE}/", store.url), what));
+        }
+        Ok(())
     }
 
     /// Reads the ledger's new entries; begins anew if it was away for so long that some of them are gone. True if one of them
     /// is `batch`.
     async fn catch_up(&self, ledger: &mut Log, batch: Option<&str>) -> Result<bool, TableError> {
-        match ledger::catch_up(ledger, &self.known, batch).await {
-            Err(TableError::Outrun { .. }) => {
-                *ledger = Self::begin(&self.store, &self.known).await?;
-                Ok(false)
+        match ledger::catch_up(ledger, &self.known, batch, None).await {
+            Err(TableError::Outrun { .. }) => self.begin_anew(ledger, batch).await,
+            other => {
+                let is_there = other?;
+                check_whole(ledger, &self.known, None)?;
+                Ok(is_there)
             }
-            other => other,
         }
+    }
+
+    async fn begin_anew(&self, ledger: &mut Log, batch: Option<&str>) -> Result<bool, TableError> {
+        let (log, is_there) = Self::begin(&self.store, &self.known, batch).await?;
+        *ledger = log;
+        Ok(is_there)
     }
 
     /// The store that holds it.
@@ -125,11 +162,60 @@ impl Lake {
         self.known.len()
     }
 
+    /// To be asked for before the first file of a batch is written.
+    pub fn begun(&self) -> Begun {
+        Begun(self.known.version())
+    }
+
+    /// Opens every table that is there, and refuses those that are ahead of the ledger.
+    async fn open_tables(&self) -> Result<(), TableError> {
+        let names = tables_below(&self.store).await?;
+        let opened: Vec<_> = names.iter().map(|name| Table::open(&self.store, name).boxed()).collect();
+        let opened = futures::future::join_all(opened).await;
+        for (name, table) in names.into_iter().zip(opened) {
+            let table = match table {
+                Ok(Some(table)) => table,
+                Ok(None) => continue,
+                // It is told again when something is to be landed in it.
+                Err(error @ (TableError::Layout { .. } | TableError::Entry { .. })) => {
+                    tracing::warn!("{error}");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            self.check_ledger_reaches(&table).await?;
+            self.tables.lock().insert(name, Arc::new(Mutex::new(table)));
+        }
+        Ok(())
+    }
+
+    /// A table is never ahead of the ledger, unless the ledger was removed, restored or copied.
+    async fn check_ledger_reaches(&self, table: &Table) -> Result<(), TableError> {
+        let Some(txn) = table.txn.filter(|txn| *txn > self.known.version()) else { return Ok(()) };
+        let mut ledger = self.ledger.lock().await;
+        self.catch_up(&mut ledger, None).await?;
+        if self.known.version() < txn && ledger.list(ledger.version).await?.iter().any(|file| file.version >= txn) {
+            // Its next entry was cleaned up while this process was away.
+            self.begin_anew(&mut ledger, None).await?;
+        }
+        let ends = ledger.version.unwrap_or_default();
+        if txn <= ends {
+            return Ok(());
+        }
+        let what = format!(
+            "it was brought up to version {txn} of {LEDGER_TABLE}, which ends at version {ends}: {LEDGER_TABLE} was removed, restored from an \
+             older copy, or copied before this table"
+        );
+        Err(TableError::damaged(&table.log.table, what))
+    }
+
     /// Makes sure that the table is there and that files made for `spec` fit it. Before the first landing that
     /// names the table.
     pub async fn ensure_table(&self, spec: &TableSpec) -> Result<(), TableError> {
-        if self.tables.lock().contains_key(&spec.name) {
-            return Ok(());
+        let known = self.tables.lock().get(&spec.name).cloned();
+        if let Some(table) = known {
+            let mut table = table.lock().await;
+            return if table.spec.is_some() { Ok(()) } else { table.fits(spec) };
         }
         let mut table = match Table::open(&self.store, &spec.name).await? {
             Some(table) => table,
@@ -144,35 +230,43 @@ impl Lake {
                 created.ok_or_else(|| TableError::request(&spec.name, "reading the table just created", "it is not there"))?
             }
         };
-        table.spec = Some(spec.clone());
-        table.check()?;
+        table.fits(spec)?;
+        self.check_ledger_reaches(&table).await?;
         self.tables.lock().entry(spec.name.clone()).or_insert_with(|| Arc::new(Mutex::new(table)));
         Ok(())
     }
 
-    /// W2 to W5. Lands a batch whose files are uploaded: `ledger_file` holds its objects' rows for the ledger, `made` was
-    /// started before the first file was written. On success every table that it touches has its rows.
-    pub async fn land(&self, landing: &Landing, ledger_file: &DataFile, made: Watch) -> Result<LandOutcome, TableError> {
+    /// W2 to W5. Lands a batch whose files are uploaded: `ledger_file` holds its objects' rows for the ledger, `begun` is of before the
+    /// first file was written. On success every table that it touches has its rows.
+    pub async fn land(&self, landing: &Landing, ledger_file: &DataFile, begun: Begun) -> Result<LandOutcome, TableError> {
         let bytes =
             |log: &Log| commit::landing(landing, ledger_file).map_err(|message| TableError::Layout { table: log.table.clone(), message });
         let mut ledger = self.ledger.lock().await;
-        let mut unknown = 0;
-        loop {
-            if self.catch_up(&mut ledger, Some(&landing.batch)).await? {
-                break;
-            }
+        let (mut unknown, Begun(mut fenced)) = (0, begun);
+        let mut is_there = self.catch_up(&mut ledger, Some(&landing.batch)).await?;
+        while !is_there {
             let there: HashSet<u128> = landing.objects.iter().copied().filter(|o| self.known.contains(*o)).collect();
             if !there.is_empty() {
                 return Ok(LandOutcome::Duplicates(there));
             }
-            if made.elapsed() > MAX_FILE_AGE {
-                return Ok(LandOutcome::Stale);
+            if let Some(fence) = self.known.fence().filter(|fence| fence.version > fenced) {
+                if !fence.spares(&self.store, self.files_of(landing, ledger_file)).await? {
+                    return Ok(LandOutcome::Stale);
+                }
+                fenced = fence.version;
             }
             let bytes = bytes(&ledger)?;
-            if ledger.try_put(bytes, &mut unknown).await? {
-                self.known.apply(ledger.version.unwrap_or_default(), landing.clone());
-                break;
-            }
+            is_there = match ledger.try_put(bytes, &mut unknown).await {
+                Ok(true) => {
+                    let version = ledger.version.unwrap_or_default();
+                    self.known.reaches(version);
+                    self.known.apply(version, landing.clone(), true);
+                    true
+                }
+                Ok(false) => self.catch_up(&mut ledger, Some(&landing.batch)).await?,
+                Err(TableError::Outrun { .. }) => self.begin_anew(&mut ledger, Some(&landing.batch)).await?,
+                Err(error) => return Err(error),
+            };
         }
         drop(ledger);
         for table in landing.adds.keys() {
@@ -185,6 +279,12 @@ impl Lake {
         Ok(LandOutcome::Landed)
     }
 
+    /// Where all files of a batch are.
+    fn files_of(&self, landing: &Landing, ledger_file: &DataFile) -> Vec<object_store::path::Path> {
+        let of_tables = landing.adds.iter().flat_map(|(table, files)| files.iter().map(move |file| file.location(&self.store, table)));
+        of_tables.chain([ledger_file.location(&self.store, LEDGER_TABLE)]).collect()
+    }
+
     /// P1 to P3. Brings every table up to the ledger as it was last read: what a writer that died has left is finished here.
     pub async fn project_all(&self) -> Result<(), TableError> {
         for table in self.known.lagging(1) {
@@ -194,7 +294,7 @@ impl Lake {
     }
 
     /// K1. Reads the ledger to its end, and brings every table up to it. The version of the ledger up to which nothing is left to
-    /// be brought into a table, for ever: what a checkpoint of the ledger may stand for.
+    /// be brought into a table, for ever.
     pub async fn settle(&self) -> Result<u64, TableError> {
         let mut ledger = self.ledger.lock().await;
         self.catch_up(&mut ledger, None).await?;
@@ -202,6 +302,27 @@ impl Lake {
         drop(ledger);
         self.project_all().await?;
         Ok(version)
+    }
+
+    /// K0. Settles, and puts the settled mark into the ledger: a checkpoint that has it tells what is in the tables.
+    pub async fn mark_settled(&self) -> Result<(), TableError> {
+        let to = self.settle().await?;
+        let mut ledger = self.ledger.lock().await;
+        let mut unknown = 0;
+        loop {
+            self.catch_up(&mut ledger, None).await?;
+            // Marks only go forward: another maintainer may have been faster, or a put that nobody knew of had won.
+            if self.known.settled() >= Some(to) {
+                return Ok(());
+            }
+            let bytes = commit::settled(to, self.known.len() as u64);
+            let bytes = bytes.map_err(|message| TableError::Layout { table: ledger.table.clone(), message })?;
+            if ledger.try_put(bytes, &mut unknown).await? {
+                self.known.reaches(ledger.version.unwrap_or_default());
+                self.known.settles(to);
+                return Ok(());
+            }
+        }
     }
 
     /// What the ledger gives to tables and they have not got yet, by table: [`Lake::settle`] would bring it there. Nothing is
@@ -212,10 +333,10 @@ impl Lake {
             return Ok(missing);
         }
         let known = Known::default();
-        Self::begin(store, &known).await?;
+        Self::begin(store, &known, None).await?;
         for name in known.lagging(1) {
             let has = Table::reopen(store, &name).await?.txn.unwrap_or(0);
-            missing.extend(known.missing(&name, has).map(|(_, files)| (name, files)));
+            missing.extend(known.missing(&name, has).map(|missing| (name, missing.files)));
         }
         Ok(missing)
     }
@@ -224,120 +345,64 @@ impl Lake {
         let known = self.tables.lock().get(name).cloned();
         let table = match known {
             Some(table) => table,
-            // Not kept: whether it fits its schema is checked when something is to be landed in it.
-            None => Arc::new(Mutex::new(Table::reopen(&self.store, name).await?)),
+            None => {
+                let table = Table::reopen(&self.store, name).await?;
+                self.tables.lock().entry(name.to_owned()).or_insert_with(|| Arc::new(Mutex::new(table))).clone()
+            }
         };
         let mut table = table.lock().await;
         let mut unknown = 0;
         loop {
-            match table.catch_up().await {
-                Err(TableError::Outrun { .. }) => {
-                    let spec = table.spec.take();
-                    *table = Table { spec, ..Table::reopen(&self.store, name).await? };
-                    table.check()?;
-                }
-                other => other?,
-            }
-            let Some((to, files)) = self.known.missing(name, table.txn.unwrap_or(0)) else { return Ok(()) };
-            let bytes = commit::projection(&files, to).map_err(|message| TableError::Layout { table: table.log.table.clone(), message })?;
-            if table.log.try_put(bytes, &mut unknown).await? {
-                table.txn = Some(to);
+            table.catch_up(&self.store, name).await?;
+            self.check_ledger_reaches(&table).await?;
+            let Some(missing) = self.known.missing(name, table.txn.unwrap_or(0)) else { return Ok(()) };
+            if table.take(&self.store, name, &missing, &mut unknown).await? && self.known.missing(name, missing.to).is_none() {
+                return Ok(());
             }
         }
     }
 }
 
-impl Table {
-    /// Opens a table at its newest version; none if it is not there.
-    async fn open(store: &Store, name: &str) -> Result<Option<Self>, TableError> {
-        for _ in 0..MAX_BEGINNINGS {
-            let mut log = Log::new(store, name);
-            let mut table = match log.beginning().await? {
-                Beginning::Empty => return Ok(None),
-                Beginning::First => Self { log, txn: None, metadata: None, protocol: (0, 0), spec: None },
-                Beginning::After(_) => Self::open_checkpointed(store, name, log).await?,
-            };
-            match table.catch_up().await {
-                // Entries were cleaned up on the way.
-                Err(TableError::Outrun { .. }) => continue,
-                other => other?,
-            }
-            if table.txn.is_none() {
-                let message = "no commit of it tells its ledger version: it was not made by flarelake; move it away".to_owned();
-                return Err(TableError::Layout { table: table.log.table, message });
-            }
-            return Ok(Some(table));
+/// Refuses a ledger that another engine took rows out of: the objects that they told of would land again. `objects`: how many there
+/// were at least, as a settled mark tells.
+fn check_whole(log: &Log, known: &Known, objects: Option<u64>) -> Result<(), TableError> {
+    let what = match (known.foreign_delete(), objects) {
+        (Some(version), _) => {
+            format!("with version {version} another engine took rows out of it: the objects that they told of would land again")
         }
-        Err(TableError::Outrun { table: format!("{}{name}/", store.url) })
-    }
-
-    /// A table that the ledger gives files.
-    async fn reopen(store: &Store, name: &str) -> Result<Self, TableError> {
-        Self::open(store, name).await?.ok_or_else(|| TableError::Layout {
-            table: format!("{}{name}/", store.url),
-            message: "the ledger gives it files, but it is not there; restore it from a copy".into(),
-        })
-    }
-
-    /// What the log's beginning said stands in a checkpoint.
-    async fn open_checkpointed(store: &Store, name: &str, mut log: Log) -> Result<Self, TableError> {
-        let failed = |e: deltalake::DeltaTableError| TableError::request(name, "reading the table's checkpoint", e);
-        let table = Snapshot::open(store, name).await?;
-        let table = table.ok_or_else(|| TableError::request(name, "opening its checkpoint", "it is not there"))?;
-        let table = table.0;
-        let snapshot = table.snapshot().map_err(failed)?;
-        let txn = snapshot.transaction_version(table.log_store().as_ref(), commit::APP).await.map_err(failed)?;
-        let metadata = serde_json::to_value(snapshot.metadata()).and_then(serde_json::from_value);
-        let metadata =
-            metadata.map_err(|e| TableError::Layout { table: log.table.clone(), message: format!("its metaData can't be read: {e}") })?;
-        let protocol = snapshot.protocol();
-        let protocol = (i64::from(protocol.min_reader_version()), i64::from(protocol.min_writer_version()));
-        log.version = table.version();
-        Ok(Self { log, txn: txn.map(|v| v as u64), metadata: Some(metadata), protocol, spec: None })
-    }
-
-    /// Whether what we write still fits the table.
-    fn check(&self) -> Result<(), TableError> {
-        let (reader, writer) = self.protocol;
-        if reader > 1 || writer > 2 {
-            let message = format!("its protocol is ({reader},{writer}), which another engine set; flarelake writes protocol (1,2) only");
-            return Err(TableError::Layout { table: self.log.table.clone(), message });
+        (None, Some(objects)) if (known.len() as u64) < objects => {
+            format!(
+                "it told of {objects} objects and now tells of {}: another engine took rows out of it, and those objects would land again",
+                known.len()
+            )
         }
-        match (&self.spec, &self.metadata) {
-            (Some(spec), Some(metadata)) => self.log.check(spec, metadata),
-            _ => Ok(()),
-        }
-    }
+        _ => return Ok(()),
+    };
+    Err(TableError::damaged(&log.table, what))
+}
 
-    async fn catch_up(&mut self) -> Result<(), TableError> {
-        let Self { log, txn, metadata, protocol, .. } = self;
-        let mut layout_changed = false;
-        log.catch_up(|_, entry| {
-            layout_changed |= entry.metadata.is_some() || entry.protocol.is_some();
-            *txn = entry.txn.or(*txn);
-            *protocol = entry.protocol.unwrap_or(*protocol);
-            if entry.metadata.is_some() {
-                *metadata = entry.metadata;
-            }
-        })
-        .await?;
-        if layout_changed { self.check() } else { Ok(()) }
-    }
+/// The version before the first entry that is there without a gap up to a checkpoint: of a ledger without a settled mark all that is
+/// left is read.
+async fn first_unbroken(log: &Log, checkpoint: u64) -> Result<u64, TableError> {
+    let files = log.list(None).await?;
+    let entries: HashSet<u64> = files.iter().filter(|file| file.kind == LogFileKind::Entry).map(|file| file.version).collect();
+    let first = (0..=checkpoint).rev().take_while(|version| entries.contains(version)).last();
+    Ok(first.map_or(checkpoint, |first| first.saturating_sub(1)))
 }
 
 /// The ids of every object in a snapshot of the ledger.
-async fn read_object_ids(ledger: &Snapshot) -> Result<Vec<u128>, TableError> {
+async fn read_object_ids(ledger: &Snapshot) -> Result<FxHashSet<u128>, TableError> {
     use datafusion::prelude::{SessionContext, col};
     let failed = |e: String| TableError::request("the ledger", "reading object ids", e);
     let context = SessionContext::new();
     let provider = ledger.0.table_provider().await.map_err(|e| failed(e.to_string()))?;
     let frame = context.read_table(provider).and_then(|f| f.select(vec![col("object_id")])).map_err(|e| failed(e.to_string()))?;
     let batches = frame.collect().await.map_err(|e| failed(e.to_string()))?;
-    let mut ids = Vec::new();
+    let mut ids = FxHashSet::default();
     for batch in batches {
         let texts = arrow::compute::cast(batch.column(0), &arrow::datatypes::DataType::Utf8).map_err(|e| failed(e.to_string()))?;
         for text in arrow::array::AsArray::as_string::<i32>(&texts).iter().flatten() {
-            ids.push(u128::from_str_radix(text, 16).map_err(|e| failed(format!("`{text}` is no object id: {e}")))?);
+            ids.insert(u128::from_str_radix(text, 16).map_err(|e| failed(format!("`{text}` is no object id: {e}")))?);
         }
     }
     Ok(ids)

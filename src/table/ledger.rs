@@ -1,29 +1,55 @@
 //! The ledger in memory: which objects have landed, and what each table has still to get.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 use rustc_hash::FxHashSet;
 
 use super::commit::{DataFile, Landing, ReadCommit};
+use super::fence::Fence;
 use super::log::{Log, TableError};
 
-/// Ledger versions with the files that they give to one table, oldest first.
-type Versions = VecDeque<(u64, Vec<DataFile>)>;
+/// A ledger version with the files that it gives to one table.
+#[derive(Debug, Clone)]
+struct Given {
+    version: u64,
+    files: Vec<DataFile>,
+    /// Whether this process wrote them, moments ago.
+    own: bool,
+}
+
+/// What a table has still to get.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Missing {
+    /// The ledger's version that it is then at.
+    pub to: u64,
+    /// The files, those of other processes first.
+    pub files: Vec<DataFile>,
+    /// How many are of other processes, and so may be old.
+    pub foreign: usize,
+}
 
 /// What the ledger's log says, as far as it was read.
 #[derive(Debug, Default)]
 pub struct Known {
     objects: RwLock<FxHashSet<u128>>,
     pending: RwLock<Pending>,
+    /// The last version that was read or put.
+    version: AtomicU64,
+    fence: RwLock<Option<Fence>>,
+    /// The newest settled mark that was read or put.
+    settled: RwLock<Option<u64>>,
+    /// The version by which another engine took rows out of the ledger, unless a repair made up for it.
+    foreign_delete: RwLock<Option<u64>>,
 }
 
 #[derive(Debug, Default)]
 struct Pending {
     /// The last version that was taken note of: a reading that begins anew comes by it again.
     version: Option<u64>,
-    /// By table: what it is not known to have.
-    tables: BTreeMap<String, Versions>,
+    /// By table: what it is not known to have, oldest first.
+    tables: BTreeMap<String, VecDeque<Given>>,
 }
 
 impl Known {
@@ -37,15 +63,54 @@ impl Known {
         self.objects.read().len()
     }
 
-    /// Takes note of what a ledger version lands.
-    pub fn apply(&self, version: u64, landing: Landing) {
+    /// The last version that was read or put.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Takes note of how far the ledger was read.
+    pub fn reaches(&self, version: u64) {
+        self.version.fetch_max(version, Ordering::AcqRel);
+    }
+
+    /// The newest settled mark that was read or put.
+    pub fn settled(&self) -> Option<u64> {
+        *self.settled.read()
+    }
+
+    /// Takes note of a settled mark.
+    pub fn settles(&self, to: u64) {
+        let mut settled = self.settled.write();
+        *settled = (*settled).max(Some(to));
+    }
+
+    /// The newest fence that was read.
+    pub fn fence(&self) -> Option<Fence> {
+        *self.fence.read()
+    }
+
+    /// Takes note of a fence.
+    pub fn fenced(&self, fence: Fence) {
+        let mut newest = self.fence.write();
+        if newest.is_none_or(|newest| newest.version < fence.version) {
+            *newest = Some(fence);
+        }
+    }
+
+    /// The version by which another engine took rows out of the ledger, unless a repair made up for it.
+    pub fn foreign_delete(&self) -> Option<u64> {
+        *self.foreign_delete.read()
+    }
+
+    /// Takes note of what a ledger version lands; `own`: by this process, moments ago.
+    pub fn apply(&self, version: u64, landing: Landing, own: bool) {
         let mut pending = self.pending.write();
         if pending.version >= Some(version) {
             return;
         }
         pending.version = Some(version);
         for (table, files) in landing.adds.into_iter().filter(|(_, files)| !files.is_empty()) {
-            pending.tables.entry(table).or_default().push_back((version, files));
+            pending.tables.entry(table).or_default().push_back(Given { version, files, own });
         }
         drop(pending);
         // Only now: who finds an object here relies on its tables to be named above until they have it.
@@ -62,27 +127,59 @@ impl Known {
         self.pending.read().tables.iter().filter(|(_, versions)| versions.len() >= least).map(|(table, _)| table.clone()).collect()
     }
 
-    /// The files that a table at ledger version `has` has still to get, and the version it then is at.
-    pub fn missing(&self, table: &str, has: u64) -> Option<(u64, Vec<DataFile>)> {
+    /// What a table at ledger version `has` has still to get; none: nothing.
+    pub fn missing(&self, table: &str, has: u64) -> Option<Missing> {
         let mut pending = self.pending.write();
         let versions = pending.tables.get_mut(table)?;
-        while versions.front().is_some_and(|(version, _)| *version <= has) {
+        while versions.front().is_some_and(|given| given.version <= has) {
             versions.pop_front();
         }
-        let to = versions.back()?.0;
-        Some((to, versions.iter().flat_map(|(_, files)| files.iter().cloned()).collect()))
+        let to = versions.back()?.version;
+        let of = |own: bool| versions.iter().filter(move |given| given.own == own).flat_map(|given| given.files.iter().cloned());
+        let mut files: Vec<DataFile> = of(false).collect();
+        let foreign = files.len();
+        files.extend(of(true));
+        Some(Missing { to, files, foreign })
     }
 }
 
-/// Reads the ledger's new entries into `known`. True if one of them is `batch`.
-pub async fn catch_up(log: &mut Log, known: &Known, batch: Option<&str>) -> Result<bool, TableError> {
-    let mut found = false;
-    log.catch_up(|version, commit: ReadCommit| {
-        if let Some(landing) = commit.landing {
-            found |= batch == Some(landing.batch.as_str());
-            known.apply(version, landing);
+/// A checkpoint of the ledger, and the ids of all objects that landed up to it.
+pub type Base<'a> = (u64, &'a FxHashSet<u128>);
+
+/// Reads the ledger's new entries into `known`. True if one of them is `batch`. What landed up to `base` has to stand there.
+pub async fn catch_up(log: &mut Log, known: &Known, batch: Option<&str>, base: Option<Base<'_>>) -> Result<bool, TableError> {
+    let (mut found, mut stray) = (false, None);
+    log.catch_up(|version, commit: ReadCommit, written_ms| {
+        if commit.fence {
+            known.fenced(Fence { version, written_ms });
         }
+        if let Some(to) = commit.txn {
+            known.settles(to);
+        }
+        if commit.foreign_delete || commit.repair {
+            *known.foreign_delete.write() = commit.foreign_delete.then_some(version);
+        }
+        if let (Some(landing), Some((checkpoint, ids))) = (&commit.landing, base)
+            && version <= checkpoint
+            && !landing.objects.iter().all(|object| ids.contains(object))
+        {
+            stray = Some(version);
+            return;
+        }
+        if let Some(landing) = commit.landing {
+            let own = batch == Some(landing.batch.as_str());
+            found |= own;
+            known.apply(version, landing, own);
+        }
+        known.reaches(version);
     })
     .await?;
-    Ok(found)
+    match stray {
+        Some(version) => {
+            let what =
+                format!("what log entry {version} landed is not in its rows: they were taken out, or the log was removed or restored");
+            Err(TableError::damaged(&log.table, what))
+        }
+        None => Ok(found),
+    }
 }

@@ -13,20 +13,17 @@ use deltalake::kernel::transaction::TransactionError;
 use deltalake::kernel::{Protocol, StructType, new_metadata};
 use deltalake::logstore::{CommitOrBytes, LogStoreRef, StorageConfig, default_logstore};
 use futures::{StreamExt as _, TryStreamExt as _};
-use object_store::path::Path;
+use object_store::ObjectStore as _;
 use object_store::prefix::PrefixStore;
-use object_store::{ObjectMeta, ObjectStore as _};
 
 use super::commit::{self, ReadCommit, TableMetadata};
+use super::listing::{LogFile, LogFileKind, Standing, base, newest_checkpoint, standing};
 use super::spec::TableSpec;
+use crate::base::new_uuid;
 use crate::base::store::Store;
-use crate::base::{Watch, new_uuid};
 
 /// How many log entries are fetched at once while catching up.
 const READ_AHEAD: u64 = 64;
-/// Entries are cleaned up when they are a day old. Who saw the log's end less than this ago knows that what is absent
-/// beyond it is not yet there; who saw it earlier has to ask whether it is there no more.
-const MAX_CURSOR_AGE: Duration = Duration::from_secs(600);
 /// For how many days checkpoints keep telling of files that were taken out of a table: vacuum must know of them.
 pub const TOMBSTONE_DAYS: u64 = 10;
 /// How often a put that may or may not have landed is looked into before giving up.
@@ -69,6 +66,14 @@ pub enum TableError {
         /// How it differs, and what to do.
         message: String,
     },
+    /// The lake's parts don't fit together: something was removed, restored, or copied while it was written.
+    #[error("{table}: {what}; nothing was landed: stop what writes to the lake, then run `flarelake repair`")]
+    Damaged {
+        /// The table's URL.
+        table: String,
+        /// What was found, and where it may come from.
+        what: String,
+    },
     /// The log goes on beyond entries that were cleaned up since it was last read: reading has to begin anew.
     #[error("{table}: this process was away so long that its place in the log was cleaned up; nothing was lost, run it again")]
     Outrun {
@@ -81,6 +86,10 @@ impl TableError {
     pub(super) fn request(table: &str, doing: impl Into<String>, error: impl std::fmt::Display) -> Self {
         Self::Request { table: table.to_owned(), doing: doing.into(), message: error.to_string() }
     }
+
+    pub(super) fn damaged(table: &str, what: impl Into<String>) -> Self {
+        Self::Damaged { table: table.to_owned(), what: what.into() }
+    }
 }
 
 /// Where a log's reading begins.
@@ -90,8 +99,8 @@ pub enum Beginning {
     Empty,
     /// With entry 0.
     First,
-    /// After this version, up to which only a checkpoint tells.
-    After(u64),
+    /// After this version, up to which only a checkpoint tells, and when that was written, in milliseconds since the epoch.
+    After(u64, i64),
 }
 
 /// What came of a put.
@@ -105,49 +114,6 @@ enum Put {
     Unknown(String),
 }
 
-/// What a file of a table's log is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFileKind {
-    /// The entry of a version.
-    Entry,
-    /// All up to a version.
-    Checkpoint,
-    /// A part of a checkpoint that another engine wrote; whether the others are there is not known.
-    Part,
-}
-
-/// A file of a table's log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogFile {
-    /// The version that it is, or up to which it tells.
-    pub version: u64,
-    /// What it is.
-    pub kind: LogFileKind,
-    /// When it was written, in milliseconds since the epoch.
-    pub written_ms: i64,
-    /// Its path.
-    pub location: Path,
-}
-
-impl LogFile {
-    fn of(meta: ObjectMeta) -> Option<Self> {
-        let name = meta.location.filename().unwrap_or_default();
-        let (version, rest) = (name.get(..20)?.parse().ok()?, &name[20..]);
-        let kind = match rest {
-            ".json" => LogFileKind::Entry,
-            ".checkpoint.parquet" => LogFileKind::Checkpoint,
-            _ if rest.starts_with(".checkpoint.") && rest.ends_with(".parquet") => LogFileKind::Part,
-            _ => return None,
-        };
-        Some(Self { version, kind, written_ms: meta.last_modified.timestamp_millis(), location: meta.location })
-    }
-}
-
-/// A part counts: who asks wants to know whether something may have been cleaned up.
-fn newest_checkpoint(files: &[LogFile]) -> Option<u64> {
-    files.iter().filter(|file| file.kind != LogFileKind::Entry).map(|file| file.version).max()
-}
-
 /// A cursor over a table's log.
 pub struct Log {
     /// The table's URL, for messages.
@@ -155,10 +121,10 @@ pub struct Log {
     store: LogStoreRef,
     /// The last version read; none if the table has none yet.
     pub version: Option<u64>,
-    /// When the end of the log was last seen.
-    read: Watch,
-    /// Before the first reading: the newest checkpoint there was when it began.
-    cold: Option<Option<u64>>,
+    /// When that version was written, by the store's time, in milliseconds since the epoch, as it was when it was read.
+    pub written_ms: Option<i64>,
+    /// Before the first reading: what there was of the version with which it began.
+    cold: Option<Vec<LogFile>>,
 }
 
 /// The table's log store in a lake's store.
@@ -172,12 +138,12 @@ impl Log {
     /// A cursor before the log's first entry.
     pub fn new(store: &Store, table: &str) -> Self {
         let log_store = log_store(store, table);
-        Self { table: log_store.root_url().to_string(), store: log_store, version: None, read: Watch::start(), cold: None }
+        Self { table: log_store.root_url().to_string(), store: log_store, version: None, written_ms: None, cold: None }
     }
 
-    /// The cursor on a version that was read elsewhere; `read` was started before.
-    pub fn at(self, version: Option<u64>, read: Watch) -> Self {
-        Self { version, read, ..self }
+    /// The cursor on a version that was read elsewhere, by a listing of the log that was made after it.
+    pub fn at(self, version: Option<u64>, files: &[LogFile]) -> Self {
+        Self { version, written_ms: written(files, version), ..self }
     }
 
     fn next_version(&self) -> u64 {
@@ -191,48 +157,75 @@ impl Log {
         bytes.map(parse).transpose().map_err(|message| TableError::Entry { table: self.table.clone(), version, message })
     }
 
-    /// R2, R3. Reads every entry beyond the cursor, in order, into `each`. After an error that says [`TableError::Outrun`] nothing was
-    /// read, and the reading has to begin anew.
+    /// R2, R3. Reads every entry beyond the cursor, in order, into `each`, with the time at which the store says that it was written, in
+    /// milliseconds since the epoch. After an error nothing was read; after [`TableError::Outrun`] the reading has to begin anew.
     ///
-    /// Who was away for long may read a ghost: an entry that someone as long away put under a number that was cleaned up. So
-    /// at the end it is asked whether there is a checkpoint beyond where the reading began: only then can something be gone.
-    pub async fn catch_up(&mut self, mut each: impl FnMut(u64, ReadCommit)) -> Result<(), TableError> {
-        let began_at = match self.cold {
-            Some(checkpoint) => Some(checkpoint),
-            None if self.read.elapsed() > MAX_CURSOR_AGE => Some(self.version),
-            None => None,
+    /// Who was away for long may read a ghost: an entry that someone as long away put under a number that was cleaned up. So what
+    /// was found counts only by a listing that is made after it, see [`standing`]. Where nothing was found nothing is asked: that
+    /// there is really nothing is found out by the put that follows.
+    pub async fn catch_up(&mut self, mut each: impl FnMut(u64, ReadCommit, i64)) -> Result<(), TableError> {
+        let found = self.read_on().await?;
+        if found.is_empty() && self.cold.is_none() {
+            return Ok(());
+        }
+        // A reading that begins goes by all that came since it began.
+        let from = self.cold.as_ref().map_or(self.version, |base| newest_checkpoint(base).min(self.version));
+        let files = self.list(from).await?;
+        let standing = match &self.cold {
+            Some(before) if *before != base(&files) => Standing::Outrun,
+            Some(_) => Standing::Sure,
+            None => standing(self.version, self.written_ms, &files),
         };
+        self.counts(standing)?;
+        let last = self.next_version() + found.len() as u64;
+        if (self.next_version()..last).any(|version| written(&files, Some(version)).is_none()) {
+            return Err(self.outrun());
+        }
+        for entry in found {
+            self.version = Some(self.next_version());
+            self.written_ms = written(&files, self.version);
+            each(self.version.unwrap_or_default(), entry, self.written_ms.unwrap_or_default());
+        }
+        if self.written_ms.is_none() {
+            self.written_ms = written(&files, self.version);
+        }
+        self.cold = None;
+        Ok(())
+    }
+
+    /// The entries beyond the cursor, up to the first that is absent.
+    async fn read_on(&self) -> Result<Vec<ReadCommit>, TableError> {
         let (mut found, mut ahead) = (Vec::new(), 1);
-        let read = loop {
-            let read = Watch::start();
+        loop {
             let from = self.next_version() + found.len() as u64;
-            let this = &*self;
-            let entries = futures::stream::iter(from..from + ahead).map(|version| this.entry(version)).buffered(ahead as usize);
+            let entries = futures::stream::iter(from..from + ahead).map(|version| self.entry(version)).buffered(ahead as usize);
             let entries: Vec<_> = entries.collect().await;
-            let before = found.len();
             for entry in entries {
                 match entry? {
                     Some(entry) => found.push(entry),
-                    None => break,
+                    None => return Ok(found),
                 }
             }
-            if ((found.len() - before) as u64) < ahead {
-                break read;
-            }
             ahead = READ_AHEAD;
-        };
-        if let Some(began_at) = began_at
-            && self.newest_checkpoint().await? > began_at
-        {
-            return Err(TableError::Outrun { table: self.table.clone() });
         }
-        for entry in found {
-            let version = self.next_version();
-            self.version = Some(version);
-            each(version, entry);
+    }
+
+    fn counts(&self, standing: Standing) -> Result<(), TableError> {
+        match standing {
+            Standing::Sure => Ok(()),
+            Standing::Outrun => Err(self.outrun()),
+            Standing::Gone => {
+                let version = self.version.unwrap_or_default();
+                let what = format!(
+                    "log entry {version}, which was there, is gone and no checkpoint stands for it: its log was removed or restored"
+                );
+                Err(TableError::damaged(&self.table, what))
+            }
         }
-        (self.read, self.cold) = (read, None);
-        Ok(())
+    }
+
+    fn outrun(&self) -> TableError {
+        TableError::Outrun { table: self.table.clone() }
     }
 
     /// The newest checkpoint that there is. The hint at it may be of an older one, and a listing tells those after.
@@ -241,37 +234,39 @@ impl Log {
         Ok(newest_checkpoint(&self.list(hint).await?))
     }
 
-    /// W4, W5. Puts the version after the cursor, if it is absent. True: it is ours, and the cursor is on it. False: it is someone
-    /// else's, or perhaps ours: read it and decide again. `unknown` counts the puts of which nothing is known.
+    /// W4, W5. Puts the version after the cursor, if it is absent. True: it is ours for certain, and the cursor is on it. False: it is
+    /// someone else's, or perhaps ours: read it and decide again. `unknown` counts the puts of which nothing is certain.
+    ///
+    /// After an error, too, the put may have won: the cursor is still before it, so that whoever goes on reads it.
     pub async fn try_put(&mut self, bytes: Bytes, unknown: &mut u32) -> Result<bool, TableError> {
-        match self.put(bytes).await {
-            Put::Won => {
-                let version = self.version.unwrap_or_default();
-                if self.read.elapsed() > MAX_CURSOR_AGE && newest_checkpoint(&self.list(Some(version)).await?) >= Some(version) {
-                    // The number had been cleaned up before: nobody reads what was put under it.
-                    return Err(TableError::Outrun { table: self.table.clone() });
+        let failed = match self.put(bytes).await {
+            Put::Lost => return Ok(false),
+            Put::Unknown(message) => TableError::request(&self.table, "putting a log entry", message),
+            // The number may have been cleaned up before: then nobody reads what was put under it.
+            Put::Won => match self.list(self.version).await {
+                Ok(files) => {
+                    self.counts(standing(self.version, self.written_ms, &files))?;
+                    let version = Some(self.next_version());
+                    // Who cleans up late may have taken it for what had been there.
+                    let Some(written_ms) = written(&files, version) else { return Err(self.outrun()) };
+                    (self.version, self.written_ms) = (version, Some(written_ms));
+                    return Ok(true);
                 }
-                Ok(true)
-            }
-            Put::Lost => Ok(false),
-            Put::Unknown(message) => {
-                *unknown += 1;
-                if *unknown == MAX_UNKNOWN_PUTS {
-                    return Err(TableError::request(&self.table, "putting a log entry", message));
-                }
-                tokio::time::sleep(Duration::from_millis(50 << *unknown)).await;
-                Ok(false)
-            }
+                Err(error) => error,
+            },
+        };
+        *unknown += 1;
+        if *unknown == MAX_UNKNOWN_PUTS {
+            return Err(failed);
         }
+        tokio::time::sleep(Duration::from_millis(50 << *unknown)).await;
+        Ok(false)
     }
 
-    async fn put(&mut self, bytes: Bytes) -> Put {
+    async fn put(&self, bytes: Bytes) -> Put {
         let version = self.next_version();
         match self.store.write_commit_entry(version, CommitOrBytes::LogBytes(bytes), new_uuid()).await {
-            Ok(()) => {
-                self.version = Some(version);
-                Put::Won
-            }
+            Ok(()) => Put::Won,
             Err(TransactionError::VersionAlreadyExists(_)) => Put::Lost,
             Err(e) => Put::Unknown(e.to_string()),
         }
@@ -310,23 +305,40 @@ impl Log {
     /// R1. Where reading can begin: at the newest checkpoint, below which entries may have been cleaned up. A gap anywhere else
     /// would be taken for the log's end, and filled: it is an error.
     pub async fn beginning(&mut self) -> Result<Beginning, TableError> {
-        let files = self.list(self.checkpoint_hint().await?).await?;
+        let hint = self.checkpoint_hint().await?;
+        let mut files = self.list(hint).await?;
+        if hint.is_some() && newest_checkpoint(&files).is_none() {
+            // The hint may be wrong; the log is not.
+            files = self.list(None).await?;
+        }
         let versions: BTreeSet<u64> = files.iter().filter(|file| file.kind == LogFileKind::Entry).map(|file| file.version).collect();
         let checkpoint = newest_checkpoint(&files);
-        self.cold = Some(checkpoint);
-        let Some(last) = versions.last().copied().max(checkpoint) else {
-            return Ok(Beginning::Empty);
+        let last = versions.last().copied().max(checkpoint);
+        if hint > last {
+            let hint = hint.unwrap_or_default();
+            let ends = last.map_or("holds no version at all".into(), |last| format!("ends at version {last}"));
+            let what = format!(
+                "its _last_checkpoint tells of version {hint}, and its log {ends}: it was copied while it was written, or restored"
+            );
+            return Err(TableError::damaged(&self.table, what));
+        }
+        self.cold = Some(base(&files));
+        let Some(last) = last else { return Ok(Beginning::Empty) };
+        let after = |version| {
+            let written =
+                files.iter().filter(|file| file.kind != LogFileKind::Entry && file.version == version).map(|file| file.written_ms);
+            Beginning::After(version, written.max().unwrap_or_default())
         };
-        let (beginning, first) = checkpoint.map_or((Beginning::First, 0), |c| (Beginning::After(c), c + 1));
+        let (beginning, first) = checkpoint.map_or((Beginning::First, 0), |c| (after(c), c + 1));
         match (first..=last).rev().find(|version| !versions.contains(version)) {
             None => Ok(beginning),
-            Some(missing) => Err(TableError::Layout {
-                table: self.table.clone(),
-                message: format!(
-                    "its log has a gap before version {} and no checkpoint there; restore the missing entries from a copy",
+            Some(missing) => {
+                let what = format!(
+                    "its log has a gap before version {} and no checkpoint there: entries were removed, or not copied",
                     missing + 1
-                ),
-            }),
+                );
+                Err(TableError::damaged(&self.table, what))
+            }
         }
     }
 
@@ -345,7 +357,7 @@ impl Log {
     }
 
     /// Creates the table unless it is there. `txn`: see [`commit::creation`].
-    pub async fn create(&mut self, spec: &TableSpec, txn: Option<u64>) -> Result<(), TableError> {
+    pub async fn create(&self, spec: &TableSpec, txn: Option<u64>) -> Result<(), TableError> {
         let layout = |message: String| TableError::Layout { table: self.table.clone(), message };
         let schema = delta_schema(spec).map_err(layout)?;
         let partitions = spec.partitioning.map_or(&[][..], |p| p.columns());
@@ -362,8 +374,7 @@ impl Log {
         let bytes = commit::creation(self.store.root_url(), protocol, metadata, txn).map_err(layout)?;
         match self.put(bytes).await {
             // Whoever made it, its first entry is read like any other.
-            Put::Won => self.version = None,
-            Put::Lost => {}
+            Put::Won | Put::Lost => {}
             Put::Unknown(message) => {
                 if self.entry(0).await?.is_none() {
                     return Err(TableError::request(&self.table, "creating the table", message));
@@ -410,6 +421,11 @@ impl Log {
         }
         Ok(())
     }
+}
+
+/// When an entry was written, by the store's time.
+fn written(files: &[LogFile], version: Option<u64>) -> Option<i64> {
+    files.iter().find(|file| file.kind == LogFileKind::Entry && Some(file.version) == version).map(|file| file.written_ms)
 }
 
 /// The Delta schema of a table. Text has one type there, however it is held in memory.

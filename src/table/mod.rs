@@ -9,16 +9,20 @@
 //! ```
 
 mod commit;
-mod lake;
-mod ledger;
+mod listing;
+mod spec;
 mod log;
 mod snapshot;
-mod spec;
+mod fence;
+mod ledger;
+mod projection;
+mod lake;
 mod upkeep;
 
 pub use commit::{Change, DataFile, Landing};
-pub use lake::{Lake, LandOutcome, MAX_FILE_AGE};
-pub use log::{LogFile, LogFileKind, TOMBSTONE_DAYS, TableError};
+pub use lake::{Begun, Lake, LandOutcome};
+pub use listing::{LEAST_LOG, LogFile, LogFileKind, Standing, removable_below, standing};
+pub use log::{TOMBSTONE_DAYS, TableError};
 pub use snapshot::{Snapshot, TimeBounds, file_location, open_tables};
 pub use spec::{FAILURES_TABLE, LEDGER_TABLE, TableSpec, failures_spec, ledger_spec, log_type_spec};
-pub use upkeep::{Replaced, Upkeep, removable};
+pub use upkeep::{Replaced, Upkeep};

@@ -96,6 +96,14 @@ impl Snapshot {
         Ok(snapshot.log_data().into_iter().map(|view| file(&view)).collect())
     }
 
+    /// The version of an app's `txn`.
+    pub(super) async fn transaction(&self, app: &str) -> Result<Option<u64>, TableError> {
+        let failed = |e| self.failed("reading the log", e);
+        let snapshot = self.0.snapshot().map_err(failed)?;
+        let version = snapshot.transaction_version(self.0.log_store().as_ref(), app).await.map_err(failed)?;
+        Ok(version.map(|version| version as u64))
+    }
+
     fn failed(&self, doing: &str, error: impl std::fmt::Display) -> TableError {
         TableError::request(self.0.log_store().root_url().as_str(), doing, error)
     }
@@ -147,6 +155,13 @@ impl DataFile {
     /// Where it is in the store, as a file of `table`.
     pub fn location(&self, store: &Store, table: &str) -> Path {
         file_location(store, table, &self.path)
+    }
+
+    /// When the last of its rows was decoded, in microseconds since the epoch: as its statistics tell, else when it was written.
+    pub fn last_landed(&self) -> i64 {
+        let stats: Value = serde_json::from_str(&self.stats).unwrap_or_default();
+        let greatest = stats["maxValues"][Standard::ParseTime.name()].as_str().and_then(|time| DateTime::parse_from_rfc3339(time).ok());
+        greatest.map_or(self.modified_ms * 1000, |time| time.timestamp_micros())
     }
 
     /// Between which times its rows are: as its writer tells, else by its statistics, else by its partition.

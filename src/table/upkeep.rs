@@ -10,11 +10,13 @@ use deltalake::checkpoints::create_checkpoint;
 use futures::TryStreamExt as _;
 
 use super::commit::{self, Change, DataFile};
-use super::lake::MAX_FILE_AGE;
-use super::log::{Log, LogFile, LogFileKind, TableError};
+use super::fence::Fence;
+use super::listing::{LogFile, newest_checkpoint, removable_below};
+use super::log::{Log, TableError};
 use super::snapshot::Snapshot;
+use super::spec::LEDGER_TABLE;
+use crate::base::new_uuid;
 use crate::base::store::Store;
-use crate::base::{Watch, new_uuid, now_micros};
 
 /// How often a table is opened anew because a checkpoint was written meanwhile.
 const MAX_OPENINGS: u32 = 5;
@@ -26,27 +28,20 @@ pub enum Replaced {
     Done,
     /// An input was taken out of the table meanwhile, or the table's layout changed: nothing was done.
     Overtaken,
-    /// The new files are so old that a vacuum may have taken them for a dead writer's: nothing was done.
+    /// A vacuum came by, and took the new files for a dead writer's or may do so: nothing was done.
     Stale,
-}
-
-/// What can go from a log: all that is below a checkpoint, if the checkpoint was there before `before_ms` and is no newer than any
-/// version of since then. So every version that was the newest at that time or later can still be read, and there is no gap.
-pub fn removable(files: &[LogFile], before_ms: i64) -> Vec<LogFile> {
-    let is_old = |file: &&LogFile| file.written_ms < before_ms;
-    let least_young = files.iter().filter(|file| !is_old(file)).map(|file| file.version).min();
-    let bases = files.iter().filter(is_old).filter(|file| file.kind == LogFileKind::Checkpoint);
-    let base = bases.map(|file| file.version).filter(|base| least_young.is_none_or(|least| *base <= least)).max();
-    files.iter().filter(|file| Some(file.version) < base).cloned().collect()
 }
 
 /// A table under upkeep: the version that was newest when it was opened, and a cursor that goes on from there.
 pub struct Upkeep {
+    store: Store,
     name: String,
     snapshot: Snapshot,
     log: Log,
     /// Files that were taken out since it was opened.
     gone: HashSet<String>,
+    /// The newest fence since.
+    fence: Option<Fence>,
     /// Whether its layout was changed since.
     laid_out_anew: bool,
 }
@@ -55,13 +50,15 @@ impl Upkeep {
     /// C1, V1. A table at its newest version; none if it is not there.
     pub async fn open(store: &Store, name: &str) -> Result<Option<Self>, TableError> {
         for _ in 0..MAX_OPENINGS {
-            let (log, read) = (Log::new(store, name), Watch::start());
+            let log = Log::new(store, name);
             let before = log.newest_checkpoint().await?;
             let Some(snapshot) = Snapshot::open(store, name).await? else { return Ok(None) };
             // A checkpoint of meanwhile may have had entries cleaned up while they were being read.
-            if log.newest_checkpoint().await? == before {
-                let log = log.at(snapshot.0.version(), read);
-                return Ok(Some(Self { name: name.to_owned(), log, snapshot, gone: HashSet::new(), laid_out_anew: false }));
+            let files = log.list(before.min(snapshot.0.version())).await?;
+            if newest_checkpoint(&files) == before {
+                let log = log.at(snapshot.0.version(), &files);
+                let (store, name) = (store.clone(), name.to_owned());
+                return Ok(Some(Self { store, name, log, snapshot, gone: HashSet::new(), fence: None, laid_out_anew: false }));
             }
         }
         Err(TableError::request(name, "opening the table", "its log was checkpointed again and again meanwhile"))
@@ -82,55 +79,72 @@ impl Upkeep {
         self.snapshot.0.version().unwrap_or_default()
     }
 
-    /// C3 to C6. Puts `adds` in the place of `removes`, all at once. `made` was started before the first of `adds` was written.
-    pub async fn replace(&mut self, change: Change, removes: &[DataFile], adds: &[DataFile], made: Watch) -> Result<Replaced, TableError> {
+    /// C3 to C6. Puts `adds`, which were written since it was opened, in the place of `removes`, all at once. `now_ms` is the time by the
+    /// store, in milliseconds since the epoch: readers of older versions may need `removes` for some time from then on.
+    pub async fn replace(&mut self, change: Change, removes: &[DataFile], adds: &[DataFile], now_ms: i64) -> Result<Replaced, TableError> {
         let run = new_uuid().to_string();
-        let mut unknown = 0;
+        let (mut unknown, mut fenced) = (0, None);
         loop {
-            let mut is_ours = false;
-            let read = self.log.catch_up(|_, commit| {
-                is_ours |= commit.run.as_ref() == Some(&run);
-                self.laid_out_anew |= commit.metadata.is_some() || commit.protocol.is_some();
-                self.gone.extend(commit.removed);
-            });
-            match read.await {
+            match self.read_on(&run).await {
+                Ok(true) => return Ok(Replaced::Done),
+                Ok(false) => {}
                 // Whether what is gone by now took an input out is not known any more.
                 Err(TableError::Outrun { .. }) => return Ok(Replaced::Overtaken),
-                other => other?,
-            }
-            if is_ours {
-                return Ok(Replaced::Done);
+                Err(error) => return Err(error),
             }
             if self.laid_out_anew || removes.iter().any(|file| self.gone.contains(&file.path)) {
                 return Ok(Replaced::Overtaken);
             }
-            if made.elapsed() > MAX_FILE_AGE {
-                return Ok(Replaced::Stale);
+            if let Some(fence) = self.fence.filter(|_| self.fence != fenced) {
+                let files = adds.iter().map(|file| file.location(&self.store, &self.name)).collect();
+                if !fence.spares(&self.store, files).await? {
+                    return Ok(Replaced::Stale);
+                }
+                fenced = self.fence;
             }
-            let bytes = self.bytes(&run, change, removes, adds)?;
-            if self.log.try_put(bytes, &mut unknown).await? {
-                return Ok(Replaced::Done);
+            let bytes = self.bytes(&run, change, removes, adds, now_ms)?;
+            match self.log.try_put(bytes, &mut unknown).await {
+                Ok(true) => return Ok(Replaced::Done),
+                Ok(false) => {}
+                Err(TableError::Outrun { .. }) => return Ok(Replaced::Overtaken),
+                Err(error) => return Err(error),
             }
         }
     }
 
-    /// V3, V4. Commits an empty version. Who has not read it can't commit before it has, and then sees whether its files are too old.
-    pub async fn fence(&mut self, keep_ms: i64) -> Result<(), TableError> {
-        let change = Change::Fence { keep_ms };
-        let mut unknown = 0;
+    /// Reads the newer versions. True if one of them is of `run`.
+    async fn read_on(&mut self, run: &str) -> Result<bool, TableError> {
+        let Self { log, gone, fence, laid_out_anew, .. } = self;
+        let mut is_there = false;
+        log.catch_up(|version, commit, written_ms| {
+            is_there |= commit.run.as_deref() == Some(run);
+            *laid_out_anew |= commit.metadata.is_some() || commit.protocol.is_some();
+            if commit.fence {
+                *fence = Some(Fence { version, written_ms });
+            }
+            gone.extend(commit.removed);
+        })
+        .await?;
+        Ok(is_there)
+    }
+
+    /// V3, V4. Commits an empty version. Who has not read it can't commit before it has, and then looks after its files. When the store
+    /// says that it was put, in milliseconds since the epoch.
+    pub async fn fence(&mut self, keep_ms: i64) -> Result<i64, TableError> {
+        let (change, mut unknown) = (Change::Fence { keep_ms }, 0);
         loop {
             // A fence of which nobody knows whether it was put is put once more.
-            self.log.catch_up(|_, commit| self.gone.extend(commit.removed)).await?;
-            let bytes = self.bytes(&new_uuid().to_string(), change, &[], &[])?;
+            self.read_on("").await?;
+            let bytes = self.bytes(&new_uuid().to_string(), change, &[], &[], 0)?;
             if self.log.try_put(bytes, &mut unknown).await? {
-                return Ok(());
+                return Ok(self.log.written_ms.unwrap_or_default());
             }
         }
     }
 
-    fn bytes(&self, run: &str, change: Change, removes: &[DataFile], adds: &[DataFile]) -> Result<bytes::Bytes, TableError> {
-        commit::replacement(run, change, removes, adds, now_micros() / 1000)
-            .map_err(|message| TableError::Layout { table: self.log.table.clone(), message })
+    fn bytes(&self, run: &str, change: Change, removes: &[DataFile], adds: &[DataFile], now_ms: i64) -> Result<bytes::Bytes, TableError> {
+        let bytes = commit::replacement(run, change, removes, adds, now_ms);
+        bytes.map_err(|message| TableError::Layout { table: self.log.table.clone(), message })
     }
 
     /// The paths of files that were taken out of the table, and when, in milliseconds since the epoch, as far back as
@@ -143,16 +157,10 @@ impl Upkeep {
         Ok(views.iter().map(|view| (view.path().into_owned(), view.deletion_timestamp().unwrap_or_default())).collect())
     }
 
-    /// K2. Writes a checkpoint of the version that was opened, or of `at_most` if that is less. The version.
-    pub async fn checkpoint(&self, at_most: u64) -> Result<u64, TableError> {
-        let failed = |e: deltalake::DeltaTableError| self.failed("writing a checkpoint", e);
-        let version = self.version().min(at_most);
-        let mut table = self.snapshot.0.clone();
-        if version < self.version() {
-            table.load_version(version).await.map_err(failed)?;
-        }
-        create_checkpoint(&table, None).await.map_err(failed)?;
-        Ok(version)
+    /// K2. Writes a checkpoint of the version that was opened. The version.
+    pub async fn checkpoint(&self) -> Result<u64, TableError> {
+        create_checkpoint(&self.snapshot.0, None).await.map_err(|e| self.failed("writing a checkpoint", e))?;
+        Ok(self.version())
     }
 
     /// The newest checkpoint's version.
@@ -160,9 +168,19 @@ impl Upkeep {
         self.log.newest_checkpoint().await
     }
 
-    /// What can go from the log, see [`removable`].
+    /// What can go from the log, see [`removable_below`]. Of the ledger nothing goes that the checkpoint does not tell to be settled: who
+    /// begins there reads the rest.
     pub async fn old_log(&self, before_ms: i64) -> Result<Vec<LogFile>, TableError> {
-        Ok(removable(&self.log.list(None).await?, before_ms))
+        let mut files = self.log.list(None).await?;
+        let Some(base) = removable_below(&files, before_ms) else { return Ok(Vec::new()) };
+        files.retain(|file| file.version < base);
+        if self.name == LEDGER_TABLE && !files.is_empty() {
+            let mut at_base = self.snapshot.clone();
+            at_base.0.load_version(base).await.map_err(|e| self.failed("reading a checkpoint", e))?;
+            let settled = at_base.transaction(commit::APP).await?;
+            files.retain(|file| Some(file.version) <= settled);
+        }
+        Ok(files)
     }
 
     /// K3. Removes what can go from the log. How many files.

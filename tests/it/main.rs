@@ -4,6 +4,8 @@ mod acks;
 mod buckets;
 mod cli;
 mod config;
+mod damage;
+mod faults;
 mod golden;
 mod laws;
 mod layout;

@@ -13,7 +13,7 @@ use flarelake::ingest::batch::Tables;
 use flarelake::maintain::compact::Compacted;
 use flarelake::maintain::{MaintainError, Maintainer, Outlook, Tidied};
 use flarelake::schema::Catalog;
-use flarelake::table::{DataFile, Lake, LogFile, LogFileKind, open_tables, removable};
+use flarelake::table::{DataFile, Lake, LogFile, LogFileKind, open_tables, removable_below};
 use object_store::memory::InMemory;
 use object_store::{ObjectStore, ObjectStoreExt as _};
 use rand::rngs::SmallRng;
@@ -21,12 +21,12 @@ use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::ledger::{expected, land, life, object};
-use crate::support::{FaultStore, Faults, memory_lake, row_ids, runs};
+use crate::support::{FaultStore, Faults, at, memory_lake, row_ids, runs};
 
 const DAY: i64 = 86_400_000_000;
 
 /// A maintainer as the command line makes it, but for what would take time.
-async fn maintainer(store: Store, retention: BTreeMap<String, Duration>) -> Result<Maintainer, MaintainError> {
+pub async fn maintainer(store: Store, retention: BTreeMap<String, Duration>) -> Result<Maintainer, MaintainError> {
     let lake = Arc::new(Lake::open(store.clone()).await?);
     Ok(maintainer_of(store, Some(lake), retention))
 }
@@ -51,7 +51,7 @@ fn maintainer_of(store: Store, lake: Option<Arc<Lake>>, retention: BTreeMap<Stri
 }
 
 async fn maintain(store: Store, retention: BTreeMap<String, Duration>, now: i64) -> Result<(Compacted, Tidied), MaintainError> {
-    maintainer(store, retention).await?.once(now).await
+    maintainer(at(store, now), retention).await?.once().await
 }
 
 /// The ids of a file's rows in order, and the first and last time that the log tells of it.
@@ -76,7 +76,7 @@ async fn files(inner: &Arc<InMemory>) -> BTreeMap<String, Vec<File>> {
 }
 
 /// Each of the rows is there once, and no other.
-async fn check(inner: &Arc<InMemory>, rows: &BTreeMap<&str, BTreeSet<String>>, context: &str) {
+pub async fn check(inner: &Arc<InMemory>, rows: &BTreeMap<&str, BTreeSet<String>>, context: &str) {
     let there = files(inner).await;
     for (table, expected) in rows {
         let ids: Vec<&String> = there[*table].iter().flat_map(|(ids, _)| ids).collect();
@@ -88,20 +88,20 @@ async fn check(inner: &Arc<InMemory>, rows: &BTreeMap<&str, BTreeSet<String>>, c
 
 /// Lands objects one by one and keeps the lake up after every so many, a week passing every fifty objects. What landed.
 pub async fn land_and_keep_up(folder: &std::path::Path, objects: u64, every: u64) -> BTreeSet<u64> {
-    let open = async || {
+    let open = async |now| {
         let store = Store::open(folder.to_str().expect("a path"), &Default::default()).await.expect("a folder");
-        maintainer(store, BTreeMap::new()).await.expect("a lake")
+        maintainer(at(store, now), BTreeMap::new()).await.expect("a lake")
     };
-    let (mut upkeep, mut now) = (open().await, now_micros());
+    let mut now = now_micros();
+    let mut upkeep = open(now).await;
     for n in 0..objects {
         land(upkeep.lake.clone().expect("a lake"), vec![n]).await.expect("lands");
         if n % 50 == 49 {
             now += 8 * DAY;
+            upkeep = open(now).await;
         }
         if n % every == every - 1 {
-            upkeep.once(now).await.expect("upkeep");
-            // Time passes for upkeep alone: who began before would not know that it was away.
-            upkeep = open().await;
+            upkeep.once().await.expect("upkeep");
         }
     }
     (0..objects).collect()
@@ -248,13 +248,16 @@ async fn whatever_happens_at_once_and_dies_rows_stay_what_they_are() {
 #[tokio::test(flavor = "multi_thread")]
 async fn retention_drops_whole_days_and_a_reader_of_the_ledger_lands_nothing_again() {
     let inner = Arc::new(InMemory::new());
-    life(memory_lake(inner.clone()), (0..60).collect(), 1).await.expect("lands");
+    // They landed when they were of today.
+    let then = at(memory_lake(inner.clone()), 1_653_974_623_000_000);
+    life(then, (0..60).collect(), 1).await.expect("lands");
     let day = |time: i64| time.div_euclid(DAY);
     let before = files(&inner).await;
     let first = before["cloudflare_httprequest"].iter().map(|f| day(f.1.expect("times").0)).min().expect("files");
     // A day is over at its end, and is dropped when even its last moment is older than is kept.
     let keep = BTreeMap::from([("cloudflare_httprequest".to_owned(), Duration::from_secs(30 * 86_400))]);
-    for (now, dropped) in [((first + 31) * DAY - 1, 0), ((first + 31) * DAY, 1), ((first + 33) * DAY, 2), ((first + 33) * DAY, 0)] {
+    let minute = DAY / 1440;
+    for (now, dropped) in [((first + 31) * DAY - minute, 0), ((first + 31) * DAY, 1), ((first + 33) * DAY, 2), ((first + 33) * DAY, 0)] {
         let (_, tidied) = maintain(memory_lake(inner.clone()), keep.clone(), now).await.expect("upkeep");
         let days: BTreeSet<i64> = tidied.dropped.values().flatten().map(|f| day(f.times.expect("times").0)).collect();
         assert_eq!(days.len(), dropped, "at {now}");
@@ -403,7 +406,7 @@ async fn what_a_dry_run_tells_is_what_a_run_then_does() {
     let retention = || BTreeMap::from([("cloudflare_firewall".to_owned(), Duration::from_secs(90 * 86_400))]);
     let outlook = async |now| {
         let before = listing().await;
-        let outlook = maintainer_of(store(), None, retention()).outlook(now).await.expect("an outlook");
+        let outlook = maintainer_of(at(store(), now), None, retention()).outlook().await.expect("an outlook");
         assert_eq!(listing().await, before, "a dry run writes nothing");
         outlook
     };
@@ -460,8 +463,8 @@ fn what_may_go_from_a_log_leaves_every_young_version_readable() {
                 files.extend(checkpoint.map(|(later, kind)| file(version as u64, kind, time + later)));
             }
         }
-        let gone = removable(&files, before_ms);
-        let left: Vec<&LogFile> = files.iter().filter(|file| !gone.contains(file)).collect();
+        let base = removable_below(&files, before_ms);
+        let (gone, left): (Vec<&LogFile>, Vec<&LogFile>) = files.iter().partition(|file| Some(file.version) < base);
         let is_entry = |version: u64| left.iter().any(|file| file.version == version && file.kind == Entry);
         let readable = |version: u64| {
             let bases = left.iter().filter(|file| file.kind == Checkpoint && file.version <= version).map(|file| file.version + 1);

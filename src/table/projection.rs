@@ -1,0 +1,171 @@
+//! A data table under write: a projection of the ledger, brought up to it by whoever comes next.
+
+use futures::stream::{self, StreamExt as _};
+use futures::{FutureExt as _, TryStreamExt as _};
+use object_store::ObjectStoreExt as _;
+
+use super::commit::{self, DataFile, TableMetadata};
+use super::lake::MAX_BEGINNINGS;
+use super::ledger::Missing;
+use super::log::{Beginning, Log, TableError};
+use super::snapshot::Snapshot;
+use super::spec::{LEDGER_TABLE, TableSpec};
+use crate::base::store::Store;
+
+/// Files that are asked for at once.
+const AT_ONCE: usize = 16;
+
+/// See the module.
+pub(super) struct Table {
+    pub log: Log,
+    /// The ledger version that it has been brought up to.
+    pub txn: Option<u64>,
+    metadata: Option<TableMetadata>,
+    /// Reader and writer version.
+    protocol: (i64, i64),
+    /// What we write into it.
+    pub spec: Option<TableSpec>,
+}
+
+/// The names of the folders below a lake that may be its data tables.
+pub(super) async fn tables_below(store: &Store) -> Result<Vec<String>, TableError> {
+    let listed = store.objects.list_with_delimiter(Some(&store.root)).await;
+    let listed = listed.map_err(|e| TableError::request(store.url.as_str(), "listing the lake", e))?;
+    let names = listed.common_prefixes.iter().filter_map(|folder| folder.filename());
+    Ok(names.filter(|name| *name != LEDGER_TABLE && !name.starts_with(['_', '.'])).map(str::to_owned).collect())
+}
+
+impl Table {
+    /// Opens a table at its newest version; none if it is not there.
+    pub async fn open(store: &Store, name: &str) -> Result<Option<Self>, TableError> {
+        for _ in 0..MAX_BEGINNINGS {
+            let mut log = Log::new(store, name);
+            let mut table = match log.beginning().await? {
+                Beginning::Empty => return Ok(None),
+                Beginning::First => Self { log, txn: None, metadata: None, protocol: (0, 0), spec: None },
+                Beginning::After(..) => Self::open_checkpointed(store, name, log).await?,
+            };
+            match table.read_on().await {
+                // Entries were cleaned up on the way.
+                Err(TableError::Outrun { .. }) => continue,
+                other => other?,
+            }
+            if table.txn.is_none() {
+                let message = "no commit of it tells its ledger version: it was not made by flarelake; move it away".to_owned();
+                return Err(TableError::Layout { table: table.log.table, message });
+            }
+            return Ok(Some(table));
+        }
+        Err(TableError::Outrun { table: format!("{}{name}/", store.url) })
+    }
+
+    /// A table that the ledger gives files.
+    pub async fn reopen(store: &Store, name: &str) -> Result<Self, TableError> {
+        let gone = || TableError::damaged(&format!("{}{name}/", store.url), format!("{LEDGER_TABLE} gives it files, but it is not there"));
+        Self::open(store, name).await?.ok_or_else(gone)
+    }
+
+    /// What the log's beginning said stands in a checkpoint.
+    async fn open_checkpointed(store: &Store, name: &str, mut log: Log) -> Result<Self, TableError> {
+        let table = Snapshot::open(store, name).await?;
+        let table = table.ok_or_else(|| TableError::request(name, "opening its checkpoint", "it is not there"))?;
+        let txn = table.transaction(commit::APP).await?;
+        let failed = |e: deltalake::DeltaTableError| TableError::request(name, "reading the table's checkpoint", e);
+        let snapshot = table.0.snapshot().map_err(failed)?;
+        let metadata = serde_json::to_value(snapshot.metadata()).and_then(serde_json::from_value);
+        let metadata =
+            metadata.map_err(|e| TableError::Layout { table: log.table.clone(), message: format!("its metaData can't be read: {e}") })?;
+        let protocol = snapshot.protocol();
+        let protocol = (i64::from(protocol.min_reader_version()), i64::from(protocol.min_writer_version()));
+        log.version = table.0.version();
+        Ok(Self { log, txn, metadata: Some(metadata), protocol, spec: None })
+    }
+
+    /// Whether files made for `spec` fit it: from now on whatever is read of it is held to that.
+    pub fn fits(&mut self, spec: &TableSpec) -> Result<(), TableError> {
+        self.spec = Some(spec.clone());
+        self.check().inspect_err(|_| self.spec = None)
+    }
+
+    /// Whether what we write still fits the table.
+    fn check(&self) -> Result<(), TableError> {
+        let (reader, writer) = self.protocol;
+        if reader > 1 || writer > 2 {
+            let message = format!("its protocol is ({reader},{writer}), which another engine set; flarelake writes protocol (1,2) only");
+            return Err(TableError::Layout { table: self.log.table.clone(), message });
+        }
+        match (&self.spec, &self.metadata) {
+            (Some(spec), Some(metadata)) => self.log.check(spec, metadata),
+            _ => Ok(()),
+        }
+    }
+
+    /// P1. Reads the table to its end; begins anew if it was away for so long that some of its entries are gone.
+    pub async fn catch_up(&mut self, store: &Store, name: &str) -> Result<(), TableError> {
+        match self.read_on().await {
+            Err(TableError::Outrun { .. }) => self.begin_anew(store, name).await,
+            other => other,
+        }
+    }
+
+    async fn begin_anew(&mut self, store: &Store, name: &str) -> Result<(), TableError> {
+        let spec = self.spec.take();
+        *self = Self { spec, ..Self::reopen(store, name).await? };
+        self.check()
+    }
+
+    async fn read_on(&mut self) -> Result<(), TableError> {
+        let Self { log, txn, metadata, protocol, .. } = self;
+        let mut layout_changed = false;
+        log.catch_up(|_, entry, _| {
+            layout_changed |= entry.metadata.is_some() || entry.protocol.is_some();
+            *txn = entry.txn.or(*txn);
+            *protocol = entry.protocol.unwrap_or(*protocol);
+            if entry.metadata.is_some() {
+                *metadata = entry.metadata;
+            }
+        })
+        .await?;
+        if layout_changed { self.check() } else { Ok(()) }
+    }
+
+    /// P2, P3. Commits what it has still to get. False: someone else was faster, or it is not known; read it and ask again.
+    pub async fn take(&mut self, store: &Store, name: &str, missing: &Missing, unknown: &mut u32) -> Result<bool, TableError> {
+        self.look_for(store, name, missing).await?;
+        let bytes = commit::projection(&missing.files, missing.to);
+        let bytes = bytes.map_err(|message| TableError::Layout { table: self.log.table.clone(), message })?;
+        match self.log.try_put(bytes, unknown).await {
+            Ok(true) => {
+                self.txn = Some(missing.to);
+                Ok(true)
+            }
+            Err(TableError::Outrun { .. }) => self.begin_anew(store, name).await.map(|()| false),
+            other => other,
+        }
+    }
+
+    /// Makes sure that files which others wrote, perhaps long ago, are there before the table names them: another engine's vacuum
+    /// may have taken them, or a copy of the lake left them out.
+    async fn look_for(&self, store: &Store, name: &str, missing: &Missing) -> Result<(), TableError> {
+        let look = |file: &DataFile| {
+            let (path, location) = (file.path.clone(), file.location(store, name));
+            async move {
+                match store.objects.head(&location).await {
+                    Ok(_) => Ok(()),
+                    Err(object_store::Error::NotFound { .. }) => {
+                        let what = format!(
+                            "{path}, which landed up to version {} of {LEDGER_TABLE}, is gone before it was brought in: another engine \
+                             vacuumed it, or it was not copied",
+                            missing.to
+                        );
+                        Err(TableError::damaged(&self.log.table, what))
+                    }
+                    Err(e) => Err(TableError::request(&self.log.table, format!("looking for {path}"), e)),
+                }
+            }
+            .boxed()
+        };
+        let foreign: Vec<_> = missing.files[..missing.foreign].iter().map(look).collect();
+        stream::iter(foreign).buffer_unordered(AT_ONCE).try_collect().await
+    }
+}
