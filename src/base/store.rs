@@ -13,6 +13,13 @@ use super::aws::{Access, ChainCredentials};
 use super::clock::Clock;
 use super::durable::{self, DurableFileSystem};
 
+/// Puts of one new key at once, of which one may win.
+const RACERS: usize = 8;
+/// Races that one alone has to win.
+const RACES: usize = 3;
+/// Races that are run, if some tell nothing because an answer was lost.
+const MOST_RACES: usize = 8;
+
 /// Long enough for a file of a few dozen MB on a slow line; a connection that hangs longer is tried again.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -114,6 +121,18 @@ impl Reach {
     }
 }
 
+/// What came of a race of puts.
+enum Race {
+    /// One has won, and every other was told so.
+    One,
+    /// More than one has won.
+    Several,
+    /// Nothing was put.
+    None(object_store::Error),
+    /// Who has won is not known.
+    Unknown(object_store::Error),
+}
+
 impl Store {
     /// Opens `file:///…`, `s3://bucket/prefix`, or a bare path, which may not exist yet.
     pub async fn open(url: &str, reach: &Reach) -> Result<Self, StoreError> {
@@ -161,21 +180,44 @@ impl Store {
         Ok(Self { objects: Arc::new(objects), url, root, clock: Clock::system() })
     }
 
-    /// Makes sure that of two puts of one new key the second fails: what every commit relies on.
+    /// Makes sure that of puts of one new key, however many at once, one wins: what every commit relies on. A store that looks first
+    /// and puts then would pass if they came one after the other.
     pub async fn probe(&self) -> Result<(), StoreError> {
-        let key = self.root.clone().join(format!("_probe-{}", super::new_uuid()));
         let failed = |doing, source| StoreError::Request { doing, url: self.url.to_string(), source };
-        self.put_new(&key).await.map_err(|source| failed("can't write to", source))?;
-        let second = self.objects.put_opts(&key, "probe".into(), PutMode::Create.into()).await;
-        let deleted = self.objects.delete(&key).await;
-        match second {
-            Ok(_) => Err(StoreError::Unguarded { url: self.url.to_string() }),
-            Err(object_store::Error::AlreadyExists { .. }) => {
-                // A writer needs no right to delete; the probe is a few bytes, and no reader sees it.
-                deleted.unwrap_or_else(|e| tracing::debug!(%key, error = %e, "the probe's key stays"));
-                Ok(())
+        let (mut won, mut last) = (0, None);
+        for _ in 0..MOST_RACES {
+            match self.race().await {
+                Race::One => won += 1,
+                Race::Several => return Err(StoreError::Unguarded { url: self.url.to_string() }),
+                Race::None(error) => return Err(failed("can't write to", error)),
+                Race::Unknown(error) => last = Some(error),
             }
-            Err(source) => Err(failed("can't probe", source)),
+            if won == RACES {
+                return Ok(());
+            }
+        }
+        let nothing = || object_store::Error::Generic { store: "probe", source: "no race was told the end of".into() };
+        Err(failed("can't probe", last.unwrap_or_else(nothing)))
+    }
+
+    async fn race(&self) -> Race {
+        let key = self.root.clone().join(format!("_probe-{}", super::new_uuid()));
+        let puts = (0..RACERS).map(|_| self.objects.put_opts(&key, "probe".into(), PutMode::Create.into()));
+        let answers = futures::future::join_all(puts).await;
+        let won = answers.iter().filter(|answer| answer.is_ok()).count();
+        let (exists, errors): (Vec<_>, Vec<_>) =
+            answers.into_iter().filter_map(Result::err).partition(|e| matches!(e, object_store::Error::AlreadyExists { .. }));
+        if won + exists.len() > 0 {
+            // A writer needs no right to delete; the probe is a few bytes, and no reader sees it.
+            self.objects.delete(&key).await.unwrap_or_else(|e| tracing::debug!(%key, error = %e, "the probe's key stays"));
+        }
+        match (won, errors.into_iter().next()) {
+            (2.., _) => Race::Several,
+            (1, None) => Race::One,
+            (0, Some(error)) if exists.is_empty() => Race::None(error),
+            // A put that failed may have won. If none has won, one did whose answer was lost, and met its own key when it was repeated.
+            (_, Some(error)) => Race::Unknown(error),
+            (_, None) => exists.into_iter().next().map_or(Race::One, Race::Unknown),
         }
     }
 
@@ -220,12 +262,7 @@ impl Store {
         let put = self.put_new(&key).await.map_err(told);
         let mut tried = vec![("s3:PutObject", put.clone())];
         if put.is_ok() {
-            let second = match self.objects.put_opts(&key, "probe".into(), PutMode::Create.into()).await {
-                Err(object_store::Error::AlreadyExists { .. }) => Ok(()),
-                Ok(_) => Err(StoreError::Unguarded { url: self.url.to_string() }.to_string()),
-                Err(error) => Err(error.to_string()),
-            };
-            tried.push(("put-if-absent (If-None-Match)", second));
+            tried.push(("put-if-absent (If-None-Match)", self.probe().await.map_err(|e| e.to_string())));
             tried.push(("s3:GetObject", self.objects.get(&key).await.map(drop).map_err(told)));
         }
         let listed = self.objects.list_with_delimiter(Some(&self.root)).await;

@@ -20,6 +20,7 @@ mod outside;
 mod overview;
 mod planning;
 mod plans;
+mod probes;
 mod processes;
 mod protocol;
 mod queries;
