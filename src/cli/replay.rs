@@ -15,7 +15,7 @@ use crate::base::store::Store;
 use crate::ingest::backfill::Sources;
 use crate::ingest::batch::Tables;
 use crate::ingest::reject::Reason;
-use crate::recover::{Chosen, Replay, Summary};
+use crate::recover::{Chosen, Discard, Discarded, Replay, Summary};
 use crate::table::{LEDGER_TABLE, open_tables};
 
 /// Which rejects.
@@ -30,6 +30,9 @@ pub struct ReplayArguments {
     /// The log type of every record; without it as a source's route says, or each record's own fields
     #[arg(long, value_name = "T")]
     log_type: Option<String>,
+    /// Take them out without decoding them: what they hold is gone for good
+    #[arg(long, conflicts_with_all = ["log_type", "fail_on_reject"])]
+    discard: bool,
     /// Decode and report, but change nothing
     #[arg(long)]
     dry_run: bool,
@@ -52,13 +55,20 @@ pub async fn run(arguments: ReplayArguments, settings: Settings) -> anyhow::Resu
     // To open a lake to write to would make it.
     open_tables(&store, &[LEDGER_TABLE.to_owned()]).await?;
     let memory = config.memory.as_u64() as usize;
+    let tables = Arc::new(Tables::new(catalog, config.partition));
+    let lake = if arguments.dry_run { None } else { Some(parts::open_lake(config).await?) };
+    let target = config.maintenance.target_file_size.as_u64();
+    let chosen = Chosen { reasons, since: arguments.since.map(|since| now_micros().saturating_sub(micros(since))) };
+    if arguments.discard {
+        return discard(Discard { tables, store, lake, memory, target, chosen }).await;
+    }
     let replay = Replay {
-        tables: Arc::new(Tables::new(catalog, config.partition)),
-        lake: if arguments.dry_run { None } else { Some(parts::open_lake(config).await?) },
+        tables,
+        lake,
         settings: parts::worker_settings(config, memory / 2, 1),
         memory: memory / 2,
-        target: config.maintenance.target_file_size.as_u64(),
-        chosen: Chosen { reasons, since: arguments.since.map(|since| now_micros().saturating_sub(micros(since))) },
+        target,
+        chosen,
         meter: Arc::default(),
         stop: Arc::default(),
         catalog: catalog.clone(),
@@ -80,6 +90,24 @@ pub async fn run(arguments: ReplayArguments, settings: Settings) -> anyhow::Resu
     } else {
         End::Done
     })
+}
+
+/// Nothing is asked: who wants to know before says `--dry-run`.
+async fn discard(discard: Discard) -> anyhow::Result<End> {
+    let Discarded { found, removed } = discard.run().await?;
+    let (count, what) = match discard.lake {
+        Some(_) => (removed.rows, "discarded"),
+        None => (found.values().sum(), "would be discarded"),
+    };
+    let mut told = format!("rejects: {} {what}\n", grouped(count));
+    for (reason, count) in &found {
+        told += &format!("         {reason} {}\n", grouped(*count));
+    }
+    if removed.overtaken {
+        told += "         others rewrote that table all the time: run it again to take out the rest\n";
+    }
+    output::say(told)?;
+    Ok(if removed.overtaken { End::Incomplete } else { End::Done })
 }
 
 fn reason(code: &str) -> Result<Reason, Usage> {

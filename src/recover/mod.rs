@@ -4,7 +4,8 @@
 //! ```text
 //! listing ─┬─ the ledger's rows → what never arrived, or has changed since → backfill
 //!          └─ time ranges in the names → gaps
-//! rejects ─── their bytes again → rows, landed once → the rejects go
+//! rejects ─┬─ their bytes again → rows, landed once → the rejects go
+//!          └─ discarded: the rejects go
 //! ```
 
 mod again;
@@ -12,7 +13,9 @@ mod gaps;
 mod reconcile;
 mod rejects;
 mod replay;
+mod discard;
 
+pub use discard::{Discard, Discarded};
 pub use gaps::{Gap, Streams, is_dated};
 pub use reconcile::{Absent, Comparison, Reconciled, State, Tally, Window, reconcile};
 pub use rejects::Chosen;

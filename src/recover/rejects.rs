@@ -34,7 +34,8 @@ impl Chosen {
         !too_old && (self.reasons.is_empty() || self.reasons.iter().any(fits))
     }
 
-    fn wants(&self, reason: &str, rejected: i64) -> bool {
+    /// Whether a reject is meant, by its reason and by when it was rejected.
+    pub fn wants(&self, reason: &str, rejected: i64) -> bool {
         let of_reason = self.reasons.is_empty() || self.reasons.iter().any(|wanted| wanted.code() == reason);
         of_reason && self.since.is_none_or(|since| rejected >= since)
     }

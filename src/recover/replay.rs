@@ -118,6 +118,9 @@ pub enum ReplayError {
     /// Rejects that were replayed could not be taken out of their table.
     #[error("{0}; the rejects that became rows are taken out of classification_failures by the next replay")]
     Remove(#[from] RewriteError),
+    /// Rejects that are meant to go could not be looked through, or not be taken out.
+    #[error("{0}; run it again to take out the rest")]
+    Discard(RewriteError),
 }
 
 impl Replay {

@@ -222,6 +222,49 @@ fn only_the_rejects_that_are_meant_are_replayed() {
 }
 
 #[test]
+fn rejects_that_nobody_will_mend_are_discarded_and_nothing_brings_them_again() {
+    let stage = Stage::new();
+    let logs = stage.dir.path().join("logs");
+    write_logs(&logs);
+    let good = stage.dir.path().join("good.log");
+    fs::write(&good, http("good.test", 0)).expect("written");
+    let backfill = ["backfill", text(&logs)];
+    // Of a lake that has never had a reject there is nothing to discard.
+    assert_eq!(stage.run("strict.toml", "lake", &["backfill", text(&good)]).0, Some(0));
+    let (code, out, err) = stage.run("strict.toml", "lake", &["replay", "--discard"]);
+    assert!(code == Some(0) && out == "rejects: 0 discarded\n", "{out}{err}");
+    stage.run("strict.toml", "lake", &backfill);
+    let count = || stage.rows("lake", "classification_failures").len();
+    assert_eq!(count(), 15);
+    let before = files(&stage.dir.path().join("lake"));
+    let (code, out, _) = stage.run("strict.toml", "lake", &["replay", "--discard", "--dry-run", "--reason", "record_too_large"]);
+    assert!(code == Some(0) && out == "rejects: 4 would be discarded\n         record_too_large 4\n", "{out}");
+    let (code, _, err) = stage.run("strict.toml", "lake", &["replay", "--discard", "--log-type", "Cloudflare.Firewall"]);
+    assert!(code == Some(2) && err.contains("--log-type"), "{err}");
+    let (code, out, _) = stage.run("strict.toml", "lake", &["replay", "--discard", "--since", "0s"]);
+    assert!(code == Some(0) && out == "rejects: 0 discarded\n", "{out}");
+    assert!(files(&stage.dir.path().join("lake")) == before, "none of them changed anything");
+    // Some, and then all.
+    let (code, out, err) =
+        stage.run("strict.toml", "lake", &["replay", "--discard", "--reason", "record_too_large", "--reason", "too_deep"]);
+    assert!(code == Some(0) && out == "rejects: 5 discarded\n         record_too_large 4\n         too_deep 1\n", "{out}{err}");
+    assert!(count() == 10 && stage.rows("lake", "classification_failures").iter().all(|row| row["reason"] != "too_deep"));
+    let (code, out, _) = stage.run("strict.toml", "lake", &["replay", "--discard"]);
+    assert!(code == Some(0) && out.starts_with("rejects: 10 discarded\n"), "{out}");
+    assert_eq!(count(), 0);
+    // What was seen stays seen, and everything else goes on.
+    let (_, out, _) = stage.run("strict.toml", "lake", &backfill);
+    assert!(out.contains("0 landed, 4 already there"), "{out}");
+    assert_eq!(stage.run("strict.toml", "lake", &["replay", "--discard"]).1, "rejects: 0 discarded\n");
+    let (code, _, err) = stage.run("mended.toml", "lake", &["replay"]);
+    assert_eq!(code, Some(0), "{err}");
+    for command in [&["compact"][..], &["maintain", "--once"], &["tables"]] {
+        let (code, _, err) = stage.run("strict.toml", "lake", command);
+        assert_eq!(code, Some(0), "{command:?}: {err}");
+    }
+}
+
+#[test]
 fn objects_that_are_not_what_they_were_stay_rejected() {
     let stage = Stage::new();
     let logs = stage.dir.path().join("logs");
