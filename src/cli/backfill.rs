@@ -13,6 +13,7 @@ use crate::config::{self, Source};
 use crate::ingest::backfill::{Backfill, Sources, Summary};
 use crate::ingest::batch::Tables;
 use crate::ingest::bucket::Buckets;
+use crate::ingest::local::{Links, PassedOver};
 use crate::ingest::source;
 use crate::ingest::worker::Meter;
 use crate::schema::Catalog;
@@ -30,6 +31,9 @@ pub struct BackfillArguments {
     /// The configured source that everything belongs to; without it the source that lists the bucket
     #[arg(long, value_name = "ID")]
     source: Option<String>,
+    /// Also read what symbolic links lead to, in folders and globs; without it they are passed over
+    #[arg(long)]
+    follow_links: bool,
     /// Decode and report, but write nothing
     #[arg(long)]
     dry_run: bool,
@@ -48,7 +52,8 @@ pub async fn run(arguments: BackfillArguments, settings: Settings) -> anyhow::Re
     let backfill = backfill(&settings, lake, sources, workers);
     let interrupted = stop_on_signal(backfill.stop.clone());
     let began = Instant::now();
-    let summary = land(&backfill, &arguments.paths).await?;
+    let links = if arguments.follow_links { Links::Follow } else { Links::PassOver };
+    let summary = land(&backfill, &arguments.paths, links).await?;
     let report = Report { summary: &summary, backfill: &backfill, seconds: began.elapsed().as_secs_f64() };
     // How it went does not depend on whether anyone reads the report.
     output::say(report)?;
@@ -93,16 +98,20 @@ pub fn backfill(settings: &Settings, lake: Option<Arc<Lake>>, sources: Sources, 
 }
 
 /// Lands every path, with a progress bar where a person waits.
-pub async fn land(backfill: &Backfill, paths: &[String]) -> anyhow::Result<Summary> {
+pub async fn land(backfill: &Backfill, paths: &[String], links: Links) -> anyhow::Result<Summary> {
     let _progress = Progress::show(backfill.meter.clone());
-    let (mut origins, mut failed) = (Vec::new(), Vec::new());
+    let (mut origins, mut failed, mut passed_over) = (Vec::new(), Vec::new(), PassedOver::default());
     for path in paths.iter().filter(|p| *p != "-") {
         let listed = match source::bucket_of(path) {
             Some(bucket) => {
                 let buckets = buckets(&backfill.sources, bucket).await;
                 source::list_bucket(path, buckets).await?
             }
-            None => source::list_files(path).await?,
+            None => {
+                let (listed, others) = source::list_files(path, links).await?;
+                passed_over += others;
+                listed
+            }
         };
         for listed in listed {
             match listed {
@@ -116,6 +125,7 @@ pub async fn land(backfill: &Backfill, paths: &[String]) -> anyhow::Result<Summa
     }
     let mut summary = backfill.origins(origins).await?;
     summary.failed.extend(failed);
+    summary.passed_over = passed_over;
     if paths.iter().any(|p| p == "-") {
         summary.merge(backfill.stdin(std::io::stdin()).await?);
     }
@@ -155,6 +165,13 @@ impl std::fmt::Display for Report<'_> {
         writeln!(f, " {} failed", grouped(summary.failed.len() as u64))?;
         if summary.not_begun > 0 {
             writeln!(f, "         {} not begun: interrupted", grouped(summary.not_begun))?;
+        }
+        let PassedOver { links, others } = summary.passed_over;
+        if links > 0 {
+            writeln!(f, "         {} symbolic links passed over (--follow-links reads what they lead to)", grouped(links))?;
+        }
+        if others > 0 {
+            writeln!(f, "         {} passed over that are no files (FIFOs, sockets, devices)", grouped(others))?;
         }
         writeln!(f, "rows:    {}", grouped(summary.total_rows()))?;
         for (table, rows) in &summary.rows {

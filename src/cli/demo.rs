@@ -16,6 +16,7 @@ use crate::base::new_uuid;
 use crate::config;
 use crate::generate::{Dataset, Spec, Timestamps};
 use crate::ingest::backfill::{Sources, Summary};
+use crate::ingest::local::Links;
 use crate::query::{Expanded, Format};
 
 /// The saved queries that the demo asks.
@@ -86,7 +87,7 @@ async fn land_folder(settings: &Settings, logs: &std::path::Path) -> anyhow::Res
     let lake = open_lake(&settings.config).await?;
     let backfill = backfill(settings, Some(lake), Sources::default(), affordable_workers(&settings.config));
     let began = Instant::now();
-    let summary = land(&backfill, &[logs.display().to_string()]).await?;
+    let summary = land(&backfill, &[logs.display().to_string()], Links::PassOver).await?;
     let report = Report { summary: &summary, backfill: &backfill, seconds: began.elapsed().as_secs_f64() }.to_string();
     say(&report.lines().map(|line| format!("   {line}\n")).collect::<String>())?;
     Ok(summary)

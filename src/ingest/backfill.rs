@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use super::batch::{Flushed, Tables};
 use super::inflate::InflateError;
 use super::keeping::ObjectOutcome;
+use super::local::PassedOver;
 use super::object::{Object, ObjectId};
 use super::reject::Reason;
 use super::source::{Input, Origin, fetch};
@@ -31,7 +32,7 @@ use crate::table::Lake;
 /// How many objects are fetched ahead of the workers.
 const FETCH_AHEAD: usize = 4;
 
-/// How often objects are decoded again because their files had become too old to be landed.
+/// How often objects are decoded, where their files had become too old to be landed, or they changed while they were read.
 const MAX_PASSES: usize = 3;
 
 /// What a backfill works with.
@@ -76,6 +77,8 @@ pub struct Summary {
     pub event_times: Option<(i64, i64)>,
     /// Objects that were not begun because the run was stopped.
     pub not_begun: u64,
+    /// What was met in folders and is not read.
+    pub passed_over: PassedOver,
 }
 
 impl Summary {
@@ -97,6 +100,7 @@ impl Summary {
         self.failed.extend(other.failed);
         self.skipped_records += other.skipped_records;
         self.not_begun += other.not_begun;
+        self.passed_over += other.passed_over;
         for (table, rows) in other.rows {
             *self.rows.entry(table).or_default() += rows;
         }
@@ -190,13 +194,35 @@ impl Sources {
     }
 }
 
+/// Why an object is read and decoded once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// Its files had become too old to be landed.
+    Late,
+    /// It was written to meanwhile.
+    Changed,
+}
+
+impl Again {
+    /// What to tell of an object for which no pass was enough.
+    fn told(self, origin: &Origin) -> String {
+        let location = origin.location();
+        match self {
+            Self::Late => format!("{location}: decoding and landing it takes over an hour; give it a faster line or more memory"),
+            Self::Changed => format!(
+                "{location}: it changed while it was read, {MAX_PASSES} times: nothing of it landed; run it again when its writer is done with it"
+            ),
+        }
+    }
+}
+
 /// What fetchers and workers share.
 struct Shared {
     run: Backfill,
     summary: Mutex<Summary>,
     /// Objects begun in this run: each is decoded once, however often it is named.
     begun: Mutex<HashMap<ObjectId, Option<Origin>>>,
-    again: Mutex<Vec<Origin>>,
+    again: Mutex<Vec<(Origin, Again)>>,
     broken: AtomicBool,
 }
 
@@ -204,33 +230,36 @@ impl Backfill {
     /// Lands every origin.
     pub async fn origins(&self, origins: Vec<Origin>) -> Result<Summary, BackfillError> {
         let shared = Arc::new(Shared::new(self.clone()));
-        let mut origins = origins;
-        for _ in 0..MAX_PASSES {
-            if origins.is_empty() {
+        for origin in &origins {
+            Meter::add(&self.meter.objects_total, 1);
+            Meter::add(&self.meter.bytes_total, origin.size());
+        }
+        let mut again = self.pass(&shared, origins).await?;
+        for _ in 1..MAX_PASSES {
+            if again.is_empty() {
                 break;
             }
-            for origin in &origins {
-                Meter::add(&self.meter.objects_total, 1);
-                Meter::add(&self.meter.bytes_total, origin.size());
-            }
-            let (send, workers) = shared.clone().start_workers();
-            let mut fetches = futures::stream::iter(std::mem::take(&mut origins)).map(|origin| shared.fetch(origin)).buffered(FETCH_AHEAD);
-            while let Some(fetched) = fetches.next().await {
-                let Some(fetched) = fetched else { continue };
-                if send.send(fetched).await.is_err() {
-                    break;
-                }
-            }
-            drop((send, fetches));
-            join(workers).await?;
-            // Objects whose files had become too old to be landed are decoded again.
-            origins = std::mem::take(&mut *shared.again.lock());
+            again = self.pass(&shared, again.into_iter().map(|(origin, _)| origin).collect()).await?;
         }
-        let late = |origin: Origin| {
-            format!("{}: decoding and landing it takes over an hour; give it a faster line or more memory", origin.location())
-        };
-        shared.summary.lock().failed.extend(origins.into_iter().map(late));
+        for (origin, why) in again {
+            shared.fail(origin.size(), &why.told(&origin));
+        }
         Ok(shared.summary.lock().clone())
+    }
+
+    /// Lands origins. Those that are to be begun again, and why.
+    async fn pass(&self, shared: &Arc<Shared>, origins: Vec<Origin>) -> Result<Vec<(Origin, Again)>, BackfillError> {
+        let (send, workers) = shared.clone().start_workers();
+        let mut fetches = futures::stream::iter(origins).map(|origin| shared.fetch(origin)).buffered(FETCH_AHEAD);
+        while let Some(fetched) = fetches.next().await {
+            let Some(fetched) = fetched else { continue };
+            if send.send(fetched).await.is_err() {
+                break;
+            }
+        }
+        drop((send, fetches));
+        join(workers).await?;
+        Ok(std::mem::take(&mut *shared.again.lock()))
     }
 
     /// Lands a stream, cut into objects.
@@ -304,7 +333,7 @@ impl Shared {
             return None;
         }
         match fetch(origin.clone()).await {
-            Ok((object, input)) if object.size == 0 => {
+            Ok((object, input)) if input.is_empty() => {
                 drop((object, input));
                 self.done(size, |s| s.skipped += 1);
                 None
@@ -313,11 +342,22 @@ impl Shared {
                 let log_type = self.run.sources.attribute(&mut object);
                 self.admit(Fetched { object, input, place: Place::START, log_type, origin: Some(origin) })
             }
+            Err(error) if error.has_changed() => {
+                self.again(origin, Again::Changed);
+                None
+            }
             Err(error) => {
                 self.fail(size, &error);
                 None
             }
         }
+    }
+
+    fn again(&self, origin: Origin, why: Again) {
+        if why == Again::Changed {
+            tracing::info!("{}: it changed while it was read: it is read again when all else is", origin.location());
+        }
+        self.again.lock().push((origin, why));
     }
 
     fn has_landed(&self, id: ObjectId) -> bool {
@@ -367,7 +407,7 @@ impl Shared {
             if self.broken.load(Ordering::Relaxed) {
                 continue;
             }
-            let size = object.size;
+            let (id, size) = (object.id, object.size);
             let worked = worker.work(object, input, place, log_type);
             // Objects before it may have landed, whatever became of this one.
             self.account(worker.flushed());
@@ -376,7 +416,13 @@ impl Shared {
                     Meter::add(&run.meter.objects_done, 1);
                     Meter::add(&run.meter.bytes_done, size);
                 }
-                Err(error @ WorkError::Read { .. }) => self.fail(size, &error),
+                Err(error @ WorkError::Read { .. }) => {
+                    let origin = self.begun.lock().remove(&id).flatten();
+                    match origin.filter(|_| error.has_changed()) {
+                        Some(origin) => self.again(origin, Again::Changed),
+                        None => self.fail(size, &error),
+                    }
+                }
                 Err(error) => break Err(error),
             }
         };
@@ -399,7 +445,7 @@ impl Shared {
         let mut begun = self.begun.lock();
         for id in flushed.stale {
             match begun.remove(&id).flatten() {
-                Some(origin) => self.again.lock().push(origin),
+                Some(origin) => self.again(origin, Again::Late),
                 None => {
                     summary.failed.push(format!("standard input, piece {id}: the writer was away for more than an hour; pipe it in again"))
                 }

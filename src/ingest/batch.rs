@@ -271,7 +271,7 @@ impl Batch {
 
     /// The object at hand is broken: none of its rows land, and it becomes one reject.
     pub fn close_broken(&mut self, object: Object, reason: Reason, message: String, parse_time: i64) {
-        self.open = OpenObject::default();
+        self.abandon_open();
         let reject = Reject { reason, message, log_type: None, offset: None, length: None, payload: None };
         self.close_rejected(object, reject, parse_time);
     }
@@ -285,6 +285,10 @@ impl Batch {
     /// Drops what there is of the object at hand, which could not be read.
     pub fn abandon_open(&mut self) {
         self.open = OpenObject::default();
+        if self.files.is_empty() {
+            // Its files were the oldest, and don't land.
+            self.made = None;
+        }
     }
 
     /// Writes and lands every whole object of the batch; the object at hand stays.

@@ -1,17 +1,23 @@
 //! Reading objects from buckets: one request at a time, with answers that say what to do.
 
+use std::error::Error;
 use std::fmt::Debug;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
+use aws_sdk_s3::config::interceptors::{BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef};
+use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_s3::primitives::ByteStream;
 use backon::{BlockingRetryable as _, ExponentialBuilder};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::runtime::Handle;
 
+use super::inflate::Encoding;
 use crate::base::aws::{Failure, FailureKind};
 use crate::base::store::Permission;
 
@@ -44,10 +50,29 @@ impl Wanted {
 pub struct Head {
     /// Without quotes.
     pub etag: String,
-    /// Bytes, of the whole object.
+    /// Bytes, of the whole object; 0 where only reading it tells ([`Body::Unmeasured`]).
     pub size: u64,
     /// In microseconds since the epoch.
     pub last_modified: Option<i64>,
+}
+
+/// What an answer brings of an object's bytes.
+#[derive(Debug)]
+pub enum Body {
+    /// All of them.
+    Whole(Bytes),
+    /// None: there are more than were wanted at once.
+    Larger,
+    /// One after the other, as the store tells no length.
+    Unmeasured(Unmeasured),
+}
+
+/// The bytes of an answer that tells no length: the first ones, and those that are still to come.
+#[derive(Debug)]
+pub struct Unmeasured {
+    first: Bytes,
+    rest: Option<ByteStream>,
+    has_end: bool,
 }
 
 /// A line of a listing.
@@ -62,8 +87,8 @@ pub struct ListedObject {
 /// Buckets of one account.
 #[async_trait]
 pub trait Buckets: Send + Sync + Debug {
-    /// The object, its bytes only if these are at most `whole`.
-    async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(Head, Option<Bytes>), Failure>;
+    /// The object, its bytes at once if they are at most `whole`.
+    async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(Head, Body), Failure>;
 
     /// A range of the object, if it still has this ETag.
     async fn range(&self, wanted: &Wanted, range: Range<u64>, etag: &str) -> Result<Bytes, Failure>;
@@ -74,21 +99,25 @@ pub trait Buckets: Send + Sync + Debug {
 
 #[async_trait]
 impl Buckets for Client {
-    async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(Head, Option<Bytes>), Failure> {
+    async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(Head, Body), Failure> {
         let request = self.get_object().bucket(&wanted.bucket).key(&wanted.key).set_version_id(wanted.version.clone());
-        let answer = request.send().await.map_err(|e| Failure::from(&e))?;
-        // An object is known by its ETag, and without a length an answer that was cut short can't be told from a short one.
+        let has_end = Arc::new(AtomicBool::new(false));
+        let answer = request.customize().interceptor(OwnEnd(has_end.clone())).send().await.map_err(|e| Failure::from(&e))?;
+        // An object is known by its ETag.
         let etag = answer.e_tag().map(unquoted).filter(|e| !e.is_empty()).ok_or_else(|| headless("ETag"))?;
-        let size = answer.content_length().ok_or_else(|| headless("Content-Length"))?;
-        let head = Head { etag: etag.to_owned(), size: size as u64, last_modified: answer.last_modified().map(micros) };
+        let head = Head { etag: etag.to_owned(), size: 0, last_modified: answer.last_modified().map(micros) };
+        let Some(size) = answer.content_length() else {
+            return unmeasured(wanted, head, answer.body, whole, has_end.load(Ordering::Relaxed)).await;
+        };
+        let head = Head { size: size as u64, ..head };
         if head.size > whole {
-            return Ok((head, None));
+            return Ok((head, Body::Larger));
         }
         let bytes = answer.body.collect().await.map_err(|e| Failure::on_the_way(&e))?.into_bytes();
         if bytes.len() as u64 != head.size {
             return Err(cut_short(bytes.len() as u64, head.size));
         }
-        Ok((head, Some(bytes)))
+        Ok((head, Body::Whole(bytes)))
     }
 
     async fn range(&self, wanted: &Wanted, range: Range<u64>, etag: &str) -> Result<Bytes, Failure> {
@@ -119,6 +148,69 @@ impl Buckets for Client {
         }
         found.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(found)
+    }
+}
+
+/// Finds out whether an answer without a length that was cut off can be told from a whole one: where its last chunk, or the end of
+/// its TLS connection or HTTP/2 stream, says that it is the end.
+#[derive(Debug)]
+struct OwnEnd(Arc<AtomicBool>);
+
+impl Intercept for OwnEnd {
+    fn name(&self) -> &'static str {
+        "OwnEnd"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        self.0.store(context.request().uri().starts_with("https:"), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn read_before_deserialization(
+        &self,
+        context: &BeforeDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let encoding = context.response().headers().get("transfer-encoding");
+        self.0.fetch_or(encoding.is_some_and(|e| e.to_ascii_lowercase().contains("chunked")), Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// The body of an answer that tells no length, such as a store's that decompresses objects on their way.
+async fn unmeasured(wanted: &Wanted, head: Head, mut body: ByteStream, whole: u64, has_end: bool) -> Result<(Head, Body), Failure> {
+    let mut first = BytesMut::new();
+    let rest = loop {
+        match body.next().await {
+            None => break None,
+            Some(chunk) => first.extend_from_slice(&chunk.map_err(|e| Failure::on_the_way(&e))?),
+        }
+        if first.len() as u64 > whole {
+            break Some(body);
+        }
+    };
+    let first = first.freeze();
+    // Compressed data tells its end itself.
+    let is_plain = Encoding::of(&first) == Encoding::Plain;
+    if !has_end && first.is_empty() {
+        return Err(headless("Content-Length, no end of its own, and no byte: an empty object can't be told from one that was cut off"));
+    }
+    if !has_end && is_plain {
+        tracing::warn!(
+            "{}: the answer has no Content-Length and no end of its own, and the object is not compressed: if the connection was cut, nothing tells \
+             that records are missing; let the store tell lengths, or store objects compressed",
+            wanted.location()
+        );
+    }
+    match rest {
+        None if has_end || is_plain => Ok((Head { size: first.len() as u64, ..head }, Body::Whole(first))),
+        rest => Ok((head, Body::Unmeasured(Unmeasured { first, rest, has_end: has_end || is_plain }))),
     }
 }
 
@@ -155,6 +247,18 @@ fn micros(time: &aws_sdk_s3::primitives::DateTime) -> i64 {
 /// An ETag without its quotes: what objects are known by.
 pub fn unquoted(etag: &str) -> &str {
     etag.trim_start_matches("W/").trim_matches('"')
+}
+
+/// Whether two ETags are of one content, however notices and answers write them: with quotes that are escaped, in capitals, or,
+/// of an object of several parts, without the number of these.
+pub fn is_same_etag(one: &str, other: &str) -> bool {
+    let bare = |etag: &str| {
+        let etag = etag.trim().replace("&quot;", "\"").replace("%22", "\"");
+        unquoted(&etag).to_ascii_lowercase()
+    };
+    let (one, other) = (bare(one), bare(other));
+    let hash = |etag: &str| etag.split_once('-').map_or(etag, |(hash, _)| hash).to_owned();
+    one == other || one.contains('-') != other.contains('-') && hash(&one) == hash(&other)
 }
 
 /// Reads a large object range by range, all of one ETag. A range that fails is asked for again. Not to be read on an
@@ -195,6 +299,50 @@ impl Read for RangeReader {
         }
         let n = to.len().min(self.chunk.len());
         to[..n].copy_from_slice(&self.chunk.split_to(n));
+        Ok(n)
+    }
+}
+
+/// Reads an object whose length nothing tells, to its end. Not to be read on an async thread.
+#[derive(Debug)]
+pub struct StreamReader {
+    chunk: Bytes,
+    rest: Option<ByteStream>,
+    has_end: bool,
+    bytes: u64,
+    runtime: Handle,
+}
+
+impl StreamReader {
+    /// From the object's first byte.
+    pub fn new(Unmeasured { first, rest, has_end }: Unmeasured, runtime: Handle) -> Self {
+        Self { chunk: first, rest, has_end, bytes: 0, runtime }
+    }
+
+    /// Whether a cut is noticed by reading. Else only the object's own format may tell.
+    pub fn has_end(&self) -> bool {
+        self.has_end
+    }
+
+    /// Bytes that were read.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Read for StreamReader {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        while self.chunk.is_empty()
+            && let Some(rest) = &mut self.rest
+        {
+            match self.runtime.block_on(rest.next()) {
+                Some(chunk) => self.chunk = chunk.map_err(|e| io::Error::other(Failure::on_the_way(&e)))?,
+                None => self.rest = None,
+            }
+        }
+        let n = to.len().min(self.chunk.len());
+        to[..n].copy_from_slice(&self.chunk.split_to(n));
+        self.bytes += n as u64;
         Ok(n)
     }
 }

@@ -21,6 +21,7 @@ pub mod keeping;
 pub mod bucket;
 pub mod queue;
 pub mod notice;
+pub mod local;
 pub mod source;
 pub mod stdin;
 pub mod batch;

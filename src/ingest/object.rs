@@ -108,6 +108,22 @@ impl ContentHash {
     }
 }
 
+/// The hash of bytes as they pass by.
+#[derive(Debug, Clone, Default)]
+pub struct PassingHash(Sha256);
+
+impl PassingHash {
+    /// More bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// Of all that passed.
+    pub fn finish(self) -> ContentHash {
+        ContentHash(self.0.finalize().into())
+    }
+}
+
 impl fmt::Display for ContentHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex::encode(self.0))

@@ -1,14 +1,15 @@
 //! Where objects come from: files, folders, globs and S3 prefixes; and how one is fetched.
 
-use std::io::{self, Read, Seek as _};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
-use super::bucket::{Buckets, Head, ListedObject, RangeReader, Wanted};
-use super::object::{ContentHash, Object, ObjectId, is_no_log};
+use super::bucket::{Body, Buckets, Head, ListedObject, RangeReader, StreamReader, Wanted};
+use super::inflate::InflateError;
+use super::local::{self, Content, HashedFile, Links, LocalError, LocalFile, PassedOver};
+use super::object::{Object, ObjectId, is_no_log};
 use crate::base::aws::Failure;
 use crate::base::micros_since_epoch;
 
@@ -33,14 +34,9 @@ pub enum SourceError {
         /// What is wrong.
         why: String,
     },
-    /// A file that can't be read.
-    #[error("{path}: can't be read: {source}")]
-    File {
-        /// The path.
-        path: String,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// A file that is not read.
+    #[error(transparent)]
+    File(#[from] LocalError),
     /// An S3 object or listing that can't be read.
     #[error("{location}: can't be read: {source}; check that it is still there and that s3:GetObject and s3:ListBucket are allowed")]
     S3 {
@@ -51,11 +47,18 @@ pub enum SourceError {
     },
 }
 
+impl SourceError {
+    /// Whether the object was written to while it was read: what it is now can be read from its beginning.
+    pub fn has_changed(&self) -> bool {
+        matches!(self, Self::File(LocalError::Changed { .. }))
+    }
+}
+
 /// Something to fetch.
 #[derive(Debug, Clone)]
 pub enum Origin {
     /// A local file.
-    File(PathBuf),
+    File(LocalFile),
     /// An S3 object as a listing told of it.
     S3 {
         /// Its account's buckets.
@@ -77,7 +80,7 @@ impl Origin {
     /// Where it is, as a person would write it.
     pub fn location(&self) -> String {
         match self {
-            Self::File(path) => path.display().to_string(),
+            Self::File(file) => file.path.display().to_string(),
             Self::S3 { wanted, .. } => wanted.location(),
         }
     }
@@ -85,7 +88,7 @@ impl Origin {
     /// Bytes as stored, if that is known before fetching.
     pub fn size(&self) -> u64 {
         match self {
-            Self::File(path) => std::fs::metadata(path).map_or(0, |m| m.len()),
+            Self::File(file) => std::fs::metadata(&file.path).map_or(0, |m| m.len()),
             Self::S3 { head, .. } => head.size,
         }
     }
@@ -93,7 +96,7 @@ impl Origin {
     /// Whether it holds no records by its very name or size.
     pub fn is_no_log(&self) -> bool {
         match self {
-            Self::File(path) => path.file_name().is_some_and(|n| is_no_log(&n.to_string_lossy())),
+            Self::File(file) => file.path.file_name().is_some_and(|n| is_no_log(&n.to_string_lossy())),
             Self::S3 { wanted, head, .. } => is_no_log(&wanted.key) || head.size == 0,
         }
     }
@@ -112,19 +115,57 @@ impl Origin {
 pub enum Input {
     /// All of them.
     Memory(Bytes),
-    /// A large file, open since it was hashed: replacing it doesn't change what is read.
-    File(std::fs::File),
+    /// A large file.
+    File(HashedFile),
     /// A large S3 object.
     Ranges(RangeReader),
+    /// An S3 object whose size nothing tells.
+    Stream(StreamReader),
+}
+
+impl Read for Input {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Memory(bytes) => {
+                let n = to.len().min(bytes.len());
+                to[..n].copy_from_slice(&bytes.split_to(n));
+                Ok(n)
+            }
+            Self::File(file) => file.read(to),
+            Self::Ranges(reader) => reader.read(to),
+            Self::Stream(reader) => reader.read(to),
+        }
+    }
 }
 
 impl Input {
-    /// The bytes as a stream.
-    pub fn reader(self) -> Box<dyn Read + Send> {
+    /// Whether there is nothing to read.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Memory(bytes) if bytes.is_empty())
+    }
+
+    /// Makes sure, after decoding, that what was decoded is what the object is known by: before that, what is wrong with the bytes is
+    /// nothing that the object is to blame for.
+    pub fn finish(&mut self, decoded: Result<(), InflateError>) -> Result<(), InflateError> {
+        match (&mut *self, &decoded) {
+            (_, Err(InflateError::Read(_))) => decoded,
+            (Self::File(_), _) => {
+                io::copy(self, &mut io::sink()).map_err(InflateError::Read)?;
+                decoded
+            }
+            (Self::Stream(reader), Err(InflateError::Corrupt { .. })) if !reader.has_end() => {
+                let why = "the answer may have been cut short: it told neither its length nor its end, and the compressed data have none";
+                Err(InflateError::Read(io::Error::other(why)))
+            }
+            _ => decoded,
+        }
+    }
+
+    /// How many bytes it had, where only having read them tells.
+    pub fn counted(&self) -> Option<u64> {
         match self {
-            Self::Memory(bytes) => Box::new(io::Cursor::new(bytes)),
-            Self::File(file) => Box::new(file),
-            Self::Ranges(reader) => Box::new(reader),
+            Self::Stream(reader) => Some(reader.bytes()),
+            _ => None,
         }
     }
 }
@@ -138,50 +179,16 @@ pub fn bucket_of(path: &str) -> Option<&str> {
     Some(rest.split_once('/').map_or(rest, |(bucket, _)| bucket))
 }
 
-/// Every file under `path`, which is a file, a folder or a glob. Ordered by name.
-pub async fn list_files(path: &str) -> Result<Listed, SourceError> {
+/// Every file under `path`, which is a file, a folder or a glob, ordered by name; and how much else was met there.
+pub async fn list_files(path: &str, links: Links) -> Result<(Listed, PassedOver), SourceError> {
     let from_url = url::Url::parse(path).ok().filter(|u| u.scheme() == "file").and_then(|u| u.to_file_path().ok());
     let local = from_url.map_or_else(|| path.to_owned(), |p| p.to_string_lossy().into_owned());
-    let task = tokio::task::spawn_blocking(move || list_local(&local));
-    task.await.expect("listing files doesn't panic")
-}
-
-fn list_local(path: &str) -> Result<Listed, SourceError> {
-    let as_is = Path::new(path);
-    if as_is.is_dir() {
-        return Ok(list_folder(as_is));
-    }
-    if as_is.symlink_metadata().is_ok() {
-        return Ok(vec![Ok(Origin::File(as_is.to_path_buf()))]);
-    }
-    let matches = glob::glob(path).map_err(|e| SourceError::Glob { pattern: path.to_owned(), why: e.to_string() })?;
-    let mut origins = Vec::new();
-    for found in matches {
-        match found {
-            Ok(folder) if folder.is_dir() => origins.extend(list_folder(&folder)),
-            Ok(file) => origins.push(Ok(Origin::File(file))),
-            Err(e) => origins.push(Err(SourceError::File { path: e.path().display().to_string(), source: e.into() })),
-        }
-    }
-    if origins.is_empty() {
-        return Err(SourceError::Nothing { path: path.to_owned() });
-    }
-    Ok(origins)
-}
-
-fn list_folder(folder: &Path) -> Listed {
-    let mut origins = Vec::new();
-    for entry in walkdir::WalkDir::new(folder).follow_links(true).sort_by_file_name() {
-        match entry {
-            Ok(entry) if entry.file_type().is_file() => origins.push(Ok(Origin::File(entry.into_path()))),
-            Ok(_) => {}
-            Err(e) => {
-                let path = e.path().unwrap_or(folder).display().to_string();
-                origins.push(Err(SourceError::File { path, source: e.into() }));
-            }
-        }
-    }
-    origins
+    let task = tokio::task::spawn_blocking(move || local::list(&local, links));
+    let listing = task.await.expect("listing files doesn't panic");
+    let listing = listing.map_err(|e| SourceError::Glob { pattern: path.to_owned(), why: e.to_string() })?;
+    let listing = listing.ok_or_else(|| SourceError::Nothing { path: path.to_owned() })?;
+    let origins = listing.files.into_iter().map(|file| Ok(Origin::File(file?)));
+    Ok((origins.collect(), listing.passed_over))
 }
 
 /// Every object under an S3 URL, as something to fetch. Ordered by key.
@@ -210,38 +217,29 @@ pub async fn list_objects(url: &str, buckets: &dyn Buckets) -> Result<(String, V
 /// Fetches an object and finds out what it is.
 pub async fn fetch(origin: Origin) -> Result<(Object, Input), SourceError> {
     match origin {
-        Origin::File(path) => {
-            let task = tokio::task::spawn_blocking(move || fetch_file(&path));
+        Origin::File(file) => {
+            let task = tokio::task::spawn_blocking(move || fetch_file(&file));
             task.await.expect("reading a file doesn't panic")
         }
         Origin::S3 { buckets, wanted, head } => fetch_s3(buckets, wanted, head).await,
     }
 }
 
-fn fetch_file(path: &Path) -> Result<(Object, Input), SourceError> {
-    let failed = |source| SourceError::File { path: path.display().to_string(), source };
-    let canonical = path.canonicalize().map_err(failed)?;
-    let mut file = std::fs::File::open(&canonical).map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    let last_modified = metadata.modified().ok().map(micros_since_epoch);
-    let (hash, size, input) = if metadata.len() <= WHOLE_BYTES {
-        let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
-        file.read_to_end(&mut bytes).map_err(failed)?;
-        (ContentHash::of(&bytes[..]).map_err(failed)?, bytes.len() as u64, Input::Memory(bytes.into()))
-    } else {
-        let hash = ContentHash::of(&mut file).map_err(failed)?;
-        file.rewind().map_err(failed)?;
-        (hash, metadata.len(), Input::File(file))
-    };
+fn fetch_file(file: &LocalFile) -> Result<(Object, Input), SourceError> {
+    let read = file.read(WHOLE_BYTES)?;
     let object = Object {
-        id: ObjectId::of_file(&canonical, &hash),
+        id: ObjectId::of_file(&read.path, &read.hash),
         bucket: None,
-        key: canonical.to_string_lossy().into_owned(),
-        etag: hash.to_string(),
-        size,
-        last_modified,
+        key: read.path.to_string_lossy().into_owned(),
+        etag: read.hash.to_string(),
+        size: read.size,
+        last_modified: read.modified.map(micros_since_epoch),
         source_id: None,
         source_label: None,
+    };
+    let input = match read.content {
+        Content::Whole(bytes) => Input::Memory(bytes),
+        Content::Hashed(file) => Input::File(file),
     };
     Ok((object, input))
 }
@@ -250,12 +248,12 @@ async fn fetch_s3(buckets: Arc<dyn Buckets>, wanted: Wanted, listed: Head) -> Re
     let whole = if listed.size > WHOLE_BYTES { 0 } else { WHOLE_BYTES };
     let got = buckets.get(&wanted, whole).await;
     // The listing's ETag is a hint; the response's is what the object is known by.
-    let (head, bytes) = got.map_err(|source| SourceError::S3 { location: wanted.location(), source })?;
-    Ok(of_s3(buckets, wanted, head, bytes))
+    let (head, body) = got.map_err(|source| SourceError::S3 { location: wanted.location(), source })?;
+    Ok(of_s3(buckets, wanted, head, body))
 }
 
 /// An S3 object by the head of its answer, and its bytes, which are read as they go if they are not at hand.
-pub fn of_s3(buckets: Arc<dyn Buckets>, wanted: Wanted, head: Head, bytes: Option<Bytes>) -> (Object, Input) {
+pub fn of_s3(buckets: Arc<dyn Buckets>, wanted: Wanted, head: Head, body: Body) -> (Object, Input) {
     let object = Object {
         id: ObjectId::of_s3(&wanted.bucket, &wanted.key, &head.etag),
         bucket: Some(wanted.bucket.clone()),
@@ -266,9 +264,10 @@ pub fn of_s3(buckets: Arc<dyn Buckets>, wanted: Wanted, head: Head, bytes: Optio
         source_id: None,
         source_label: None,
     };
-    let input = match bytes {
-        Some(bytes) => Input::Memory(bytes),
-        None => Input::Ranges(RangeReader::new(buckets, wanted, head, Handle::current())),
+    let input = match body {
+        Body::Whole(bytes) => Input::Memory(bytes),
+        Body::Larger => Input::Ranges(RangeReader::new(buckets, wanted, head, Handle::current())),
+        Body::Unmeasured(body) => Input::Stream(StreamReader::new(body, Handle::current())),
     };
     (object, input)
 }

@@ -13,10 +13,12 @@ use tokio::runtime::Handle;
 use super::batch::{Batch, BatchError, Flushed, Tables};
 use super::decode::{Counts, Decoder, Need, ObjectContext, RecordLimits};
 use super::inflate::{InflateError, Inflater, ObjectLimits, cause};
+use super::local::Changed;
 use super::object::{Object, ObjectId, RowId};
 use super::reject::{Reason, Reject};
 use super::source::Input;
 use super::split::{MAX_PAYLOAD, Place};
+use crate::base::aws::{Failure, FailureKind};
 use crate::schema::Catalog;
 use crate::table::Lake;
 
@@ -90,6 +92,15 @@ pub enum WorkError {
     Batch(#[from] BatchError),
 }
 
+impl WorkError {
+    /// Whether the object was written to while it was read: what it is now can be read from its beginning.
+    pub fn has_changed(&self) -> bool {
+        let Self::Read { source, .. } = self else { return false };
+        let of_a_bucket = |e: &Failure| e.kind == FailureKind::Changed;
+        source.get_ref().is_some_and(|e| e.is::<Changed>() || e.downcast_ref().is_some_and(of_a_bucket))
+    }
+}
+
 /// What there is of a reject to be decoded again.
 #[derive(Debug)]
 pub enum Rejected<'a> {
@@ -160,10 +171,13 @@ impl Worker {
 
     /// Decodes an object into the batch, and flushes the batch if it is full. `log_type`: what every record is
     /// taken for, by its index in the catalog; else each is told by its own fields.
-    pub fn work(&mut self, object: Object, input: Input, place: Place, log_type: Option<usize>) -> Result<(), WorkError> {
+    pub fn work(&mut self, mut object: Object, input: Input, place: Place, log_type: Option<usize>) -> Result<(), WorkError> {
         let parse_time = self.begin(&object, place, log_type);
         match self.decode(&object, input, parse_time) {
-            Ok(()) => self.batch.close(object, self.decoder.counts()),
+            Ok(size) => {
+                object.size = size;
+                self.batch.close(object, self.decoder.counts());
+            }
             Err(Stop::Inflate(InflateError::Read(source))) => {
                 self.batch.abandon_open();
                 return Err(WorkError::Read { location: object.location(), source });
@@ -194,7 +208,7 @@ impl Worker {
             Rejected::Unread(unread, input) => {
                 let parse_time = self.begin(&unread, Place::START, log_type);
                 let decoded = self.decode(&unread, input, parse_time);
-                own = Some(unread);
+                own = Some(Object { size: *decoded.as_ref().unwrap_or(&unread.size), ..unread });
                 decoded
             }
             Rejected::Landed => {
@@ -204,7 +218,7 @@ impl Worker {
             }
         };
         match decoded {
-            Ok(()) => {}
+            Ok(_) => {}
             Err(Stop::Batch(error)) => return Err(error.into()),
             Err(Stop::Inflate(error)) => {
                 self.batch.abandon_open();
@@ -324,25 +338,32 @@ impl Worker {
         std::mem::take(&mut self.flushed)
     }
 
-    fn decode(&mut self, object: &Object, input: Input, parse_time: i64) -> Result<(), Stop> {
-        let stored = match input {
-            Input::Memory(stored) => {
-                // Out of the worker while its buffer is read.
-                let mut inflater = self.inflater.take().expect("it is put back below");
-                let result = match inflater.whole(&stored) {
-                    Ok(Some(window)) => Some(self.decode_window(window, 0, true, object, parse_time).map(|_| ())),
-                    Ok(None) => None,
-                    Err(error) => Some(Err(error.into())),
-                };
-                self.inflater = Some(inflater);
-                if let Some(result) = result {
-                    return result;
-                }
-                Input::Memory(stored)
+    /// Decodes an object, and makes sure that it was read as it is. How many bytes it has as stored.
+    fn decode(&mut self, object: &Object, mut input: Input, parse_time: i64) -> Result<u64, Stop> {
+        if let Input::Memory(stored) = &input {
+            // Out of the worker while its buffer is read.
+            let mut inflater = self.inflater.take().expect("it is put back below");
+            let result = match inflater.whole(stored) {
+                Ok(Some(window)) => Some(self.decode_window(window, 0, true, object, parse_time).map(|_| object.size)),
+                Ok(None) => None,
+                Err(error) => Some(Err(error.into())),
+            };
+            self.inflater = Some(inflater);
+            if let Some(result) = result {
+                return result;
             }
-            other => other,
+        }
+        let decoded = match self.decode_input(&mut input, object, parse_time) {
+            Err(Stop::Batch(error)) => return Err(error.into()),
+            Err(Stop::Inflate(error)) => Err(error),
+            Ok(()) => Ok(()),
         };
-        let mut reader = Inflater::stream(stored.reader(), self.settings.objects).map_err(cause)?;
+        input.finish(decoded)?;
+        Ok(input.counted().unwrap_or(object.size))
+    }
+
+    fn decode_input(&mut self, input: &mut Input, object: &Object, parse_time: i64) -> Result<(), Stop> {
+        let mut reader = Inflater::stream(input, self.settings.objects).map_err(cause)?;
         let mut window = std::mem::take(&mut self.window);
         window.clear();
         let result = self.decode_stream(&mut reader, &mut window, object, parse_time);

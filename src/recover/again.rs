@@ -14,6 +14,7 @@ use crate::config;
 use crate::ingest::backfill::Sources;
 use crate::ingest::bucket::{Buckets, Head, Wanted};
 use crate::ingest::inflate::{InflateError, Inflater, cause};
+use crate::ingest::local::{Links, LocalFile};
 use crate::ingest::object::{Object, ObjectId};
 use crate::ingest::reject::Reason;
 use crate::ingest::source::{Input, Origin, SourceError, fetch};
@@ -91,7 +92,7 @@ impl<'a> Objects<'a> {
         let mut stream = match self.stream.take().filter(|stream| stream.object == object && stream.at <= offset) {
             Some(stream) => stream,
             None => {
-                let stored = self.object(kept)?.reader();
+                let stored = self.object(kept)?;
                 let reader = Inflater::stream(stored, self.settings.objects).map_err(|e| failed(kept, e))?;
                 Stream { object, reader, at: 0 }
             }
@@ -134,7 +135,7 @@ impl<'a> Objects<'a> {
             }
             other => other?,
         };
-        if has_landed(object.id) || object.size == 0 {
+        if has_landed(object.id) || input.is_empty() {
             return Ok(Rejected::Landed);
         }
         // Announcements without an ETag mean whatever is there.
@@ -152,7 +153,8 @@ impl<'a> Objects<'a> {
     fn origin(&mut self, object: &Object) -> Option<Origin> {
         let Some(bucket) = &object.bucket else {
             let path = Path::new(&object.key);
-            return path.is_absolute().then(|| Origin::File(path.to_owned()));
+            // It was canonical when it was read: a link in it leads to something else.
+            return path.is_absolute().then(|| Origin::File(LocalFile { path: path.to_owned(), links: Links::PassOver }));
         };
         let access = self.sources.of_object(object).map(|source| source.aws.clone()).unwrap_or_default();
         let open = || -> Arc<dyn Buckets> { Arc::new(Handle::current().block_on(access.s3(config::s3_is_elsewhere()))) };

@@ -6,6 +6,7 @@ mod cli;
 mod config;
 mod damage;
 mod faults;
+mod files;
 mod golden;
 mod laws;
 mod layout;

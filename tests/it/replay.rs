@@ -14,6 +14,7 @@ use flarelake::ingest::backfill::Sources;
 use flarelake::ingest::batch::Tables;
 use flarelake::ingest::decode::RecordLimits;
 use flarelake::ingest::inflate::ObjectLimits;
+use flarelake::ingest::local::{Links, LocalFile};
 use flarelake::ingest::object::{Object, ObjectId};
 use flarelake::ingest::source::{Input, Origin, fetch};
 use flarelake::ingest::split::Place;
@@ -332,7 +333,7 @@ async fn objects(dir: &Path, many: u64) -> Objects {
     let path = dir.join("large.log");
     let bytes = format!("{}\n{{broken\n{}", http("large.test", 2000), http("large.test", 0)).into_bytes();
     fs::write(&path, &bytes).expect("written");
-    let (file, _) = fetch(Origin::File(path)).await.expect("read");
+    let (file, _) = fetch(Origin::File(LocalFile { path, links: Links::Follow })).await.expect("read");
     (0..many).map(object).chain([(file, bytes)]).collect()
 }
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use flarelake::base::aws::{Failure, FailureKind};
 use flarelake::config::{Partitioning, Source};
 use flarelake::ingest::batch::Tables;
-use flarelake::ingest::bucket::{Buckets, Head, ListedObject, Wanted};
+use flarelake::ingest::bucket::{Body, Buckets, Head, ListedObject, Wanted};
 use flarelake::ingest::inflate::ObjectLimits;
 use flarelake::ingest::metrics::Metrics;
 use flarelake::ingest::object::{ContentHash, ObjectId};
@@ -76,11 +76,11 @@ impl MemoryBuckets {
 
 #[async_trait]
 impl Buckets for MemoryBuckets {
-    async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(Head, Option<Bytes>), Failure> {
+    async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(Head, Body), Failure> {
         let bytes = self.find(wanted)?;
         let head = Head { etag: "etag".into(), size: bytes.len() as u64, last_modified: Some(WRITTEN) };
-        let fits = head.size <= whole;
-        Ok((head, fits.then_some(bytes)))
+        let body = if head.size <= whole { Body::Whole(bytes) } else { Body::Larger };
+        Ok((head, body))
     }
 
     async fn range(&self, wanted: &Wanted, range: Range<u64>, _etag: &str) -> Result<Bytes, Failure> {

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc};
 
 use super::{BodyObject, Content, IngestError, Job, Ready, RejectedObject, Shared, What, patience};
 use crate::base::aws::{Failure, FailureKind};
-use crate::ingest::bucket::{Head, Wanted};
+use crate::ingest::bucket::{Body, Head, Wanted};
 use crate::ingest::notice::Announced;
 use crate::ingest::object::{Object, ObjectId};
 use crate::ingest::reject::Reason;
@@ -28,7 +27,7 @@ const REFUSED_OBJECTS: usize = 3;
 const UNKNOWN_SIZE: u64 = 1 << 20;
 
 /// An answer: the key that was there, what it is, and the bytes if there was room for them.
-type Got = (Wanted, Head, Option<Bytes>, OwnedSemaphorePermit);
+type Got = (Wanted, Head, Body, OwnedSemaphorePermit);
 
 impl Shared {
     /// A fetcher's life. On a stop, what waits to be fetched goes back to its queue.
@@ -94,7 +93,7 @@ impl Shared {
             self.already_there(job).await;
             return None;
         }
-        let (wanted, head, bytes, room) = match self.get(feed, &announced).await {
+        let (wanted, head, body, room) = match self.get(feed, &announced).await {
             Ok(got) => got,
             Err((wanted, failure)) => {
                 return self.fetch_failed(job, feed, &announced, &wanted, failure).await;
@@ -105,14 +104,14 @@ impl Shared {
         state.denied.store(0, Ordering::Relaxed);
         let problem = &self.run.feeds[feed].source.id;
         self.run.metrics.tell(problem, None);
-        if head.size == 0 {
+        let of = &self.run.feeds[feed];
+        let log_type = of.log_type(&wanted.key);
+        let (mut object, input) = of_s3(of.buckets.clone(), wanted, head, body);
+        if input.is_empty() {
             self.run.metrics.skipped.inc();
             self.landed(job.no);
             return None;
         }
-        let of = &self.run.feeds[feed];
-        let log_type = of.log_type(&wanted.key);
-        let (mut object, input) = of_s3(of.buckets.clone(), wanted, head, bytes);
         (object.source_id, object.source_label) = (Some(of.source.id.clone()), of.source.label.clone());
         self.admit_object(job, object, Content::Input(input), log_type, Some(room)).await
     }
@@ -178,8 +177,8 @@ impl Shared {
             match self.run.feeds[feed].buckets.get(&wanted, reserve).await {
                 Err(failure) => return Err((wanted, failure)),
                 // The notice was wrong: again, with room enough.
-                Ok((head, None)) if head.size > reserve && head.size <= self.whole => reserve = head.size,
-                Ok((head, bytes)) => return Ok((wanted, head, bytes, room)),
+                Ok((head, Body::Larger)) if head.size > reserve && head.size <= self.whole => reserve = head.size,
+                Ok((head, body)) => return Ok((wanted, head, body, room)),
             }
         }
     }
