@@ -11,6 +11,7 @@ use super::{End, Settings, Usage, on_signal, output, parts};
 use crate::config::{self, Config};
 use crate::ingest::batch::Tables;
 use crate::ingest::metrics::Metrics;
+use crate::ingest::panics::to_the_end;
 use crate::ingest::queue::sqs::SqsQueue;
 use crate::ingest::service::{Ended, Feed, Ingest, Pace};
 use crate::ingest::worker::WorkerSettings;
@@ -62,7 +63,7 @@ pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Resu
         meter: Arc::default(),
     };
     let status = Progress::status(metrics.clone());
-    let ended = beside_upkeep(upkeep, ingest.run(stop)).await?;
+    let ended = beside_upkeep(upkeep, &metrics, ingest.run(stop)).await?;
     drop(status);
     output::say(Report { metrics: &metrics, ended })?;
     Ok(if ended.given_up > 0 && arguments.until_idle.is_some() { End::Incomplete } else { End::Done })
@@ -81,10 +82,16 @@ async fn embedded(settings: &Settings, lake: &Arc<Lake>, metrics: &Arc<Metrics>)
 
 /// Works with upkeep beside it, if there is any. Upkeep ends with the work: what it has at hand is not visible before it is
 /// whole, and the next one does it.
-async fn beside_upkeep<T>(upkeep: Option<Maintainer>, work: impl Future<Output = T>) -> T {
+async fn beside_upkeep<T>(upkeep: Option<Maintainer>, metrics: &Metrics, work: impl Future<Output = T>) -> T {
     let Some(upkeep) = upkeep else { return work.await };
+    let panicked = |said| {
+        tracing::error!("upkeep panicked: {said}; it is tried again when it is next due: please report this");
+        metrics.upkeep_errors.inc();
+        // It begins by waiting until it is due.
+        Duration::ZERO
+    };
     let keeping = async {
-        if let Err(error) = upkeep.run().await {
+        if let Err(error) = to_the_end(|| upkeep.run(), panicked).await {
             tracing::error!("no upkeep: {error}");
         }
     };

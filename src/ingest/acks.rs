@@ -146,11 +146,6 @@ impl<T: Clone + Eq + Hash> Book<T> {
         }
     }
 
-    /// The item that is this object.
-    pub fn item_of(&self, object: ObjectId) -> Option<ItemNo> {
-        self.by_object.get(&object).copied()
-    }
-
     /// An item has landed: the messages that are complete with it.
     pub fn landed(&mut self, no: ItemNo) -> Vec<MessageKey> {
         let waiters = self.remove(no).map(|item| item.waiters).unwrap_or_default();
@@ -218,6 +213,11 @@ impl<T: Clone + Eq + Hash> Book<T> {
     pub fn lost(&mut self, key: &MessageKey, receipt: &str) -> bool {
         let held = self.messages.get_mut(key).filter(|held| held.receipt == receipt && !held.lost);
         held.map(|held| held.lost = true).is_some()
+    }
+
+    /// A queue's messages that are complete, and not deleted yet.
+    pub fn complete(&self, queue: usize) -> Vec<MessageKey> {
+        self.messages.iter().filter(|(key, held)| key.queue == queue && held.waiting == 0).map(|(key, _)| key.clone()).collect()
     }
 
     /// Messages that are held.

@@ -59,6 +59,8 @@ pub struct Metrics {
     pub skipped: Counter,
     /// Objects given up for now: their messages stay in their queue.
     pub given_up: Counter,
+    /// Objects whose content is another than was announced.
+    pub overwritten: Counter,
     /// Rejects that landed.
     pub rejects: Family<ByReason, Counter>,
     /// Rows that landed.
@@ -71,6 +73,8 @@ pub struct Metrics {
     pub queue_errors: Family<ByReason, Counter>,
     /// Failed flushes; their objects are decoded again.
     pub flush_errors: Counter,
+    /// Panics that cost a task or an object, and nothing else.
+    pub panics: Counter,
     /// Leases that ended before their message could be deleted.
     pub leases_lost: Counter,
     /// From the first file's writing to the last table's commit.
@@ -117,12 +121,14 @@ impl Metrics {
             duplicates: Counter::default(),
             skipped: Counter::default(),
             given_up: Counter::default(),
+            overwritten: Counter::default(),
             rejects: Family::default(),
             rows: Family::default(),
             bytes: Counter::default(),
             fetch_errors: Family::default(),
             queue_errors: Family::default(),
             flush_errors: Counter::default(),
+            panics: Counter::default(),
             leases_lost: Counter::default(),
             flush_time: times(),
             commit_time: times(),
@@ -149,12 +155,14 @@ impl Metrics {
         to.register("objects_duplicate", "Objects and message bodies that came again", self.duplicates.clone());
         to.register("objects_skipped", "Objects that hold no records by their name or size", self.skipped.clone());
         to.register("objects_given_up", "Objects given up for now: their messages stay in their queue", self.given_up.clone());
+        to.register("objects_overwritten", "Objects whose content is another than was announced", self.overwritten.clone());
         to.register("rejects", "Rejects that landed, by reason", self.rejects.clone());
         to.register("rows", "Rows that landed, by table", self.rows.clone());
         to.register("stored", "Bytes, as stored, of the objects that landed", self.bytes.clone());
         to.register("fetch_errors", "Failed reads of objects", self.fetch_errors.clone());
         to.register("queue_errors", "Failed requests to queues", self.queue_errors.clone());
         to.register("flush_errors", "Failed flushes; their objects are decoded again", self.flush_errors.clone());
+        to.register("panics", "Faults of this program that cost a task or an object; please report them", self.panics.clone());
         to.register("leases_lost", "Leases that ended before their message could be deleted", self.leases_lost.clone());
         let seconds = || Unit::Seconds;
         to.register_with_unit("flush", "From a flush's first file to the last table's commit", seconds(), self.flush_time.clone());

@@ -29,4 +29,5 @@ pub mod worker;
 pub mod backfill;
 pub mod metrics;
 pub mod acks;
+pub mod panics;
 pub mod service;

@@ -123,6 +123,37 @@ async fn what_is_put_into_the_bucket_can_be_asked_for() {
     assert_eq!(ask("SELECT count(DISTINCT p_row_id) AS n FROM all_logs"), "{\"n\":623}\n");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_is_not_what_was_announced_lands_and_is_said() {
+    let Some(python) = python() else { return skipped("an overwritten object") };
+    let dir = tempfile::tempdir().expect("a folder");
+    let moto = Moto::start(python);
+    let cloud = Cloud::new(&moto.endpoint).await;
+    let queue = cloud.queue("logs", &[]).await;
+    cloud.bucket("logs", Some(&queue)).await;
+    let line = |n: u32| format!("{{\"Datetime\":1653974623,\"Action\":\"log\",\"OriginatorRayID\":\"{n}\"}}\n");
+    cloud.put("logs", "once.log", line(0).into_bytes()).await;
+    let mut etags = Vec::new();
+    for n in [1, 2] {
+        cloud.put("logs", "twice.log", line(n).into_bytes()).await;
+        let head = cloud.s3.head_object().bucket("logs").key("twice.log").send().await.expect("its head");
+        etags.push(head.e_tag().expect("an ETag").trim_matches('"').to_owned());
+    }
+    let lake = dir.path().join("lake");
+    let config = configuration(dir.path(), text(&lake), &queue, "log = \"json\"\n");
+    let output = moto.flarelake(&["--config", text(&config), "ingest", "--until-idle", "2s"]).output().expect("started");
+    assert!(stdout(&output).contains("2 landed, 1 came again"), "{}", stdout(&output));
+    let log = String::from_utf8_lossy(&output.stderr);
+    let entries = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let told: Vec<Value> = entries.filter(|e| e["message"].as_str().is_some_and(|m| m.starts_with("overwritten before"))).collect();
+    assert_eq!(told.len(), 1, "{log}");
+    let [bucket, key, announced, found] = ["bucket", "key", "announced", "found"].map(|field| told[0][field].as_str());
+    assert_eq!((bucket, key), (Some("logs"), Some("twice.log")));
+    assert_eq!((announced, found), (Some(etags[0].as_str()), Some(etags[1].as_str())));
+    assert_eq!(query_one(&lake, "SELECT max(OriginatorRayID) FROM cloudflare_firewall"), "2");
+    assert_eq!(query_one(&lake, "SELECT count(*) FROM cloudflare_firewall"), 2);
+}
+
 /// A running ingest, its log, and where it tells its metrics.
 struct Running {
     child: Child,

@@ -5,20 +5,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flarelake::base::aws::FailureKind;
-use flarelake::config::Route;
-use flarelake::ingest::metrics::BySource;
+use flarelake::config::{Every, Route};
+use flarelake::ingest::metrics::{BySource, Metrics};
 use flarelake::ingest::object::ObjectId;
+use flarelake::ingest::panics::to_the_end;
 use flarelake::ingest::queue::Queue as _;
 use flarelake::ingest::queue::memory::MemoryQueue;
 use flarelake::ingest::service::{Ended, Ingest, IngestError};
 use flarelake::table::Lake;
 use object_store::memory::InMemory;
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger::object;
+use crate::probes::OddStore;
 use crate::support::{FaultStore, Faults, memory_lake, read_ledger, read_table};
-use crate::torture::{MemoryBuckets, SOURCE, SeveredQueue, feed, ingest, s3_record};
+use crate::torture::{MemoryBuckets, PanickingQueue, SOURCE, SeveredQueue, feed, ingest, s3_record};
+use crate::upkeep::maintainer_of;
 
 /// A queue, a bucket and a lake, with a way to work the queue off.
 struct Stage {
@@ -231,15 +235,6 @@ async fn archived_objects_stop_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lake_whose_store_repeats_a_put_by_itself_can_be_opened() {
-    let store = memory_lake(FaultStore::with(Arc::new(InMemory::new()), Faults { repeats_at: 1, ..Faults::default() }));
-    store.probe().await.expect("nobody else wrote that key");
-    let store = memory_lake(FaultStore::with(Arc::new(InMemory::new()), Faults { repeats_at: 1, ..Faults::default() }));
-    let found = store.permissions().await;
-    assert!(found.iter().all(|(_, result)| result.is_ok()), "{found:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn one_object_that_may_not_be_read_costs_itself_only() {
     let stage = Stage::new(Duration::from_secs(3));
     for n in 0..20 {
@@ -361,4 +356,136 @@ async fn bombs_and_lies_about_sizes_cost_themselves_only() {
     let rows = stage.rows().await;
     assert_eq!((rows["cloudflare_httprequest"], rows["ingested_objects"]), (44_002, 7));
     assert_eq!(rows["classification_failures"], 5, "three objects, two messages");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_overwritten_before_it_was_read_lands_as_it_is_now_and_is_counted_once() {
+    let stage = Stage::new(Duration::from_secs(30));
+    for n in 0..3 {
+        stage.buckets.put("bucket", &format!("logs/{n}.log"), object(n).1);
+    }
+    let announce = |n: u64, etag: &str, version: Option<&str>| {
+        let mut record = s3_record(&format!("logs/{n}.log"));
+        record["s3"]["object"]["eTag"] = json!(etag);
+        record["s3"]["object"]["versionId"] = json!(version);
+        stage.queue.send(json!({"Records": [record]}).to_string());
+    };
+    // The same ETag, as others write it.
+    *stage.buckets.etag.lock() = Some("9b2cf535f27731c974343645a3985328-2");
+    announce(0, "9B2CF535F27731C974343645A3985328-2", None);
+    announce(1, "&quot;9b2cf535f27731c974343645a3985328&quot;", None);
+    let ingest = stage.ingest(Faults::default()).await;
+    let metrics = ingest.metrics.clone();
+    ingest.run(CancellationToken::new()).await.expect("ends");
+    assert_eq!((metrics.overwritten.get(), metrics.landed.get()), (0, 2));
+    // Another one; the landing fails at first, so it is read twice.
+    announce(2, "0cc175b9c0f1b6a831c399e269772661", None);
+    let store = FaultStore::with(stage.lake.clone(), Faults::default());
+    let lake = Arc::new(Lake::open(memory_lake(store.clone())).await.expect("opens"));
+    let failing = store.operations.load(std::sync::atomic::Ordering::SeqCst);
+    let store = FaultStore::with(stage.lake.clone(), Faults { fails_at: failing + 1, ..Faults::default() });
+    drop(lake);
+    let lake = Arc::new(Lake::open(memory_lake(store)).await.expect("opens"));
+    let again = crate::torture::ingest(lake, vec![feed(stage.queue.clone(), stage.buckets.clone())]);
+    let metrics = again.metrics.clone();
+    again.run(CancellationToken::new()).await.expect("ends");
+    assert_eq!((metrics.flush_errors.get(), metrics.overwritten.get(), metrics.landed.get()), (1, 1, 1));
+    // A version that is named is read, or is not there: nothing of it is overwritten.
+    stage.buckets.put("bucket", "logs/3.log", object(3).1);
+    announce(3, "0cc175b9c0f1b6a831c399e269772661", Some("v1"));
+    let ingest = stage.ingest(Faults::default()).await;
+    let metrics = ingest.metrics.clone();
+    ingest.run(CancellationToken::new()).await.expect("ends");
+    assert_eq!((metrics.overwritten.get(), metrics.landed.get()), (0, 1));
+    assert!(stage.queue.is_empty());
+}
+
+/// An ingest over a queue whose client panics so many times over receives, deletes and leases.
+async fn panicking(stage: &Stage, [receives, deletes, hides]: [u64; 3]) -> Ingest {
+    let queue = PanickingQueue { inner: stage.queue.clone(), receives: receives.into(), deletes: deletes.into(), hides: hides.into() };
+    Ingest { feeds: vec![feed(Arc::new(queue), stage.buckets.clone())], ..stage.ingest(Faults::default()).await }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_are_kept_and_messages_deleted_after_a_panic_over_them() {
+    let stage = Stage::new(Duration::from_secs(3));
+    for n in 0..20 {
+        stage.put(&format!("logs/{n}.log"), n);
+    }
+    let mut ingest = panicking(&stage, [0, 2, 2]).await;
+    // More than a lease.
+    ingest.settings.max_age = Duration::from_secs(4);
+    ingest.pace.until_idle = Some(Duration::from_secs(5));
+    let metrics = ingest.metrics.clone();
+    ingest.run(CancellationToken::new()).await.expect("goes on");
+    assert_eq!((metrics.panics.get(), metrics.leases_lost.get(), metrics.deleted.get()), (4, 0, 20));
+    assert!(stage.queue.is_empty());
+    assert_eq!(stage.rows().await["ingested_objects"], 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receiver_that_panics_ends_the_run_and_what_was_held_lands_or_goes_back() {
+    let stage = Stage::new(Duration::from_secs(600));
+    for n in 0..20 {
+        stage.put(&format!("logs/{n}.log"), n);
+    }
+    // Nothing can be read, so all of them are held when there is nothing more to receive.
+    *stage.buckets.refuses.lock() = Some(("logs/", FailureKind::Unavailable));
+    let mut ingest = panicking(&stage, [1, 0, 0]).await;
+    ingest.pace.until_idle = None;
+    let metrics = ingest.metrics.clone();
+    let ended = tokio::time::timeout(Duration::from_secs(60), ingest.run(CancellationToken::new())).await.expect("it is noticed");
+    let error = ended.expect_err("it is said").to_string();
+    assert!(error.contains("receiving panicked: a fault of the queue's client") && error.contains("report"), "{error}");
+    assert_eq!(metrics.panics.get(), 1);
+    assert_eq!((stage.queue.len(), stage.queue.visible()), (20, 20), "all can be received at once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_over_one_object_costs_no_other() {
+    let stage = Stage::new(Duration::from_secs(600));
+    for n in 0..10 {
+        stage.put(&format!("logs/{n}.log"), n);
+    }
+    // One while it is fetched, one while a worker reads it.
+    stage.put("bad/whole.log", 11);
+    stage.buckets.put("bucket", "bad/range.log", vec![b' '; 3 << 20]);
+    stage.announce("bad/range.log");
+    *stage.buckets.panics.lock() = Some("bad/");
+    let ingest = stage.ingest(Faults::default()).await;
+    let metrics = ingest.metrics.clone();
+    let ended = ingest.run(CancellationToken::new()).await.expect("goes on");
+    assert_eq!((ended.given_up, metrics.panics.get()), (2, 2));
+    assert_eq!((stage.queue.len(), stage.rows().await["ingested_objects"]), (2, 10), "their messages stay, and all else lands");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn upkeep_that_panics_is_tried_again_when_it_is_next_due() {
+    let stage = Stage::new(Duration::from_secs(30));
+    for n in 0..4 {
+        stage.put(&format!("logs/{n}.log"), n);
+        stage.run().await.expect("ends");
+    }
+    let store = OddStore { inner: stage.lake.clone(), listings_panic: 2.into() };
+    let lake = Arc::new(Lake::open(memory_lake(stage.lake.clone())).await.expect("opens"));
+    let metrics = Arc::new(Metrics::new().0);
+    let mut upkeep = maintainer_of(memory_lake(Arc::new(store)), Some(lake), BTreeMap::new());
+    upkeep.metrics = Some(metrics.clone());
+    upkeep.settings.compact_every = Every::Interval(Duration::from_millis(100));
+    let stop = upkeep.stop.clone();
+    let panics = Mutex::new(Vec::new());
+    let panicked = |said| {
+        panics.lock().push(said);
+        Duration::ZERO
+    };
+    let until_merged = async {
+        while metrics.merged.get() == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        stop.cancel();
+    };
+    let both = futures::future::join(to_the_end(|| upkeep.run(), panicked), until_merged);
+    let (kept_up, ()) = tokio::time::timeout(Duration::from_secs(60), both).await.expect("it goes on");
+    kept_up.expect("it was stopped");
+    assert_eq!(*panics.lock(), ["a fault of the store's client"; 2]);
 }

@@ -43,6 +43,10 @@ pub struct MemoryBuckets {
     pub fails_every: u64,
     /// How long a range is on its way.
     pub slow_ranges: Duration,
+    /// Reads, and reads of ranges, of keys that hold a text panic.
+    pub panics: Mutex<Option<&'static str>>,
+    /// The ETag of every object, if it is another than usual.
+    pub etag: Mutex<Option<&'static str>>,
 }
 
 impl MemoryBuckets {
@@ -53,6 +57,12 @@ impl MemoryBuckets {
     /// How often it was asked for an object.
     pub fn reads(&self) -> u64 {
         self.reads.load(Ordering::SeqCst)
+    }
+
+    /// Panics over keys that hold the text and say how.
+    fn panic(&self, key: &str, how: &str) {
+        let text = *self.panics.lock();
+        assert!(!(text.is_some_and(|text| key.contains(text)) && key.contains(how)), "a fault of the bucket's client");
     }
 
     fn find(&self, wanted: &Wanted) -> Result<Bytes, Failure> {
@@ -78,18 +88,69 @@ impl MemoryBuckets {
 impl Buckets for MemoryBuckets {
     async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(Head, Body), Failure> {
         let bytes = self.find(wanted)?;
-        let head = Head { etag: "etag".into(), size: bytes.len() as u64, last_modified: Some(WRITTEN) };
+        self.panic(&wanted.key, "whole");
+        let etag = self.etag.lock().unwrap_or("etag").to_owned();
+        let head = Head { etag, size: bytes.len() as u64, last_modified: Some(WRITTEN) };
         let body = if head.size <= whole { Body::Whole(bytes) } else { Body::Larger };
         Ok((head, body))
     }
 
     async fn range(&self, wanted: &Wanted, range: Range<u64>, _etag: &str) -> Result<Bytes, Failure> {
         tokio::time::sleep(self.slow_ranges).await;
+        self.panic(&wanted.key, "range");
         Ok(self.find(wanted)?.slice(range.start as usize..range.end as usize))
     }
 
     async fn list(&self, _bucket: &str, _prefix: &str) -> Result<Vec<ListedObject>, Failure> {
         Ok(Vec::new())
+    }
+}
+
+/// A queue whose client panics, so many times for each kind of request.
+#[derive(Debug)]
+pub struct PanickingQueue {
+    pub inner: Arc<MemoryQueue>,
+    pub receives: AtomicU64,
+    pub deletes: AtomicU64,
+    pub hides: AtomicU64,
+}
+
+impl PanickingQueue {
+    fn panic(left: &AtomicU64) {
+        let was = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        assert!(was.is_err(), "a fault of the queue's client");
+    }
+}
+
+#[async_trait]
+impl Queue for PanickingQueue {
+    fn url(&self) -> &str {
+        self.inner.url()
+    }
+
+    async fn visibility_timeout(&self) -> Result<Duration, QueueError> {
+        self.inner.visibility_timeout().await
+    }
+
+    async fn receive(&self, wait: Duration) -> Result<Vec<Message>, QueueError> {
+        let received = self.inner.receive(wait).await?;
+        // Not before there is something to lose.
+        if received.is_empty() {
+            Self::panic(&self.receives);
+        }
+        Ok(received)
+    }
+
+    async fn delete(&self, receipts: &[String]) -> Result<Vec<Entry>, QueueError> {
+        Self::panic(&self.deletes);
+        self.inner.delete(receipts).await
+    }
+
+    async fn hide(&self, receipts: &[String], timeout: Duration) -> Result<Vec<Entry>, QueueError> {
+        if !timeout.is_zero() {
+            Self::panic(&self.hides);
+        }
+        self.inner.hide(receipts, timeout).await
     }
 }
 

@@ -31,7 +31,7 @@ pub async fn maintainer(store: Store, retention: BTreeMap<String, Duration>) -> 
     Ok(maintainer_of(store, Some(lake), retention))
 }
 
-fn maintainer_of(store: Store, lake: Option<Arc<Lake>>, retention: BTreeMap<String, Duration>) -> Maintainer {
+pub fn maintainer_of(store: Store, lake: Option<Arc<Lake>>, retention: BTreeMap<String, Duration>) -> Maintainer {
     let Tables { log_types, failures, ledger } = Tables::new(&Catalog::embedded(), Partitioning::Day);
     Maintainer {
         store,

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, stream};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 use super::{Shared, patience};
 use crate::base::now_micros;
 use crate::ingest::acks::{Lease, MessageKey};
+use crate::ingest::panics::caught;
 use crate::ingest::queue::{BATCH, Entry};
 
 /// Messages that are complete are deleted together with those that follow within this.
@@ -30,7 +31,14 @@ const READ_AGAIN: Duration = Duration::from_secs(300);
 
 impl Shared {
     /// Deletes a queue's messages as they become complete.
-    pub(super) async fn delete_all(self: Arc<Self>, feed: usize, mut complete: mpsc::UnboundedReceiver<MessageKey>) {
+    pub(super) async fn delete_all(self: Arc<Self>, feed: usize, complete: Arc<Mutex<mpsc::UnboundedReceiver<MessageKey>>>) {
+        let mut complete = complete.lock().await;
+        // Those that one held who panicked.
+        let left = self.book.lock().complete(feed);
+        if !left.is_empty() {
+            self.delete(feed, left).await;
+            self.lighter.notify_waiters();
+        }
         while let Some(first) = complete.recv().await {
             let mut keys = vec![first];
             tokio::time::sleep(LINGER).await;
@@ -200,9 +208,16 @@ impl Shared {
                 continue;
             }
             let requests: Vec<_> = receipts.chunks(BATCH).map(|batch| of.queue.hide(batch, Duration::ZERO)).collect();
-            let answers: Vec<_> = stream::iter(requests).buffer_unordered(REQUESTS).collect().await;
-            if let Some(error) = answers.iter().find_map(|answer| answer.as_ref().err()) {
-                tracing::warn!("{error}; messages come again when their leases end");
+            // Whatever one queue's client does, the others' messages go back.
+            match caught(stream::iter(requests).buffer_unordered(REQUESTS).collect::<Vec<_>>()).await {
+                Ok(answers) => {
+                    if let Some(error) = answers.iter().find_map(|answer| answer.as_ref().err()) {
+                        tracing::warn!("{error}; messages come again when their leases end");
+                    }
+                }
+                Err(said) => {
+                    tracing::error!(queue = of.queue.url(), "giving back panicked: {said}; messages come again when their leases end")
+                }
             }
             released += keys.len();
             let mut book = self.book.lock();

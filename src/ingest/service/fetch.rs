@@ -9,9 +9,10 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc};
 
 use super::{BodyObject, Content, IngestError, Job, Ready, RejectedObject, Shared, What, patience};
 use crate::base::aws::{Failure, FailureKind};
-use crate::ingest::bucket::{Body, Head, Wanted};
+use crate::ingest::bucket::{Body, Head, Wanted, is_same_etag};
 use crate::ingest::notice::Announced;
 use crate::ingest::object::{Object, ObjectId};
+use crate::ingest::panics::caught;
 use crate::ingest::reject::Reason;
 use crate::ingest::source::{Input, of_s3};
 
@@ -41,10 +42,14 @@ impl Shared {
                 job = job => job,
             };
             let Some(job) = job else { return };
-            if let Some(found) = self.fetch(job).await
-                && ready.send(found).await.is_err()
-            {
-                return;
+            match caught(self.fetch(job.clone())).await {
+                Ok(Some(found)) => {
+                    if ready.send(found).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => {}
+                Err(said) => self.object_panicked(job, &said),
             }
         }
     }
@@ -86,7 +91,7 @@ impl Shared {
         Object { id, bucket, key, etag, size, last_modified, source_id, source_label }
     }
 
-    async fn fetch_announced(self: &Arc<Self>, job: Job, feed: usize, announced: Announced) -> Option<Ready> {
+    async fn fetch_announced(self: &Arc<Self>, mut job: Job, feed: usize, announced: Announced) -> Option<Ready> {
         if let (Some(etag), None) = (&announced.etag, &announced.version)
             && self.run.lake.contains(ObjectId::of_s3(&announced.bucket, &announced.key, etag).0)
         {
@@ -102,9 +107,9 @@ impl Shared {
         let state = &self.state[feed];
         *state.last_read.lock() = Some(Instant::now());
         state.denied.store(0, Ordering::Relaxed);
-        let problem = &self.run.feeds[feed].source.id;
-        self.run.metrics.tell(problem, None);
         let of = &self.run.feeds[feed];
+        self.run.metrics.tell(&of.problem(), None);
+        self.note_overwritten(&mut job, &announced, &wanted, &head);
         let log_type = of.log_type(&wanted.key);
         let (mut object, input) = of_s3(of.buckets.clone(), wanted, head, body);
         if input.is_empty() {
@@ -114,6 +119,24 @@ impl Shared {
         }
         (object.source_id, object.source_label) = (Some(of.source.id.clone()), of.source.label.clone());
         self.admit_object(job, object, Content::Input(input), log_type, Some(room)).await
+    }
+
+    /// What is there lands, whatever was announced. That this is not what was announced is told once: unless its bucket keeps versions,
+    /// nobody ever reads that.
+    fn note_overwritten(&self, job: &mut Job, announced: &Announced, wanted: &Wanted, head: &Head) {
+        let Some(told) = announced.etag.as_ref().filter(|_| announced.version.is_none()) else { return };
+        if job.is_told_overwritten || is_same_etag(told, &head.etag) {
+            return;
+        }
+        job.is_told_overwritten = true;
+        self.run.metrics.overwritten.inc();
+        tracing::warn!(
+            bucket = wanted.bucket,
+            key = wanted.key,
+            announced = told,
+            found = head.etag,
+            "overwritten before it was read: what is there now lands, what was announced can't be read any more; let keys be written once"
+        );
     }
 
     /// Lets an object pass once: what is on its way already is waited for, and what has landed is acknowledged.
@@ -241,7 +264,7 @@ impl Shared {
         };
         tracing::warn!(source = of.source.id, failures = job.failures, "{location}: can't be read: {failure}; {advice}");
         if refused {
-            self.run.metrics.tell(&of.source.id, Some(format!("{location}: {failure}; {advice}")));
+            self.run.metrics.tell(&of.problem(), Some(format!("{location}: {failure}; {advice}")));
         }
         let others_are_read = state.last_read.lock().is_some_and(|at| at > first);
         let give_up = if is_final { job.refusals >= REFUSALS } else { job.failures >= FAILURES && others_are_read };
@@ -249,7 +272,7 @@ impl Shared {
             let delay = patience(job.failures);
             return self.later(vec![job], delay);
         }
-        self.give_up(job, location).await;
+        self.give_up(job, location);
         if refused && state.denied.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSED_OBJECTS && state.last_read.lock().is_none() {
             self.fail(IngestError::Source {
                 source_id: of.source.id.clone(),
@@ -261,7 +284,7 @@ impl Shared {
     }
 
     /// Leaves an object's messages to their queue: they come again when their leases end, or go where its redrive policy says.
-    async fn give_up(&self, job: Job, location: &str) {
+    pub(super) fn give_up(&self, job: Job, location: &str) {
         let messages = self.book.lock().give_up(job.no);
         tracing::error!(messages = messages.len(), "{location}: given up for now; its messages stay in their queue and come again");
         self.run.metrics.given_up.inc();

@@ -12,11 +12,15 @@ use super::{Content, Job, Ready, Shared, What, patience};
 use crate::base::aws::{Failure, FailureKind};
 use crate::ingest::batch::{BatchError, Flushed};
 use crate::ingest::object::ObjectId;
+use crate::ingest::panics::caught_here;
 use crate::ingest::split::Place;
 use crate::ingest::worker::{WorkError, Worker};
 
 /// How often a worker that waits looks whether others wait for it.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// An object whose files were too old to be landed so often is given up for now.
+const STALE: u32 = 3;
 
 /// A worker's batch, from outside.
 struct Holding {
@@ -61,13 +65,15 @@ impl Shared {
         let Ready { job, object, content, log_type, room } = found;
         let (id, location) = (object.id, object.location());
         holding.jobs.insert(id, job);
-        let worked = match content {
+        let worked = caught_here(|| match content {
             Content::Input(input) => holding.worker.work(object, input, Place::START, log_type),
-            Content::Reject { reason, message, payload } => {
-                Ok(holding.worker.reject(object, reason, message, payload)).and_then(|r| Ok(r?))
-            }
-        };
+            Content::Reject { reason, message, payload } => Ok(holding.worker.reject(object, reason, message, payload)?),
+        });
         drop(room);
+        let worked = match worked {
+            Ok(worked) => worked,
+            Err(said) => return self.work_panicked(holding, id, &said),
+        };
         match worked {
             Ok(()) => self.account(holding),
             Err(WorkError::Read { source, .. }) => {
@@ -80,6 +86,16 @@ impl Shared {
             }
             Err(WorkError::Batch(error)) => self.landing_failed(holding, error),
         }
+    }
+
+    /// One object is given up; the others of the batch are decoded again: what the worker held may be half of something.
+    fn work_panicked(self: &Arc<Self>, holding: &mut Holding, id: ObjectId, said: &str) {
+        self.account(holding);
+        holding.worker = self.new_worker();
+        if let Some(job) = holding.jobs.remove(&id) {
+            self.object_panicked(job, said);
+        }
+        self.later(holding.jobs.drain().map(|(_, job)| job).collect(), Duration::ZERO);
     }
 
     fn flush(self: &Arc<Self>, holding: &mut Holding) {
@@ -118,7 +134,25 @@ impl Shared {
             Handle::current().block_on(self.already_there(job));
         }
         let stale: Vec<Job> = flushed.stale.into_iter().filter_map(&mut take).collect();
-        self.later(stale, Duration::ZERO);
+        self.decode_again(stale);
+    }
+
+    /// Objects whose files had become too old to be landed: decoded again, but not for ever.
+    fn decode_again(self: &Arc<Self>, stale: Vec<Job>) {
+        let mut again = Vec::new();
+        for mut job in stale {
+            job.stale += 1;
+            let location = self.location(&job);
+            let why = "decoding and landing it took over an hour: give this worker a faster line, more memory, or `partition = \"day\"`";
+            if job.stale < STALE {
+                tracing::warn!(times = job.stale, "{location}: {why}; it is decoded again");
+                again.push(job);
+            } else {
+                tracing::error!(times = job.stale, "{location}: {why}");
+                self.give_up(job, &location);
+            }
+        }
+        self.later(again, Duration::ZERO);
     }
 
     /// The lake could not be written. What the batch held is decoded again: whether it landed all the same, the ledger tells.

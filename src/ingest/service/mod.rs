@@ -10,6 +10,7 @@ mod ack;
 mod fetch;
 mod land;
 mod receive;
+mod task;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -62,6 +63,11 @@ impl Feed {
     fn log_type(&self, key: &str) -> Option<usize> {
         let routes = self.source.route.iter().zip(&self.log_types).filter(|(route, _)| key.starts_with(&route.prefix));
         routes.max_by_key(|(route, _)| route.prefix.len()).map(|(_, log_type)| *log_type)
+    }
+
+    /// What trouble with its objects is told under: whatever the source is called, not that of a queue, or of the lake.
+    fn problem(&self) -> String {
+        format!("source {}", self.source.id)
     }
 }
 
@@ -128,6 +134,14 @@ pub enum IngestError {
     /// The lake can't be written.
     #[error(transparent)]
     Lake(#[from] BatchError),
+    /// A fault of this program.
+    #[error("{task} panicked: {said}; the run ends, and what it held goes back to its queues: please report this")]
+    Panicked {
+        /// Which task.
+        task: String,
+        /// What the panic said.
+        said: String,
+    },
 }
 
 /// What became of a run.
@@ -140,7 +154,7 @@ pub struct Ended {
 }
 
 /// An item on its way, and how it went so far.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct Job {
     no: ItemNo,
     /// How often it was not there.
@@ -150,6 +164,10 @@ struct Job {
     /// How often of these it was refused.
     refusals: u32,
     first_failure: Option<Instant>,
+    /// How often its files were too old to be landed.
+    stale: u32,
+    /// Whether it was told that it is not what was announced.
+    is_told_overwritten: bool,
 }
 
 /// What has to land for a message.
@@ -272,28 +290,7 @@ impl Ingest {
             () = shared.stop.cancelled() => return Ok(Ended { released: 0, given_up: 0 }),
         }
         shared.run.metrics.started();
-        let pace = &shared.run.pace;
-        let to_fetch = Arc::new(tokio::sync::Mutex::new(to_fetch));
-        let to_work = Arc::new(tokio::sync::Mutex::new(to_work));
-        let fetchers = (0..pace.fetches).map(|_| tokio::spawn(shared.clone().fetch_all(to_fetch.clone(), ready.clone())));
-        let mut stages = Stages {
-            receivers: (0..shared.run.feeds.len())
-                .flat_map(|feed| (0..pace.receivers).map(move |_| feed))
-                .map(|feed| tokio::spawn(shared.clone().receive_all(feed)))
-                .collect(),
-            fetchers: fetchers.collect(),
-            workers: (0..pace.workers)
-                .map(|_| {
-                    let (shared, to_work) = (shared.clone(), to_work.clone());
-                    tokio::task::spawn_blocking(move || shared.work_all(&to_work))
-                })
-                .collect(),
-            // One for each queue: trouble with one keeps no other waiting.
-            deleters: to_delete.into_iter().enumerate().map(|(feed, keys)| tokio::spawn(shared.clone().delete_all(feed, keys))).collect(),
-            keepers: (0..shared.run.feeds.len()).map(|feed| tokio::spawn(shared.clone().keep_leases(feed))).collect(),
-            gauges: tokio::spawn(shared.clone().keep_gauges()),
-        };
-        drop(ready);
+        let stages = Stages::start(&shared, to_fetch, to_work, to_delete, ready);
         shared.until_stopped().await;
         let ended = stages.drain(&shared).await;
         let fatal = shared.fatal.lock().take();
@@ -411,8 +408,36 @@ struct Stages {
 }
 
 impl Stages {
+    fn start(
+        shared: &Arc<Shared>,
+        to_fetch: mpsc::UnboundedReceiver<Job>,
+        to_work: mpsc::Receiver<Ready>,
+        to_delete: Vec<mpsc::UnboundedReceiver<MessageKey>>,
+        ready: mpsc::Sender<Ready>,
+    ) -> Self {
+        let (pace, feeds) = (&shared.run.pace, 0..shared.run.feeds.len());
+        let to_fetch = Arc::new(tokio::sync::Mutex::new(to_fetch));
+        let to_work = Arc::new(tokio::sync::Mutex::new(to_work));
+        let receivers = feeds.clone().flat_map(|feed| (0..pace.receivers).map(move |_| feed));
+        let fetchers = (0..pace.fetches).map(|_| shared.clone().fetch_all(to_fetch.clone(), ready.clone()));
+        // One for each queue: trouble with one keeps no other waiting.
+        let to_delete = to_delete.into_iter().map(|keys| Arc::new(tokio::sync::Mutex::new(keys)));
+        Self {
+            receivers: receivers.map(|feed| shared.stage("receiving", shared.clone().receive_all(feed))).collect(),
+            fetchers: fetchers.map(|fetching| shared.stage("fetching", fetching)).collect(),
+            workers: (0..pace.workers).map(|_| shared.blocking_stage("a worker", to_work.clone(), Shared::work_all)).collect(),
+            deleters: feeds
+                .clone()
+                .zip(to_delete)
+                .map(|(feed, keys)| shared.lasting("deleting", feed, move |shared| shared.delete_all(feed, keys.clone())))
+                .collect(),
+            keepers: feeds.map(|feed| shared.lasting("keeping leases", feed, move |shared| shared.keep_leases(feed))).collect(),
+            gauges: shared.lasting("keeping gauges", None, Shared::keep_gauges),
+        }
+    }
+
     /// Lets every stage finish what it has begun, one after the other; what has not landed by then is given back.
-    async fn drain(&mut self, shared: &Arc<Shared>) -> Ended {
+    async fn drain(mut self, shared: &Arc<Shared>) -> Ended {
         shared.run.metrics.stopping();
         let deadline = tokio::time::Instant::now() + shared.run.pace.drain;
         let held = shared.book.lock().len();
@@ -449,13 +474,10 @@ impl Stages {
     }
 }
 
+/// Waits until all have ended. What a panic of theirs means was told when it happened.
 async fn join(tasks: &mut Vec<JoinHandle<()>>) {
     while let Some(task) = tasks.last_mut() {
-        if let Err(error) = task.await
-            && error.is_panic()
-        {
-            std::panic::resume_unwind(error.into_panic());
-        }
+        let _ = task.await;
         tasks.pop();
     }
 }

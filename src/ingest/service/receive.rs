@@ -59,6 +59,10 @@ impl Shared {
         let mut failures = 0;
         while !self.stop.is_cancelled() {
             self.wait_for_room().await;
+            if self.stop.is_cancelled() {
+                // What a poll that is cut off was given would stay hidden.
+                return;
+            }
             let began = Instant::now();
             match of.queue.receive(wait).await {
                 Ok(messages) => {
@@ -144,7 +148,7 @@ impl Shared {
         for what in items {
             book.weigh(&key, what.weight());
             match book.wait_for(&key, what) {
-                Some(no) => _ = self.jobs.send(Job { no, misses: 0, failures: 0, refusals: 0, first_failure: None }),
+                Some(no) => _ = self.jobs.send(Job { no, ..Job::default() }),
                 None => _ = self.run.metrics.duplicates.inc(),
             }
         }
