@@ -256,7 +256,10 @@ impl Listing {
             match entry {
                 Ok(entry) if entry.file_type().is_dir() => {}
                 Ok(entry) => self.found(entry.file_type(), entry.into_path(), links),
-                Err(e) => self.failed(&e.path().unwrap_or(folder).to_owned(), e.into()),
+                Err(e) => {
+                    let at = e.path().unwrap_or(folder).to_owned();
+                    self.failed(&at, e.into());
+                }
             }
         }
     }

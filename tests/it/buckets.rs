@@ -2,23 +2,30 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
-use flarelake::base::aws::FailureKind;
+use bytes::Bytes;
+use flarelake::base::aws::{Failure, FailureKind};
 use flarelake::config::Partitioning;
+use flarelake::ingest::backfill::{Backfill, Sources};
 use flarelake::ingest::batch::Tables;
-use flarelake::ingest::bucket::{Body, Buckets, Wanted, is_same_etag};
+use flarelake::ingest::bucket::{Body, Buckets, Head, ListedObject, Wanted, is_same_etag};
 use flarelake::ingest::inflate::ObjectLimits;
-use flarelake::ingest::source::of_s3;
+use flarelake::ingest::source::{Origin, of_s3};
 use flarelake::ingest::split::Place;
 use flarelake::ingest::worker::{Worker, WorkerSettings};
 use flarelake::schema::Catalog;
+use flarelake::table::Lake;
+use object_store::memory::InMemory;
 use tokio::runtime::Handle;
 
-use crate::support::LIMITS;
+use crate::support::{LIMITS, WRITTEN, memory_lake, read_ledger};
 
 /// A client of a server that gives this answer to everything.
 fn client(answer: impl Into<Vec<u8>>) -> aws_sdk_s3::Client {
@@ -151,4 +158,59 @@ fn one_etag_is_written_in_many_ways() {
     assert!(is_same_etag(&format!("{etag}-2"), etag), "some notices leave the number of parts out");
     assert!(!is_same_etag(&format!("{etag}-2"), &format!("{etag}-3")));
     assert!(!is_same_etag("0cc175b9c0f1b6a831c399e269772661", etag));
+}
+
+/// A bucket with one large object, which is overwritten so many times while its ranges are read.
+#[derive(Debug)]
+struct Overwritten(AtomicU64);
+
+#[async_trait]
+impl Buckets for Overwritten {
+    async fn get(&self, _: &Wanted, _: u64) -> Result<(Head, Body), Failure> {
+        let left = self.0.load(Ordering::SeqCst);
+        let head = Head { etag: format!("e{left}"), size: LINE.len() as u64, last_modified: Some(WRITTEN) };
+        Ok((head, Body::Larger))
+    }
+
+    async fn range(&self, _: &Wanted, _: Range<u64>, etag: &str) -> Result<Bytes, Failure> {
+        if self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+            return Err(Failure { kind: FailureKind::Changed, message: "PreconditionFailed: If-Match".into() });
+        }
+        assert_eq!(etag, "e0");
+        Ok(LINE.into())
+    }
+
+    async fn list(&self, _: &str, _: &str) -> Result<Vec<ListedObject>, Failure> {
+        Ok(Vec::new())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_is_overwritten_while_it_is_read_is_read_again_from_its_beginning() {
+    for (times, landed) in [(2, 1), (9, 0)] {
+        let inner = Arc::new(InMemory::new());
+        let catalog = Catalog::embedded();
+        let objects = ObjectLimits { max_object: 1 << 30, max_ratio: 500, max_window: 8 << 20 };
+        let (flush_bytes, flush_rows, max_age) = (usize::MAX, u64::MAX, Duration::MAX);
+        let backfill = Backfill {
+            tables: Arc::new(Tables::new(&catalog, Partitioning::Day)),
+            catalog,
+            lake: Some(Arc::new(Lake::open(memory_lake(inner.clone())).await.expect("opens"))),
+            settings: WorkerSettings { records: LIMITS, objects, flush_bytes, flush_rows, max_age, whole_bytes: 1 << 20 },
+            workers: 1,
+            sources: Sources::default(),
+            meter: Arc::default(),
+            stop: Arc::default(),
+        };
+        let head = Head { etag: "listed".into(), size: LINE.len() as u64, last_modified: None };
+        let listed = ListedObject { key: "large.log".into(), head };
+        let origin = Origin::listed(Arc::new(Overwritten(times.into())), "bucket", listed);
+        let summary = backfill.origins(vec![origin]).await.expect("works");
+        assert_eq!((summary.landed, summary.failed.len() as u64), (landed, 1 - landed), "{summary:?}");
+        assert!(
+            summary.failed.iter().all(|why| why.contains("s3://bucket/large.log: it changed while it was read, 3 times")),
+            "{summary:?}"
+        );
+        assert_eq!(read_ledger(inner.as_ref()).await.len() as u64, landed);
+    }
 }
