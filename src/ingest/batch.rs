@@ -287,7 +287,7 @@ impl Batch {
         self.open = OpenObject::default();
         if self.files.is_empty() {
             // Its files were the oldest, and don't land.
-            self.made = None;
+            self.begun = None;
         }
     }
 

@@ -12,7 +12,6 @@ use futures::StreamExt as _;
 
 use super::rejects::Chosen;
 use super::replay::ReplayError;
-use crate::base::Watch;
 use crate::base::store::Store;
 use crate::ingest::batch::Tables;
 use crate::ingest::object::RowId;
@@ -82,7 +81,8 @@ impl Discard {
                 other => other.map_err(ReplayError::Discard)?,
             };
             if !meant.whole.is_empty() {
-                if table.replace(Change::Delete, &meant.whole, &[], Watch::start()).await? != Replaced::Done {
+                let now = self.store.now_micros().await.map_err(|error| ReplayError::Discard(error.into()))?;
+                if table.replace(Change::Delete, &meant.whole, &[], now / 1000).await? != Replaced::Done {
                     continue;
                 }
                 discarded.removed.rows += meant.whole.iter().map(|file| file.rows).sum::<u64>();

@@ -137,13 +137,13 @@ impl Shared {
         self.decode_again(stale);
     }
 
-    /// Objects whose files had become too old to be landed: decoded again, but not for ever.
+    /// Objects whose files a vacuum may have taken: decoded again, but not for ever.
     fn decode_again(self: &Arc<Self>, stale: Vec<Job>) {
         let mut again = Vec::new();
         for mut job in stale {
             job.stale += 1;
             let location = self.location(&job);
-            let why = "decoding and landing it took over an hour: give this worker a faster line, more memory, or `partition = \"day\"`";
+            let why = "a vacuum came by over an hour after its files were written: give this worker a faster line, more memory, or `partition = \"day\"`";
             if job.stale < STALE {
                 tracing::warn!(times = job.stale, "{location}: {why}; it is decoded again");
                 again.push(job);
