@@ -1,17 +1,33 @@
-//! What other programs ask over HTTP: metrics and health.
+//! What other programs ask over HTTP: metrics and health. Whoever reaches the port may ask, so whoever asks slowly, often or not
+//! at all costs little: no connection is kept, none lasts, and there are never many.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use prometheus_client::registry::Registry;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::AbortHandle;
 
 use crate::ingest::metrics::Metrics;
+
+/// Connections at once. One more ends the oldest: so those who only hold theirs keep nobody out.
+const MOST_CONNECTIONS: usize = 64;
+/// Until a request's headers are there.
+const HEADER_TIME: Duration = Duration::from_secs(5);
+/// Until its answer is read.
+const REQUEST_TIME: Duration = Duration::from_secs(15);
+/// After a connection could not be taken, for want of descriptors, say.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Why nothing is served.
 #[derive(Debug, thiserror::Error)]
@@ -40,12 +56,38 @@ pub async fn serve(listen: SocketAddr, metrics: Arc<Metrics>, registry: Registry
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(show_readiness))
         .with_state(Shown { metrics, registry: Arc::new(registry) });
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, app).await {
-            tracing::error!("metrics and health are no longer served: {error}");
-        }
-    });
+    tokio::spawn(accept(listener, app));
     Ok(address)
+}
+
+/// Takes connections, whatever becomes of one.
+async fn accept(listener: TcpListener, app: Router) {
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    loop {
+        let connection = match listener.accept().await {
+            Ok((connection, _)) => connection,
+            Err(error) => {
+                tracing::debug!("a connection to http.listen was not taken: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        open.retain(|task| !task.is_finished());
+        if open.len() >= MOST_CONNECTIONS
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+        }
+        open.push_back(tokio::spawn(tokio::time::timeout(REQUEST_TIME, answer(connection, app.clone()))).abort_handle());
+    }
+}
+
+/// One request, and the end of the connection.
+async fn answer(connection: TcpStream, app: Router) {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME).keep_alive(false);
+    // Those who go away, and those who speak no HTTP, are no matter of ours.
+    let _ = http.serve_connection(TokioIo::new(connection), TowerToHyperService::new(app)).await;
 }
 
 async fn show_metrics(State(shown): State<Shown>) -> impl IntoResponse {
@@ -55,9 +97,10 @@ async fn show_metrics(State(shown): State<Shown>) -> impl IntoResponse {
     (status, [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
 }
 
+/// Whether, and not why: what is wrong names queues, buckets and keys, and those are for the log alone.
 async fn show_readiness(State(shown): State<Shown>) -> impl IntoResponse {
     match shown.metrics.readiness() {
-        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, why + "\n"),
+        Ok(()) => (StatusCode::OK, "ready\n"),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "not ready; the log says why\n"),
     }
 }
