@@ -3,6 +3,7 @@
 pub mod aws;
 pub mod clock;
 mod durable;
+pub mod printable;
 pub mod store;
 
 pub use clock::{Clock, Watch, micros_since_epoch, now_micros};

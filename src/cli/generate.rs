@@ -72,14 +72,14 @@ pub fn run(arguments: GenerateArguments) -> anyhow::Result<End> {
         odd: arguments.odd,
     };
     let (bytes, broken) = write_all(&spec, &arguments.out, arguments.gzip)?;
-    eprintln!(
+    output::tell(format_args!(
         "{} lines ({} broken on purpose), {} MB, in {} files below {}",
         output::grouped(spec.rows),
         output::grouped(broken),
         bytes / 1_000_000,
         spec.files,
         arguments.out.display()
-    );
+    ));
     Ok(End::Done)
 }
 

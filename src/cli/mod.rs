@@ -7,6 +7,7 @@ mod compact;
 mod demo;
 mod generate;
 mod ingest;
+mod log;
 mod maintain;
 mod output;
 mod parts;
@@ -19,14 +20,15 @@ mod search;
 mod shell;
 mod tables;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
+use crate::base::printable::printable;
 use crate::base::store::StoreError;
-use crate::config::{Config, ConfigError, LogFormat};
+use crate::config::{self, Config, ConfigError};
 use crate::schema::{Catalog, CatalogError};
 
 /// Cloudflare logs in, a queryable lake out: every record once, in typed columns, in Delta tables that any engine reads.
@@ -76,8 +78,11 @@ enum Command {
     Generate(generate::GenerateArguments),
 }
 
-/// Of addresses, not of memory.
+/// Of the thread that plans statements: those of thousands of terms are planned by functions that call themselves. Of addresses,
+/// not of memory.
 const STACK_BYTES: usize = 512 << 20;
+/// Of every other thread: what was planned is carried out there, by functions that call themselves, too.
+const WORKER_STACK_BYTES: usize = 64 << 20;
 
 /// How a run ended, if not with an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,18 +99,22 @@ enum End {
 
 /// The program: parses the arguments, runs, and says how it went.
 pub fn main() -> ExitCode {
+    log::tell_panics();
     // clap exits with 2 on wrong usage by itself.
-    let arguments = Arguments::parse();
+    let arguments = Arguments::parse_from(config::arguments().into_iter().map(with_its_comment));
     let settings = match Settings::new(&arguments) {
         Ok(settings) => settings,
         Err(error) => return report(&error),
     };
-    start_log(settings.config.log);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    log::start(settings.config.log);
+    for name in config::of_kubernetes() {
+        tracing::debug!("{name} is no setting: Kubernetes sets it for a Service named flarelake");
+    }
+    raise_descriptors();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(WORKER_STACK_BYTES).build() {
         Ok(runtime) => runtime,
         Err(error) => return report(&error.into()),
     };
-    // A statement of thousands of terms is planned by functions that call themselves.
     let whole = std::thread::scope(|scope| {
         let work = || runtime.block_on(run(arguments.command, settings));
         std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work).map(|thread| thread.join())
@@ -128,14 +137,28 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The program's own log goes to stderr. Other libraries are heard when something is wrong.
-fn start_log(format: LogFormat) {
-    let quiet = "flarelake=info,warn,aws_config=error,deltalake=error,deltalake_core=error,buoyant_kernel=error";
-    let filter = EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| quiet.into());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(progress::LogWriter::default).with_target(false);
-    match format {
-        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+/// A statement may begin with a comment, which must not be taken for an option: a space before it changes nothing.
+fn with_its_comment(argument: OsString) -> OsString {
+    let is_comment = argument.to_str().and_then(|text| text.strip_prefix("--")).is_some_and(|rest| {
+        let name = rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+        !rest.is_empty() && !name.is_empty() && !name.starts_with('=')
+    });
+    if !is_comment {
+        return argument;
+    }
+    let mut spaced = OsString::from(" ");
+    spaced.push(argument);
+    spaced
+}
+
+/// As many open files as the system allows: each connection, each file that is read and each that is written takes one.
+fn raise_descriptors() {
+    #[cfg(target_os = "linux")]
+    {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+        // With fewer it works, too, only less at once.
+        raised.unwrap_or_else(|error| tracing::debug!("the limit of open files stays as it is: {error}"));
     }
 }
 
@@ -165,9 +188,10 @@ fn report(error: &anyhow::Error) -> ExitCode {
             shown = format!("{shown}: {cause}");
         }
     }
-    eprintln!("error: {shown}");
     let wrong_url = matches!(error.downcast_ref(), Some(StoreError::Url { .. }));
     let wrong_usage = wrong_url || error.is::<ConfigError>() || error.is::<CatalogError>() || error.is::<Usage>();
+    // What the person wrote has lines of its own; what rows and names say has none.
+    output::tell(format_args!("error: {}", if wrong_usage { shown } else { printable(&shown).into_owned() }));
     ExitCode::from(if wrong_usage { 2 } else { 1 })
 }
 

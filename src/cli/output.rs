@@ -1,10 +1,12 @@
-//! The only writer to stdout.
+//! The only writer to stdout, and of messages to stderr.
 
 use std::fmt::Display;
 use std::io::{self, BufWriter, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use chrono::{DateTime, SecondsFormat};
+
+use crate::base::printable::{JsonWriter, printable_lines};
 
 /// Set when nobody reads our stdout any more. Kept apart from the error, which on its way up may be wrapped
 /// by any writer, and which a socket's broken pipe looks like.
@@ -39,13 +41,25 @@ pub fn reader_gone() -> bool {
     READER_GONE.load(Ordering::Relaxed)
 }
 
-/// Prints something that is no result: that nobody reads it is no error.
+/// Prints something that is no result: that nobody reads it is no error. Names in it steer no terminal.
 pub fn say(what: impl Display) -> io::Result<()> {
     let mut out = stdout();
-    match write!(out, "{what}").and_then(|()| out.flush()) {
+    match out.write_all(printable_lines(&what.to_string()).as_bytes()).and_then(|()| out.flush()) {
         Err(_) if reader_gone() => Ok(()),
         other => other,
     }
+}
+
+/// Prints a value for machines, in a line.
+pub fn json(value: &serde_json::Value) -> io::Result<()> {
+    let mut out = JsonWriter::new(stdout());
+    writeln!(out, "{value}")?;
+    out.flush()
+}
+
+/// Prints a message to stderr. Where that is broken nobody can be told, and the work goes on.
+pub fn tell(what: impl Display) {
+    let _ = writeln!(io::stderr(), "{}", printable_lines(&what.to_string()));
 }
 
 /// A number with its thousands apart: `1 234 567`.

@@ -14,17 +14,20 @@ use crate::maintain::rewrite::Progress as Totals;
 
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// Writes log lines to stderr, above a progress bar if one is shown.
+/// Writes log lines to stderr, above a progress bar if one is shown. A stderr that nobody reads any more, or a full disk behind
+/// it, is no reason to stop: what is told is lost, and what is done is not.
 #[derive(Default)]
 pub struct LogWriter;
 
 impl Write for LogWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        BARS.suspend(|| io::stderr().write(bytes))
+        let _ = BARS.suspend(|| io::stderr().write_all(bytes));
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        let _ = io::stderr().flush();
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use futures::StreamExt as _;
 
 use super::{End, Settings, Usage, output, shell, signal};
 use crate::base::store::Store;
-use crate::query::{Expanded, Format, QueryError, Renderer, SavedError, SavedQuery, Session, Value, built_in, split};
+use crate::query::{Cells, Expanded, Format, QueryError, Renderer, SavedError, SavedQuery, Session, Value, built_in, split};
 
 /// What to ask.
 #[derive(Debug, Args)]
@@ -26,12 +26,33 @@ pub struct QueryArguments {
     /// List the saved queries, with what they answer and what can be given to them
     #[arg(long, conflicts_with_all = ["sql", "file", "parameters"])]
     list: bool,
-    /// The form of the result
-    #[arg(long, value_enum, default_value_t = FormatName::Table)]
-    format: FormatName,
+    #[command(flatten)]
+    form: Form,
     /// Write the result to a file, which is there when it is whole
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+}
+
+/// The form of a result.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Form {
+    /// The form of the result
+    #[arg(long, value_enum, default_value_t = FormatName::Table)]
+    format: FormatName,
+    /// In CSV, a ' before text that a spreadsheet would take for a formula: what begins with = + - @, a tab or a line break.
+    /// Clients choose what their requests say
+    #[arg(long)]
+    csv_safe: bool,
+}
+
+impl Form {
+    /// The format, for a terminal or for a file; `expanded` is for tables.
+    fn format(self, expanded: Expanded, terminal: bool) -> Format {
+        match self.format {
+            FormatName::Csv => Format::Csv(Cells { shown: terminal, no_formulas: self.csv_safe }),
+            other => other.format(expanded),
+        }
+    }
 }
 
 /// [`Format`] as the command line names it.
@@ -50,13 +71,13 @@ pub enum FormatName {
 }
 
 impl FormatName {
-    /// The format; `expanded` is for tables.
+    /// The format on standard output; `expanded` is for tables.
     pub fn format(self, expanded: Expanded) -> Format {
         match self {
             Self::Table => Format::Table(expanded),
             Self::Json => Format::Json,
             Self::Ndjson => Format::Ndjson,
-            Self::Csv => Format::Csv,
+            Self::Csv => Format::Csv(Cells { shown: io::stdout().is_terminal(), no_formulas: false }),
             Self::Parquet => Format::Parquet,
         }
     }
@@ -73,7 +94,7 @@ pub async fn run(arguments: QueryArguments, settings: Settings) -> anyhow::Resul
         return Ok(End::Done);
     }
     if arguments.output.is_none() {
-        check_stdout(arguments.format)?;
+        check_stdout(arguments.form.format)?;
     }
     let statements = match (&arguments.sql, &arguments.file) {
         (Some(sql), _) => vec![bound(sql, &arguments.parameters)?],
@@ -99,8 +120,8 @@ pub async fn run(arguments: QueryArguments, settings: Settings) -> anyhow::Resul
     let answer = async {
         for (sql, values) in &statements {
             match &arguments.output {
-                Some(path) => write_file(&session, sql, values, arguments.format.format(Expanded::Off), path).await?,
-                None => print_to_stdout(&session, sql, values, arguments.format).await?,
+                Some(path) => write_file(&session, sql, values, arguments.form.format(Expanded::Off, false), path).await?,
+                None => print_to_stdout(&session, sql, values, arguments.form).await?,
             }
         }
         Ok(End::Done)
@@ -118,10 +139,11 @@ fn check_stdout(format: FormatName) -> Result<(), Usage> {
 }
 
 /// Writes a statement's result to standard output; on a terminal, rows too wide for it as records.
-pub async fn print_to_stdout(session: &Session, sql: &str, values: &[(String, Value)], format: FormatName) -> anyhow::Result<()> {
-    check_stdout(format)?;
-    let expanded = if io::stdout().is_terminal() { shell::by_width() } else { Expanded::Off };
-    print(session, sql, values, format.format(expanded), output::stdout()).await
+pub async fn print_to_stdout(session: &Session, sql: &str, values: &[(String, Value)], form: Form) -> anyhow::Result<()> {
+    check_stdout(form.format)?;
+    let terminal = io::stdout().is_terminal();
+    let expanded = if terminal { shell::by_width() } else { Expanded::Off };
+    print(session, sql, values, form.format(expanded, terminal), output::stdout()).await
 }
 
 /// A statement of no saved query, with what its parameters stand for.
@@ -186,11 +208,24 @@ async fn write_file(session: &Session, sql: &str, values: &[(String, Value)], fo
         return print(session, sql, values, format, io::BufWriter::new(file)).await;
     }
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // By the umask, as any file.
-    let everyone = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-    let file = tempfile::Builder::new().permissions(everyone).tempfile_in(folder).with_context(cant)?;
+    let before = std::fs::metadata(path).ok();
+    // A new file by the umask, as any; in the place of another nobody sees more than of that.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(if before.is_some() { 0o600 } else { 0o666 });
+    let file = tempfile::Builder::new().permissions(mode).tempfile_in(folder).with_context(cant)?;
     print(session, sql, values, format, io::BufWriter::new(file.reopen().with_context(cant)?)).await?;
+    if let Some(before) = before {
+        keep_mode(file.as_file(), &before).with_context(cant)?;
+    }
     file.as_file().sync_all().with_context(cant)?;
     file.persist(path).with_context(cant)?;
     Ok(())
+}
+
+/// Gives a file the mode of the one that it replaces; without the group's part if the group can't be kept.
+fn keep_mode(file: &std::fs::File, before: &std::fs::Metadata) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
+    let now = file.metadata()?;
+    let same_group = now.gid() == before.gid() || fchown(file, None, Some(before.gid())).is_ok();
+    let mode = before.mode() & if same_group { 0o777 } else { 0o707 };
+    file.set_permissions(std::fs::Permissions::from_mode(mode))
 }

@@ -1,7 +1,6 @@
 //! `flarelake reconcile`: what a bucket holds and the lake lacks, landed on demand, and the gaps that Cloudflare itself left.
 
 use std::fmt;
-use std::io::Write as _;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,7 @@ use super::output::{grouped, time};
 use super::progress::Progress;
 use super::{End, Settings, Usage, backfill, output, parts, query};
 use crate::base::now_micros;
+use crate::base::printable::printable;
 use crate::ingest::backfill::{Backfill, Sources, Summary};
 use crate::ingest::source::{Origin, bucket_of, list_objects};
 use crate::recover::{Absent, Gap, Reconciled, State, Tally, Window, is_dated, reconcile};
@@ -87,7 +87,7 @@ pub async fn run(arguments: ReconcileArguments, settings: Settings) -> anyhow::R
     if arguments.format == Form::Json {
         let mut told = report.json();
         told["repaired"] = repaired.as_ref().map_or(Value::Null, |(summary, _)| landed(summary));
-        writeln!(output::stdout(), "{told}")?;
+        output::json(&told)?;
     }
     Ok(match repaired {
         Some((_, true)) => End::Interrupted,
@@ -235,10 +235,9 @@ impl fmt::Display for Report<'_> {
     }
 }
 
-/// A key, or its beginning, that can't do anything to a terminal.
+/// A key, or its beginning, in one line.
 fn shown(bucket: &str, key: &str) -> String {
-    let key = if key.contains(char::is_control) { key.escape_debug().to_string() } else { key.to_owned() };
-    format!("s3://{bucket}/{key}")
+    format!("s3://{bucket}/{}", printable(key))
 }
 
 fn seconds(seconds: i64) -> String {

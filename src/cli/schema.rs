@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::query::{FormatName, open, print_to_stdout};
+use super::query::{Form, open, print_to_stdout};
 use super::{End, Settings, Usage, output};
 use crate::base::now_micros;
 use crate::base::store::Store;
@@ -38,9 +38,8 @@ enum What {
         /// How far back
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "30d")]
         since: Duration,
-        /// The form of the result
-        #[arg(long, value_enum, default_value_t = FormatName::Table)]
-        format: FormatName,
+        #[command(flatten)]
+        form: Form,
     },
     /// The statements that make the lake's tables visible in another engine
     Ddl {
@@ -91,14 +90,14 @@ pub async fn run(arguments: SchemaArguments, settings: Settings) -> anyhow::Resu
         What::Show { log_type } => {
             output::say(shown(named(&settings, &log_type)?))?;
         }
-        What::Drift { log_type, since, format } => {
+        What::Drift { log_type, since, form } => {
             let of: Vec<&LogType> = match &log_type {
                 Some(name) => vec![named(&settings, name)?],
                 None => types.iter().map(AsRef::as_ref).collect(),
             };
             let since = now_micros().saturating_sub(i64::try_from(since.as_micros()).unwrap_or(i64::MAX));
             let session = open(&settings).await?;
-            print_to_stdout(&session, &drift(&of), &[("since".to_owned(), Value::Time(since))], format).await?;
+            print_to_stdout(&session, &drift(&of), &[("since".to_owned(), Value::Time(since))], form).await?;
         }
         What::Ddl { dialect, table } => {
             let lake = Store::open(settings.config.lake()?, &settings.config.reach()).await?;

@@ -1,7 +1,7 @@
 //! `flarelake search`: one value in every table.
 
 use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use chrono::{Days, NaiveDate};
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::output::{grouped, time};
 use super::{End, Settings, Usage, output};
 use crate::base::now_micros;
+use crate::base::printable::printable;
 use crate::base::store::Store;
 use crate::search::{Found, Needle, Searched, TableHits, search};
 
@@ -73,18 +74,15 @@ pub async fn run(arguments: SearchArguments, settings: Settings) -> anyhow::Resu
             answers.clone().try_for_each(|(needle, found)| show(&mut text, needle, found, &arguments.since))?;
             let (read, total) = (searched.bytes_read, searched.bytes_total);
             let share = 100.0 * read as f64 / total.max(1) as f64;
-            writeln!(text, "read {} of {} bytes ({share:.2} %) in {} files", grouped(read), grouped(total), searched.files)?;
+            let how_much = match read <= total {
+                true => format!("read {} of {} bytes ({share:.2} %)", grouped(read), grouped(total)),
+                false => format!("read {} bytes (the ends of small files more than once; there are {})", grouped(read), grouped(total)),
+            };
+            writeln!(text, "{how_much} in {} files", searched.files)?;
             output::say(text)?;
         }
-        Form::Json => {
-            let all = Value::Array(answers.map(|(needle, found)| told(needle, found, &searched)).collect());
-            writeln!(output::stdout(), "{all}")?;
-        }
-        Form::Ndjson => {
-            let mut out = output::stdout();
-            answers.clone().try_for_each(|(needle, found)| writeln!(out, "{}", told(needle, found, &searched)))?;
-            out.flush()?;
-        }
+        Form::Json => output::json(&Value::Array(answers.map(|(needle, found)| told(needle, found, &searched)).collect()))?,
+        Form::Ndjson => answers.clone().try_for_each(|(needle, found)| output::json(&told(needle, found, &searched)))?,
     }
     Ok(End::Done)
 }
@@ -102,10 +100,11 @@ fn told(needle: &Needle, found: &Found, searched: &Searched) -> Value {
 
 /// For people.
 fn show(text: &mut String, needle: &Needle, found: &Found, since: &Duration) -> std::fmt::Result {
+    let value = printable(&needle.text);
     if found.tables.is_empty() {
-        writeln!(text, "{}: not seen within {}", needle.text, humantime::format_duration(*since))?;
+        writeln!(text, "{value}: not seen within {}", humantime::format_duration(*since))?;
     } else {
-        writeln!(text, "{}", needle.text)?;
+        writeln!(text, "{value}")?;
     }
     let longest = found.tables.iter().map(|t| t.table.len()).max().unwrap_or_default();
     let last_day = found.tables.iter().filter_map(|t| t.days.keys().next_back()).max().copied().unwrap_or_default();
@@ -120,7 +119,7 @@ fn show(text: &mut String, needle: &Needle, found: &Found, since: &Duration) -> 
     for row in &found.newest {
         let value = |name: &&str| {
             let value = row.row.get(*name)?;
-            Some(format!("{name}={}", value.as_str().map_or_else(|| value.to_string(), |s| s.escape_debug().to_string())))
+            Some(format!("{name}={}", value.as_str().map_or_else(|| value.to_string(), |s| printable(s).into_owned())))
         };
         let at = row.row.get("p_event_time").and_then(Value::as_str).unwrap_or_default();
         writeln!(text, "  {at}  {}  {}", row.table, TELLING.iter().filter_map(value).collect::<Vec<_>>().join(" "))?;

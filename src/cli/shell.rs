@@ -13,6 +13,7 @@ use rustyline::{CompletionType, Editor, Helper, Highlighter, Hinter};
 
 use super::query::{FormatName, listing, open, print, saved};
 use super::{End, Settings, output};
+use crate::base::printable::printable;
 use crate::config;
 use crate::query::{Expanded, Session, TABLES, Value, built_in, completions, is_complete, split};
 
@@ -74,7 +75,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<End> {
         let _ = path.parent().map(std::fs::create_dir_all);
         let _ = editor.load_history(path);
     }
-    eprintln!("flarelake {}: {}; \\? for help", env!("CARGO_PKG_VERSION"), settings.config.lake()?);
+    output::tell(format_args!("flarelake {}: {}; \\? for help", env!("CARGO_PKG_VERSION"), settings.config.lake()?));
     let mut shown = Shown { format: FormatName::Table, expanded: None, timing: false };
     loop {
         let line = match tokio::task::block_in_place(|| editor.readline("flarelake> ")) {
@@ -94,7 +95,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<End> {
         match shown.answer(&session, text).await {
             Ok(true) => {}
             Ok(false) => break,
-            Err(error) => eprintln!("error: {error:#}"),
+            Err(error) => output::tell(format_args!("error: {}", printable(&format!("{error:#}")))),
         }
     }
     Ok(End::Done)

@@ -2,19 +2,18 @@
 
 use clap::Args;
 
-use super::query::{FormatName, open, print_to_stdout};
+use super::query::{Form, open, print_to_stdout};
 use super::{End, Settings};
 use crate::query::TABLES;
 
 /// How to show it.
 #[derive(Debug, Args)]
 pub struct TablesArguments {
-    /// The form of the result
-    #[arg(long, value_enum, default_value_t = FormatName::Table)]
-    format: FormatName,
+    #[command(flatten)]
+    form: Form,
 }
 
 pub async fn run(arguments: TablesArguments, settings: Settings) -> anyhow::Result<End> {
-    print_to_stdout(&open(&settings).await?, TABLES, &[], arguments.format).await?;
+    print_to_stdout(&open(&settings).await?, TABLES, &[], arguments.form).await?;
     Ok(End::Done)
 }

@@ -4,6 +4,7 @@
 mod every;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -37,6 +38,9 @@ pub enum ConfigError {
     #[error("no lake: give --lake FOLDER or --lake s3://bucket/prefix, set FLARELAKE_LAKE, or write lake = \"…\" in the configuration")]
     NoLake,
 }
+
+/// What the variables that are settings begin with.
+const PREFIX: &str = "FLARELAKE_";
 
 /// Checkpoints of a table's log tell for this long which files were taken out of it.
 const MOST_VACUUM_AFTER: Duration = Duration::from_secs(10 * 86_400);
@@ -287,7 +291,8 @@ impl Config {
             let text = std::fs::read_to_string(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
             figment = figment.merge(Toml::string(&text));
         }
-        let read = figment.merge(Env::prefixed("FLARELAKE_").split("__")).extract();
+        let environment = Env::prefixed(PREFIX).filter(|key| !is_of_kubernetes(&key.as_str().to_uppercase())).split("__");
+        let read = figment.merge(environment).extract();
         let config: Self = read.map_err(|errors| ConfigError::Invalid(errors.into_iter().map(explain).collect::<Vec<_>>().join("; ")))?;
         config.check()?;
         Ok(config)
@@ -399,6 +404,41 @@ fn explain(error: figment::Error) -> String {
         Some(known) if likeness(&known) > 0.75 => format!("unknown key `{name}`{place}: did you mean `{known}`?"),
         _ => format!("unknown key `{name}`{place}; known are {}", expected.join(", ")),
     }
+}
+
+/// What the program was started with, itself first.
+pub fn arguments() -> Vec<OsString> {
+    std::env::args_os().collect()
+}
+
+/// The variables that would be settings by their names, and that Kubernetes sets in every container beside a Service named
+/// `flarelake`.
+pub fn of_kubernetes() -> Vec<String> {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    names.filter(|name| name.strip_prefix(PREFIX).is_some_and(is_of_kubernetes)).collect()
+}
+
+/// Whether Kubernetes sets the variable of this name (without the prefix): `SERVICE_HOST`, `SERVICE_PORT`, one for each port
+/// that has a name (`SERVICE_PORT_METRICS`), and those that Docker made up for links: `PORT`, `PORT_9464_TCP`, and of each of
+/// these `_PROTO`, `_PORT` and `_ADDR`. Exactly these: any other is a setting, or a mistake that has to be told.
+fn is_of_kubernetes(name: &str) -> bool {
+    let is_name = |text: &str| !text.is_empty() && !text.contains("__") && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    let is_port = |text: &str| text.parse::<u16>().is_ok() && text.bytes().all(|b| b.is_ascii_digit());
+    match name {
+        "SERVICE_HOST" | "SERVICE_PORT" => return true,
+        // Someone's own idea of a setting is a number; this is a URL.
+        "PORT" => return std::env::var(format!("{PREFIX}{name}")).is_ok_and(|value| value.contains("://")),
+        _ => {}
+    }
+    if let Some(port) = name.strip_prefix("SERVICE_PORT_") {
+        return is_name(port);
+    }
+    let mut parts = name.split('_');
+    let is_link = parts.next() == Some("PORT") && parts.next().is_some_and(is_port);
+    is_link
+        && matches!(parts.next(), Some("TCP" | "UDP" | "SCTP"))
+        && matches!(parts.next(), None | Some("PROTO" | "PORT" | "ADDR"))
+        && parts.next().is_none()
 }
 
 /// Whether the environment names another address for S3 than AWS's.

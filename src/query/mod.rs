@@ -19,7 +19,7 @@ mod render;
 pub use dialect::MACROS;
 pub use names::Vocabulary;
 pub use overview::{TABLES, drift};
-pub use render::{Format, Renderer};
+pub use render::{Cells, Format, Renderer};
 pub use saved::{Kind, Parameter, SavedError, SavedQuery, Value, built_in};
 pub use session::{QueryError, Session};
 pub use statements::{completions, is_complete, split};

@@ -1,10 +1,11 @@
 //! Results as a table to read, or in a format to pass on. All of them stream.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray as _, StringArray};
 use arrow::csv;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
@@ -16,6 +17,7 @@ use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
 use super::table::{Expanded, TableWriter};
+use crate::base::printable::{JsonWriter, printable};
 
 /// The form of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,16 +29,40 @@ pub enum Format {
     /// A JSON object a line.
     Ndjson,
     /// Comma-separated, with a header; lists and maps as JSON text.
-    Csv,
+    Csv(Cells),
     /// A Parquet file.
     Parquet,
 }
 
+/// How text stands in the cells of CSV.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cells {
+    /// For a terminal: what would steer it is escaped. Else every byte is as it was.
+    pub shown: bool,
+    /// For a spreadsheet: what it would take for a formula gets a `'` before it.
+    pub no_formulas: bool,
+}
+
+impl Cells {
+    /// Whether cells may differ from what is in the rows.
+    fn change(self) -> bool {
+        self.shown || self.no_formulas
+    }
+
+    fn cell<'a>(self, text: &'a str) -> Cow<'a, str> {
+        let text = match self.no_formulas && text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠']) {
+            true => Cow::Owned(format!("'{text}")),
+            false => Cow::Borrowed(text),
+        };
+        if self.shown { Cow::Owned(printable(&text).into_owned()) } else { text }
+    }
+}
+
 enum Sink<W: Write + Send> {
     Table(Box<TableWriter<W>>),
-    Json(Writer<W, JsonArray>),
-    Ndjson(Writer<W, LineDelimited>),
-    Csv(Box<csv::Writer<W>>),
+    Json(Writer<JsonWriter<W>, JsonArray>),
+    Ndjson(Writer<JsonWriter<W>, LineDelimited>),
+    Csv(Cells, Box<csv::Writer<W>>),
     Parquet(Box<ArrowWriter<W>>),
 }
 
@@ -70,13 +96,13 @@ impl<W: Write + Send> Renderer<W> {
         let json = WriterBuilder::new().with_explicit_nulls(true);
         let sink = match format {
             Format::Table(expanded) => Sink::Table(Box::new(TableWriter::new(&schema, expanded, to))),
-            Format::Json => Sink::Json(json.build(to)),
-            Format::Ndjson => Sink::Ndjson(json.build(to)),
-            Format::Csv => {
+            Format::Json => Sink::Json(json.build(JsonWriter::new(to))),
+            Format::Ndjson => Sink::Ndjson(json.build(JsonWriter::new(to))),
+            Format::Csv(cells) => {
                 let mut writer = csv::WriterBuilder::new().with_header(true).build(to);
                 // The header is there even if no row is.
-                writer.write(&flatten(&RecordBatch::new_empty(schema.clone())).map_err(failed)?).map_err(failed)?;
-                Sink::Csv(Box::new(writer))
+                writer.write(&flatten(&RecordBatch::new_empty(schema.clone()), cells).map_err(failed)?).map_err(failed)?;
+                Sink::Csv(cells, Box::new(writer))
             }
             Format::Parquet => {
                 let zstd = Compression::ZSTD(ZstdLevel::default());
@@ -97,7 +123,7 @@ impl<W: Write + Send> Renderer<W> {
             Sink::Parquet(writer) => writer.write(&batch).map_err(not_written),
             Sink::Json(writer) => writer.write(&batch).map_err(failed),
             Sink::Ndjson(writer) => writer.write(&batch).map_err(failed),
-            Sink::Csv(writer) => flatten(&batch).and_then(|flat| writer.write(&flat)).map_err(failed),
+            Sink::Csv(cells, writer) => flatten(&batch, *cells).and_then(|flat| writer.write(&flat)).map_err(failed),
         }
     }
 
@@ -111,7 +137,7 @@ impl<W: Write + Send> Renderer<W> {
                 writeln!(writer.into_inner())
             }
             Sink::Ndjson(mut writer) => writer.finish().map_err(failed),
-            Sink::Csv(_) => Ok(()),
+            Sink::Csv(..) => Ok(()),
         }
     }
 }
@@ -129,23 +155,36 @@ fn with_names_of_their_own(schema: &SchemaRef) -> SchemaRef {
 }
 
 /// CSV knows no lists and maps: they become JSON text.
-fn flatten(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+fn flatten(batch: &RecordBatch, cells: Cells) -> Result<RecordBatch, ArrowError> {
     let schema = batch.schema();
+    let named = |field: &Field, kind: DataType| Arc::new(Field::new(cells.cell(field.name()), kind, true));
     let (fields, columns): (Vec<Arc<Field>>, Vec<ArrayRef>) = schema
         .fields()
         .iter()
         .zip(batch.columns())
         .map(|(field, column)| match field.data_type() {
             DataType::List(_) | DataType::LargeList(_) | DataType::Map(..) | DataType::Struct(_) => {
-                let text = json_text(field, column)?;
-                Ok((Arc::new(Field::new(field.name(), DataType::Utf8, true)), text))
+                Ok((named(field, DataType::Utf8), in_cells(&json_text(field, column)?, cells)?))
             }
-            _ => Ok((field.clone(), column.clone())),
+            DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View if cells.change() => {
+                Ok((named(field, DataType::Utf8), in_cells(column, cells)?))
+            }
+            kind => Ok((named(field, kind.clone()), column.clone())),
         })
         .collect::<Result<Vec<_>, ArrowError>>()?
         .into_iter()
         .unzip();
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+}
+
+/// Text as it stands in cells.
+fn in_cells(column: &ArrayRef, cells: Cells) -> Result<ArrayRef, ArrowError> {
+    if !cells.change() {
+        return Ok(column.clone());
+    }
+    let text = arrow::compute::cast(column, &DataType::Utf8)?;
+    let texts = text.as_string::<i32>().iter().map(|text| text.map(|text| cells.cell(text)));
+    Ok(Arc::new(texts.collect::<StringArray>()))
 }
 
 fn json_text(field: &Arc<Field>, column: &ArrayRef) -> Result<ArrayRef, ArrowError> {

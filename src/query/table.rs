@@ -9,6 +9,8 @@ use arrow::record_batch::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use unicode_width::UnicodeWidthStr as _;
 
+use crate::base::printable::{is_mischief, printable};
+
 /// Rows that are looked at before the columns' widths are settled: a result of any size streams after these.
 const LOOKED_AT: usize = 1000;
 /// Longer values are cut in frames; records show them whole.
@@ -47,7 +49,7 @@ impl<W: Write> TableWriter<W> {
         let fields = schema.fields();
         Self {
             to,
-            names: fields.iter().map(|f| printable(f.name())).collect(),
+            names: fields.iter().map(|f| printable(f.name()).into_owned()).collect(),
             numeric: fields.iter().map(|f| f.data_type().is_numeric()).collect(),
             expanded,
             held: Vec::new(),
@@ -168,19 +170,9 @@ fn cells(column: &ArrayRef) -> Result<Vec<String>, ArrowError> {
     let is_text = matches!(column.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View);
     let cell = |row: usize| {
         let text = formatter.value(row).try_to_string()?;
-        Ok(if is_text { printable(&text) } else { text.replace(is_mischief, " ") })
+        Ok(if is_text { printable(&text).into_owned() } else { text.replace(is_mischief, " ") })
     };
     (0..column.len()).map(cell).collect()
-}
-
-/// What would break the frame, or play with the terminal: control characters, and those that turn the direction of text.
-fn is_mischief(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-fn printable(text: &str) -> String {
-    let escaped = |c: char| if is_mischief(c) { c.escape_default().to_string() } else { c.to_string() };
-    if text.contains(is_mischief) { text.chars().map(escaped).collect() } else { text.to_owned() }
 }
 
 fn cut(text: &str, width: usize) -> String {

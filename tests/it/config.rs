@@ -115,3 +115,45 @@ fn a_source_with_a_profile_uses_its_keys_and_no_others() {
     assert!(asked.len() >= 5, "{asked:?}");
     assert!(asked.iter().all(|line| line.contains("Credential=OFTHEPROFILE/")), "{asked:?}");
 }
+
+#[test]
+fn a_kubernetes_service_named_flarelake_is_no_setting() {
+    let list = |variables: &[(&str, &str)]| {
+        let mut command = command(&["schema", "list"]);
+        command.env("RUST_LOG", "flarelake=debug").envs(variables.iter().copied()).output().expect("started")
+    };
+    // As the kubelet sets them, for a Service of two ports of which one has a name.
+    let output = list(&[
+        ("FLARELAKE_SERVICE_HOST", "10.96.0.17"),
+        ("FLARELAKE_SERVICE_PORT", "9464"),
+        ("FLARELAKE_SERVICE_PORT_METRICS", "9464"),
+        ("FLARELAKE_PORT", "tcp://10.96.0.17:9464"),
+        ("FLARELAKE_PORT_9464_TCP", "tcp://10.96.0.17:9464"),
+        ("FLARELAKE_PORT_9464_TCP_PROTO", "tcp"),
+        ("FLARELAKE_PORT_9464_TCP_PORT", "9464"),
+        ("FLARELAKE_PORT_9464_TCP_ADDR", "10.96.0.17"),
+        ("FLARELAKE_PORT_53_UDP_ADDR", "10.96.0.17"),
+    ]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{told}");
+    assert!(told.contains("FLARELAKE_PORT_9464_TCP_ADDR is no setting: Kubernetes sets it"), "{told}");
+    for (name, value) in [
+        ("FLARELAKE_PORT", "9464"),
+        ("FLARELAKE_PORTS", "tcp://10.96.0.17:9464"),
+        ("FLARELAKE_HOST", "10.96.0.17"),
+        ("FLARELAKE_SERVICE", "x"),
+        ("FLARELAKE_PORT_METRICS_TCP", "x"),
+        ("FLARELAKE_PORT_9464_TCP_NAME", "x"),
+        ("FLARELAKE_PORT_9464_TCP_ADDR_X", "x"),
+        ("FLARELAKE_MEMROY", "1GiB"),
+    ] {
+        let output = list(&[(name, value)]);
+        assert_eq!(output.status.code(), Some(2), "{name}={value}");
+        let key = name.trim_start_matches("FLARELAKE_").to_lowercase();
+        assert!(String::from_utf8_lossy(&output.stderr).contains(&key), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    // And settings are settings beside them.
+    let output = list(&[("FLARELAKE_PORT", "tcp://10.96.0.17:9464"), ("FLARELAKE_FLUSH__MAX_AGE", "soon")]);
+    let told = String::from_utf8_lossy(&output.stderr).to_lowercase();
+    assert!(output.status.code() == Some(2) && told.contains("max_age"), "{told}");
+}

@@ -8,6 +8,7 @@ mod damage;
 mod faults;
 mod files;
 mod golden;
+mod hostile;
 mod laws;
 mod layout;
 mod ingest;

@@ -460,6 +460,18 @@ async fn the_command_takes_files_parameters_and_standard_input() {
     stdout(&ask(&["SELECT 1 AS a", "--format", "csv", "-o", text(&link)]));
     assert_eq!(std::fs::read_to_string(&target).expect("there"), "a\n1\n");
     assert!(link.is_symlink());
+    // What is replaced keeps its mode; what is new has that of any new file.
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = |path: &Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
+    for kept in [0o600, 0o640, 0o604, 0o666, 0o400] {
+        std::fs::set_permissions(&target, std::fs::Permissions::from_mode(kept)).expect("set");
+        stdout(&ask(&["SELECT 2 AS a", "--format", "csv", "-o", text(&link)]));
+        assert_eq!((mode(&target), std::fs::read_to_string(&target).expect("there")), (kept, "a\n2\n".to_owned()));
+    }
+    let (fresh, usual) = (dir.path().join("fresh.csv"), dir.path().join("usual"));
+    stdout(&ask(&["SELECT 2 AS a", "--format", "csv", "-o", text(&fresh)]));
+    std::fs::write(&usual, "").expect("written");
+    assert_eq!(mode(&fresh), mode(&usual));
     // A statement of thousands of terms is no reason to fall.
     let long = format!("SELECT {} AS n", vec!["1"; 1500].join(" + "));
     assert_eq!(stdout(&ask(&[&long, "--format", "csv"])), "n\n1500\n");
