@@ -4,6 +4,8 @@
 use datafusion::sql::sqlparser::dialect::Dialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, Whitespace, Word};
 
+use super::limits::{MAX_GROWTH, MAX_TEXT, TooLarge};
+
 /// Macros in macros, at most.
 const MAX_DEPTH: usize = 32;
 
@@ -11,7 +13,7 @@ const MAX_DEPTH: usize = 32;
 type Macro = fn(&[String]) -> Option<String>;
 
 /// Every macro, by its name in lower case, with what stands for it: README's table.
-pub const MACROS: [(&str, Macro); 30] = [
+pub const MACROS: [(&str, Macro); 33] = [
     ("p_occurs_since", |a| Some(format!("({} >= now() - INTERVAL {})", time_column(a.get(1), a.get(2)), offset(a.first()?)))),
     ("p_occurs_between", |a| {
         let column = time_column(a.get(2), a.get(3));
@@ -25,6 +27,9 @@ pub const MACROS: [(&str, Macro); 30] = [
     ("p_occurs_before", |a| Some(format!("({} < {})", time_column(a.get(1), a.get(2)), moment(a.first()?)))),
     ("iff", |a| three(a, |condition, yes, no| format!("CASE WHEN {condition} THEN {yes} ELSE {no} END"))),
     ("count_if", |a| one(a, |condition| format!("count(*) FILTER (WHERE {condition})"))),
+    ("date", |a| one(a, |time| format!("CAST({} AS DATE)", moment(time)))),
+    ("date_trunc", |a| bare_part("date_trunc", a)),
+    ("date_part", |a| bare_part("date_part", a)),
     ("dateadd", date_add),
     ("date_add", date_add),
     ("timestampadd", date_add),
@@ -86,6 +91,13 @@ fn one(arguments: &[String], told: impl Fn(&str) -> String) -> Option<String> {
 fn three(arguments: &[String], told: impl Fn(&str, &str, &str) -> String) -> Option<String> {
     let [a, b, c] = arguments else { return None };
     Some(told(a, b, c))
+}
+
+/// Snowflake's parts of a time need no quotes.
+fn bare_part(function: &str, arguments: &[String]) -> Option<String> {
+    let [unit, time] = arguments else { return None };
+    let unit = part(unit).filter(|_| !unit.starts_with('\''))?;
+    Some(format!("{function}('{unit}', {})", moment(time)))
 }
 
 /// `p_event_time`, of a table's alias if there is one, or another column.
@@ -172,25 +184,39 @@ fn date_diff(arguments: &[String], boundaries: bool) -> Option<String> {
 }
 
 /// The statement with every macro replaced. One that can't be cut into words comes back as it is.
-pub fn translate(sql: &str, dialect: &dyn Dialect) -> String {
+pub fn translate(sql: &str, dialect: &dyn Dialect) -> Result<String, TooLarge> {
+    if sql.len() > MAX_TEXT {
+        return Err(TooLarge::Text);
+    }
     match Tokenizer::new(dialect, sql).with_unescape(false).tokenize() {
-        Ok(tokens) => replaced(&tokens, 0),
-        Err(_) => sql.to_owned(),
+        Ok(tokens) => replaced(&tokens, 0, sql.len() + MAX_GROWTH),
+        Err(_) => Ok(sql.to_owned()),
     }
 }
 
-fn replaced(tokens: &[Token], depth: usize) -> String {
+/// The text of these tokens with every macro replaced: at most so many bytes.
+fn replaced(tokens: &[Token], depth: usize, most: usize) -> Result<String, TooLarge> {
     let mut text = String::new();
     let mut at = 0;
+    // A call that does not end is none, and neither is any behind it.
+    let mut may_end = depth < MAX_DEPTH;
     while at < tokens.len() {
+        if text.len() > most {
+            return Err(TooLarge::Macros);
+        }
         if let Token::Word(word) = &tokens[at]
-            && depth < MAX_DEPTH
+            && may_end
             && !after_a_period(tokens, at)
-            && let Some((call, end)) = call(tokens, at, word, depth)
+            && let Some((name, make, begin)) = macro_of(tokens, at, word)
         {
-            text += &call;
-            at = end;
-            continue;
+            match call(tokens, begin, name, make, depth, most)? {
+                Some((call, end)) => {
+                    text += &call;
+                    at = end;
+                    continue;
+                }
+                None => may_end = false,
+            }
         }
         // `'x'::variant` is a value of any type: it has one already.
         if tokens[at] == Token::DoubleColon
@@ -203,21 +229,23 @@ fn replaced(tokens: &[Token], depth: usize) -> String {
         text += &tokens[at].to_string();
         at += 1;
     }
-    text
+    if text.len() > most { Err(TooLarge::Macros) } else { Ok(text) }
 }
 
 fn after_a_period(tokens: &[Token], at: usize) -> bool {
     at > 0 && tokens[at - 1] == Token::Period
 }
 
-/// What stands for the call that begins here, and where it ends.
-fn call(tokens: &[Token], at: usize, word: &Word, depth: usize) -> Option<(String, usize)> {
+/// The macro that is called here, and where its arguments begin.
+fn macro_of(tokens: &[Token], at: usize, word: &Word) -> Option<(&'static str, Macro, usize)> {
     let (name, make) = MACROS.iter().find(|(name, _)| word.value.eq_ignore_ascii_case(name))?;
     let gap = tokens[at + 1..].iter().take_while(|token| matches!(token, Token::Whitespace(_))).count();
     let begin = at + 1 + gap;
-    if word.quote_style.is_some() || tokens.get(begin) != Some(&Token::LParen) {
-        return None;
-    }
+    (word.quote_style.is_none() && tokens.get(begin) == Some(&Token::LParen)).then_some((name, *make, begin))
+}
+
+/// What stands for the call whose bracket opens here, and where it ends; none if it doesn't.
+fn call(tokens: &[Token], begin: usize, name: &str, make: Macro, depth: usize, most: usize) -> Result<Option<(String, usize)>, TooLarge> {
     let (mut open, mut from, mut arguments) = (0, begin + 1, Vec::new());
     for (place, token) in tokens.iter().enumerate().skip(begin) {
         match token {
@@ -231,19 +259,21 @@ fn call(tokens: &[Token], at: usize, word: &Word, depth: usize) -> Option<(Strin
         }
         if open == 0 {
             arguments.push(&tokens[from..place]);
-            let arguments: Vec<String> = arguments.iter().map(|a| replaced(&without_comments(a), depth + 1).trim().to_owned()).collect();
+            let own = |tokens: &[Token]| replaced(&without_comments(tokens), depth + 1, most);
+            let arguments = arguments.into_iter().map(|a| Ok(own(a)?.trim().to_owned())).collect::<Result<Vec<String>, TooLarge>>()?;
             let arguments = if arguments == [""] { Vec::new() } else { arguments };
-            if *name == "listagg"
+            if name == "listagg"
                 && let Some((order, end)) = within_group(tokens, place + 1)
+                && let Some(value) = arguments.first()
             {
-                let (value, between) = (arguments.first()?, arguments.get(1).map_or("''", String::as_str));
-                return Some((format!("string_agg({value}, {between} {})", replaced(&order, depth + 1)), end));
+                let between = arguments.get(1).map_or("''", String::as_str);
+                return Ok(Some((format!("string_agg({value}, {between} {})", replaced(&order, depth + 1, most)?), end)));
             }
             // Of another kind than the macro's: the function of that name.
-            return Some((make(&arguments).unwrap_or_else(|| format!("{name}({})", arguments.join(", "))), place + 1));
+            return Ok(Some((make(&arguments).unwrap_or_else(|| format!("{name}({})", arguments.join(", "))), place + 1)));
         }
     }
-    None
+    Ok(None)
 }
 
 /// The order of `WITHIN GROUP (ORDER BY …)`, if that stands here, and where it ends.

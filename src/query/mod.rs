@@ -2,12 +2,16 @@
 //! DataFusion stays behind this door. No statement can write, or read anything but the lake's tables.
 
 pub mod bloom;
+pub mod limits;
 mod dialect;
 mod files;
 mod functions;
+mod growth;
 mod lookup;
 mod names;
 mod overview;
+mod unfold;
+mod rewrite;
 mod saved;
 mod scan;
 mod session;

@@ -1,6 +1,8 @@
 //! A session: from a statement to its rows, or to what is wrong with it.
 
+use std::any::Any;
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use arrow::datatypes::DataType;
@@ -17,16 +19,22 @@ use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionConfig;
+use datafusion::sql::parser::Statement;
+use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 
 use super::dialect::translate;
 use super::functions::DateTrunc;
+use super::growth;
+use super::limits::{TooLarge, check_nesting, settle};
 use super::names::Vocabulary;
+use super::rewrite::rewrite;
 use super::saved::Value;
 use super::scan::store_url;
 use super::statements::label;
 use super::tables::{DATABASE, DEFAULT_SCHEMA, LakeTables};
+use crate::base::printable::printable;
 use crate::base::store::Store;
 use crate::config::Partitioning;
 use crate::schema::Catalog;
@@ -87,6 +95,7 @@ impl Session {
         runtime.register_object_store(store_url(store)?.as_ref(), store.objects.clone());
         let context = SessionContext::new_with_config_rt(config, runtime);
         context.register_udf(DateTrunc::over(context.udf("date_trunc")?));
+        growth::bound(&context, memory)?;
         let tables = LakeTables::open(store, catalog, partitioning).await?;
         let mut vocabulary = tables.register(&context)?;
         vocabulary.add_functions(context.udfs().into_iter().chain(context.udafs()).chain(context.udwfs()));
@@ -96,6 +105,15 @@ impl Session {
     /// Runs one statement, which can only read. Names may be written in any case; `$name` stands for an argument. One that
     /// turns out to need more than its memory begins again, slower: on one core, and with what can be on disk there.
     pub async fn query(&self, sql: &str, arguments: &[(String, Value)]) -> Result<SendableRecordBatchStream, QueryError> {
+        // A fault in what carries statements out ends the statement, and not those who ask.
+        let rows = AssertUnwindSafe(self.rows(sql, arguments)).catch_unwind().await.map_err(|fault| QueryError::Sql(told(fault)))??;
+        let schema = rows.schema();
+        let rows = AssertUnwindSafe(rows).catch_unwind();
+        let rows = rows.map(|batch| batch.unwrap_or_else(|fault| Err(DataFusionError::Execution(told(fault)))));
+        Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
+    }
+
+    async fn rows(&self, sql: &str, arguments: &[(String, Value)]) -> Result<SendableRecordBatchStream, QueryError> {
         let logical = self.logical(sql, arguments).await?;
         match self.begun(&self.context, &logical).await {
             // What the planner fails on is most often what it makes of statistics.
@@ -137,10 +155,24 @@ impl Session {
 
     /// Carries a statement out as far as its first rows: before these, most that takes memory is done.
     async fn begun(&self, context: &SessionContext, logical: &LogicalPlan) -> Result<SendableRecordBatchStream, DataFusionError> {
-        let plan = context.state().create_physical_plan(logical).await?;
+        let optimized = context.state().optimize(logical)?;
+        let context = &self.in_small_batches(context, &optimized)?;
+        let state = context.state();
+        let plan = state.query_planner().create_physical_plan(&optimized, &state).await?;
         let mut rows = execute_stream(plan, context.task_ctx())?;
         let (schema, first) = (rows.schema(), rows.try_next().await?);
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, stream::iter(first.map(Ok)).chain(rows))))
+    }
+
+    /// A constant stands in every row of a batch: of large ones there are fewer rows in each.
+    fn in_small_batches(&self, context: &SessionContext, optimized: &LogicalPlan) -> Result<SessionContext, DataFusionError> {
+        let config = context.copied_config();
+        let rows = growth::rows_of_constants(optimized, self.memory)?;
+        if rows >= config.batch_size() {
+            return Ok(context.clone());
+        }
+        let state = SessionStateBuilder::new_from_existing(context.state()).with_config(config.with_batch_size(rows));
+        Ok(SessionContext::new_with_state(state.build()))
     }
 
     async fn logical(&self, sql: &str, arguments: &[(String, Value)]) -> Result<LogicalPlan, QueryError> {
@@ -159,21 +191,36 @@ impl Session {
 
     async fn plan(&self, sql: &str) -> Result<LogicalPlan, QueryError> {
         let state = self.context.state();
+        let written = translate(sql, &GenericDialect {}).map_err(too_large)?;
         self.tables.next_statement(sql).await;
-        let written = translate(sql, &GenericDialect {});
         let spelled = self.vocabulary.spell(&written, &GenericDialect {});
-        // What was written before the macros were replaced, for the columns' names.
-        let original = state.sql_to_statement(&self.vocabulary.spell(sql, &GenericDialect {}), &Dialect::Generic).ok();
-        let mut statement = state.sql_to_statement(&spelled, &Dialect::Generic)?;
-        label(&mut statement, original);
-        match state.statement_to_plan(statement).await {
-            Ok(plan) => Ok(plan),
-            Err(error) => {
-                // Names that differ in case alone, and are meant to: as they are written they may be right.
-                let as_written = async { state.statement_to_plan(state.sql_to_statement(&written, &Dialect::Generic)?).await };
-                as_written.await.map_err(|_| self.explained(error))
-            }
+        check_nesting(&spelled, &GenericDialect {}).map_err(too_large)?;
+        let parsed = |sql: &str| state.sql_to_statement(sql, &Dialect::Generic);
+        let mut statement = parsed(&spelled)?;
+        if written == sql {
+            label(&mut statement, None);
+        } else {
+            // What was written before the macros were replaced, for the columns' names.
+            label(&mut statement, parsed(&self.vocabulary.spell(sql, &GenericDialect {})).ok());
         }
+        let error = match state.statement_to_plan(self.ready(statement)?).await {
+            Ok(plan) => return Ok(plan),
+            Err(error) => error,
+        };
+        // Names that differ in case alone, and are meant to: as they are written they may be right.
+        match state.statement_to_plan(self.ready(parsed(&written)?)?).await {
+            Ok(plan) => Ok(plan),
+            Err(_) => Err(self.explained(error)),
+        }
+    }
+
+    /// A statement that is not too large to be planned, with what other engines say differently in DataFusion's way.
+    fn ready(&self, mut statement: Statement) -> Result<Statement, QueryError> {
+        if let Some(sql) = sql_of(&mut statement) {
+            settle(sql).map_err(too_large)?;
+            rewrite(sql, self.vocabulary.tables()).map_err(QueryError::Sql)?;
+        }
+        Ok(statement)
     }
 
     /// The names that statements may mention.
@@ -214,13 +261,35 @@ impl Session {
     }
 }
 
+/// The SQL in a statement of DataFusion's.
+fn sql_of(statement: &mut Statement) -> Option<&mut ast::Statement> {
+    match statement {
+        Statement::Statement(sql) => Some(sql),
+        Statement::Explain(explained) => sql_of(&mut explained.statement),
+        _ => None,
+    }
+}
+
+fn too_large(error: TooLarge) -> QueryError {
+    QueryError::Sql(error.to_string())
+}
+
+/// What a fault of the program says.
+fn told(fault: Box<dyn Any + Send>) -> String {
+    let text = fault.downcast_ref::<String>().map(String::as_str).or_else(|| fault.downcast_ref::<&str>().copied());
+    format!(
+        "the statement could not be carried out, by a fault of the program: {}; ask for it in another way",
+        text.unwrap_or("it does not say which")
+    )
+}
+
 /// That there is no such thing, and which one may have been meant.
 fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str>) -> String {
     let lower = name.to_lowercase();
     let mut known: Vec<&str> = known.collect();
     known.sort_unstable();
     known.dedup();
-    let name = &name.escape_debug().to_string();
+    let name = printable(name);
     let likeness = |known: &str| strsim::jaro_winkler(&known.to_lowercase(), &lower);
     match known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))) {
         Some(nearest) if likeness(nearest) > 0.75 => format!("there is no {what} `{name}`; did you mean `{nearest}`?"),
