@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal as _, Read as _, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
@@ -10,6 +11,9 @@ use futures::StreamExt as _;
 use super::{End, Settings, Usage, output, shell, signal};
 use crate::base::store::Store;
 use crate::query::{Cells, Expanded, Format, QueryError, Renderer, SavedError, SavedQuery, Session, Value, built_in, split};
+
+/// How long a statement may take to notice a signal.
+const SIGNAL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What to ask.
 #[derive(Debug, Args)]
@@ -117,6 +121,12 @@ pub async fn run(arguments: QueryArguments, settings: Settings) -> anyhow::Resul
         return Err(Usage("-o takes the result of one statement".to_owned()).into());
     }
     let session = open(&settings).await?;
+    tokio::spawn(async {
+        signal().await;
+        // Planning gives nobody a turn, and may take long: then the process ends here.
+        tokio::time::sleep(SIGNAL_PATIENCE).await;
+        std::process::exit(130);
+    });
     let answer = async {
         for (sql, values) in &statements {
             match &arguments.output {

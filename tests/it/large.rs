@@ -54,23 +54,24 @@ fn refused(dir: &Path, lake: &str, sql: &str) -> String {
 }
 
 #[test]
-fn twenty_thousand_terms_are_answered() {
+fn thousands_of_terms_are_answered() {
     let (dir, lake) = lake();
-    let terms = |what: &str, between: &str| (0..20_000).map(|n| what.replace('#', &n.to_string())).collect::<Vec<_>>().join(between);
+    let terms =
+        |many: u32, what: &str, between: &str| (0..many).map(|n| what.replace('#', &n.to_string())).collect::<Vec<_>>().join(between);
     for (condition, expected) in [
-        (terms("ClientRequestUserAgent LIKE '%x#y%'", " OR "), 3),
-        (terms("ClientRequestUserAgent NOT LIKE '%x#z%'", " AND "), 3),
-        (terms("RayID = 'r#'", " OR "), 3),
-        (format!("ClientRequestUserAgent LIKE ANY ({})", terms("'%x#y%'", ", ")), 3),
-        (format!("RayID IN ({})", terms("'r#'", ", ")), 3),
+        (terms(20_000, "ClientRequestUserAgent LIKE '%x#y%'", " OR "), 3),
+        (terms(4_000, "ClientRequestUserAgent NOT LIKE '%x#z%'", " AND "), 3),
+        (format!("RayID = 'r2' AND {}", terms(2_000, "RayID <> 'x#'", " AND ")), 1),
+        (format!("ClientRequestUserAgent LIKE ANY ({})", terms(4_000, "'%x#y%'", ", ")), 3),
+        (format!("RayID IN ({})", terms(20_000, "'r#'", ", ")), 3),
     ] {
         let sql = format!("SELECT count(*) AS n FROM cloudflare_httprequest WHERE {condition}");
         assert_eq!(answered(dir.path(), &lake, &sql), json!({"n": expected}), "{}", &condition[..60]);
     }
-    // 1 + 1 + … and 2 + 2 + … of a column's values, which are 1, 2 and 3.
-    assert_eq!(answered(dir.path(), &lake, &format!("SELECT {} AS n", terms("1", " + "))), json!({"n": 20_000}));
-    let sum = format!("SELECT max({}) AS n FROM cloudflare_httprequest", terms("ZoneID", " + "));
-    assert_eq!(answered(dir.path(), &lake, &sum), json!({"n": 60_000}));
+    // 1 + 1 + …, and the largest of 1 + 1 + …, 2 + 2 + … and 3 + 3 + ….
+    assert_eq!(answered(dir.path(), &lake, &format!("SELECT {} AS n", terms(4_000, "1", " + "))), json!({"n": 4_000}));
+    let sum = format!("SELECT max({}) AS n FROM cloudflare_httprequest", terms(4_000, "ZoneID", " + "));
+    assert_eq!(answered(dir.path(), &lake, &sum), json!({"n": 12_000}));
 }
 
 #[test]
@@ -127,10 +128,7 @@ fn functions_make_no_more_than_the_memory_allows() {
         "SELECT length(regexp_replace(repeat('x', 1000000), 'x', repeat('y', 1000000), 'g'))".to_owned(),
         "SELECT length(array_to_string(range(1, 100000), repeat('y', 1000000)))".to_owned(),
         "SELECT length(string_agg(repeat('x', 1000000), '')) FROM generate_series(1, 3000)".to_owned(),
-        format!(
-            "SELECT length({}) FROM (SELECT repeat('x', 1000) AS x)",
-            (0..30).fold("x".to_owned(), |x, _| format!("encode({x}, 'hex')"))
-        ),
+        format!("SELECT max(length({})) {of}", (0..24).fold("RayID".to_owned(), |x, _| format!("encode({x}, 'hex')"))),
     ] {
         let told = refused(dir.path(), &lake, &sql);
         assert!(told.contains("needs more memory than it may take"), "{sql}: {told}");
