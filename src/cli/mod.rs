@@ -14,6 +14,7 @@ mod parts;
 mod progress;
 mod query;
 mod reconcile;
+mod repair;
 mod replay;
 mod schema;
 mod search;
@@ -60,6 +61,8 @@ enum Command {
     Reconcile(reconcile::ReconcileArguments),
     /// Decode rejects again, after a schema, a limit or a route was mended; what becomes a row lands once
     Replay(replay::ReplayArguments),
+    /// What a lake can still be made into whose ledger was removed, restored or changed by others. Stop every writer first
+    Repair(repair::RepairArguments),
     /// Can this configuration work? Tries each permission that it needs, and names those that are missing
     Check,
     /// Merge small files into large ones, once, now
@@ -169,6 +172,7 @@ async fn run(command: Command, settings: Settings) -> anyhow::Result<End> {
         Command::Backfill(own) => backfill::run(own, settings).await,
         Command::Reconcile(own) => reconcile::run(own, settings).await,
         Command::Replay(own) => replay::run(own, settings).await,
+        Command::Repair(own) => repair::run(own, settings).await,
         Command::Check => check::run(settings).await,
         Command::Compact(own) => compact::run(own, settings).await,
         Command::Maintain(own) => maintain::run(own, settings).await,

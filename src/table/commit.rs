@@ -240,6 +240,11 @@ pub fn settled(to: u64, objects: u64) -> Result<Bytes, String> {
     append(Vec::new(), HashMap::new(), settled_marks(to, objects))
 }
 
+/// A settled mark by which a repair makes up for what other engines did to the ledger before.
+pub fn repaired(to: u64, objects: u64) -> Result<Bytes, String> {
+    append(Vec::new(), HashMap::from([(REPAIR.to_owned(), Value::from(true))]), settled_marks(to, objects))
+}
+
 fn settled_marks(to: u64, objects: u64) -> Vec<Transaction> {
     vec![Transaction::new(APP, to as i64), Transaction::new(OBJECTS, objects as i64)]
 }

@@ -63,12 +63,24 @@ impl Lake {
 
     /// Reads the ledger from where its reading can begin. True if `batch` is one of the entries that were read.
     async fn begin(store: &Store, known: &Known, batch: Option<&str>) -> Result<(Log, bool), TableError> {
+        Self::begin_as(store, known, batch, true).await
+    }
+
+    /// Reads the ledger for a repair: rows that others took out of it, or a folder of tables without it, are no reason to stop.
+    pub(super) async fn begin_leniently(store: &Store, known: &Known) -> Result<Log, TableError> {
+        Ok(Self::begin_as(store, known, None, false).await?.0)
+    }
+
+    async fn begin_as(store: &Store, known: &Known, batch: Option<&str>, strictly: bool) -> Result<(Log, bool), TableError> {
         for _ in 0..MAX_BEGINNINGS {
             let mut log = Log::new(store, LEDGER_TABLE);
             let (mut below, mut objects, mut base) = (FxHashSet::default(), None, None);
             match log.beginning().await? {
                 Beginning::First => {}
                 Beginning::Empty => {
+                    if !strictly {
+                        return Err(TableError::damaged(&log.table, "it is not there"));
+                    }
                     Self::refuse_tables_without_ledger(store).await?;
                     log.create(&ledger_spec(), None).await?;
                 }
@@ -92,7 +104,8 @@ impl Lake {
                     known.fenced(Fence { version: checkpoint, written_ms });
                 }
             }
-            let is_there = match ledger::catch_up(&mut log, known, batch, base.map(|checkpoint| (checkpoint, &below))).await {
+            let landed = base.filter(|_| strictly).map(|checkpoint| (checkpoint, &below));
+            let is_there = match ledger::catch_up(&mut log, known, batch, landed).await {
                 // Entries were cleaned up on the way.
                 Err(TableError::Outrun { .. }) => continue,
                 other => other?,
@@ -104,7 +117,9 @@ impl Lake {
             }
             known.extend(below);
             known.reaches(log.version.unwrap_or_default());
-            check_whole(&log, known, objects)?;
+            if strictly {
+                check_whole(&log, known, objects)?;
+            }
             return Ok((log, is_there));
         }
         Err(TableError::Outrun { table: format!("{}{LEDGER_TABLE}/", store.url) })
@@ -391,7 +406,7 @@ async fn first_unbroken(log: &Log, checkpoint: u64) -> Result<u64, TableError> {
 }
 
 /// The ids of every object in a snapshot of the ledger.
-async fn read_object_ids(ledger: &Snapshot) -> Result<FxHashSet<u128>, TableError> {
+pub(super) async fn read_object_ids(ledger: &Snapshot) -> Result<FxHashSet<u128>, TableError> {
     use datafusion::prelude::{SessionContext, col};
     let failed = |e: String| TableError::request("the ledger", "reading object ids", e);
     let context = SessionContext::new();

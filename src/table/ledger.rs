@@ -58,6 +58,11 @@ impl Known {
         self.objects.read().contains(&object)
     }
 
+    /// The objects that have landed and are not among these.
+    pub fn beyond(&self, objects: &FxHashSet<u128>) -> Vec<u128> {
+        self.objects.read().difference(objects).copied().collect()
+    }
+
     /// How many objects have landed.
     pub fn len(&self) -> usize {
         self.objects.read().len()

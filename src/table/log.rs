@@ -343,7 +343,7 @@ impl Log {
     }
 
     /// A checkpoint's version, as `_last_checkpoint` tells it; there may be newer ones.
-    async fn checkpoint_hint(&self) -> Result<Option<u64>, TableError> {
+    pub async fn checkpoint_hint(&self) -> Result<Option<u64>, TableError> {
         use object_store::ObjectStoreExt as _;
         let path = self.store.log_path().clone().join("_last_checkpoint");
         let failed = |e: object_store::Error| TableError::request(&self.table, "reading _last_checkpoint", e);

@@ -5,7 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use flarelake::table::{Lake, TableError, open_tables};
+use flarelake::config::Partitioning;
+use flarelake::ingest::batch::Tables;
+use flarelake::recover::repair;
+use flarelake::schema::Catalog;
+use flarelake::table::{Findings, Lake, TableError, open_tables};
 use futures::TryStreamExt as _;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -202,4 +206,126 @@ async fn rejects_are_as_old_as_their_rejection() {
         let rows: u64 = tidied.dropped.values().flatten().map(|file| file.rows).sum();
         assert_eq!(rows, dropped, "{days} days after");
     }
+}
+
+/// Mends a lake in which objects 0 to 6 had landed, lands all of them again and some more, and finds each row once.
+async fn mends(inner: &Arc<InMemory>, context: &str) -> Findings {
+    let tables = Tables::new(&Catalog::embedded(), Partitioning::Day);
+    let findings = repair(memory_lake(inner.clone()), &tables).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+    life(memory_lake(inner.clone()), (0..10).collect(), 3).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+    maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+    check(inner, &rows(&(0..10).collect()), context).await;
+    let again = repair(memory_lake(inner.clone()), &tables).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+    assert_eq!(again, Findings::default(), "{context}: there is nothing to mend any more");
+    findings
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_fills_the_ledger_up_from_the_tables() {
+    for checkpointed in [false, true] {
+        let inner = lake_of(0..4).await;
+        let early = Arc::new(InMemory::new());
+        copy(&inner, "lake/ingested_objects", &early).await;
+        for n in 4..7 {
+            life(memory_lake(inner.clone()), vec![n], n).await.expect("lands");
+        }
+        if checkpointed {
+            maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+        }
+        // An older copy of the ledger was put back.
+        let restored = Arc::new(inner.fork());
+        remove(&restored, "lake/ingested_objects").await;
+        copy(&early, "lake", &restored).await;
+        let findings = mends(&restored, "restored").await;
+        assert!(findings.mended.iter().any(|what| what.contains("told of 3 objects")), "{findings:?}");
+        // It was removed.
+        let removed = Arc::new(inner.fork());
+        remove(&removed, "lake/ingested_objects").await;
+        let findings = mends(&removed, "removed").await;
+        assert!(findings.mended.iter().any(|what| what.contains("told of 7 objects")), "{findings:?}");
+        assert!(findings.lost.iter().any(|what| what.contains("flarelake reconcile")), "{findings:?}");
+        // It was removed while a process lives, which then put a version into the empty log.
+        let stray = Arc::new(inner.fork());
+        let lives = Arc::new(Lake::open(memory_lake(stray.clone())).await.expect("opens"));
+        remove(&stray, "lake/ingested_objects").await;
+        land(lives, vec![20]).await.expect_err("nothing lands in a log that is gone");
+        let findings = mends(&stray, "removed under a process that lives").await;
+        assert!(findings.mended.iter().any(|what| what.contains("set aside")), "{findings:?}");
+        // Another engine took its rows out.
+        let ledger = table(&inner, "ingested_objects").await;
+        ledger.delete().await.expect("deletes");
+        refused(&inner, "another engine took rows out").await;
+        mends(&inner, "deleted by another engine").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_removes_wrong_hints_and_makes_missing_tables_anew() {
+    let inner = lake_of(0..7).await;
+    let copied = Arc::new(inner.fork());
+    maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+    for name in ["ingested_objects", "cloudflare_httprequest"] {
+        let hint = Path::from(format!("lake/{name}/_delta_log/_last_checkpoint"));
+        let bytes = inner.get(&hint).await.expect("a hint").bytes().await.expect("bytes");
+        copied.put(&hint, bytes.into()).await.expect("put");
+    }
+    let findings = mends(&copied, "copied while it was written").await;
+    assert_eq!(findings.mended.len(), 2, "{findings:?}");
+    // A table is gone: its rows are, too, and the rest goes on.
+    let purged = lake_of(0..7).await;
+    remove(&purged, "lake/classification_failures").await;
+    let error = Lake::open(memory_lake(purged.clone())).await.err().expect("refused");
+    is_damaged(&error, "gives it files, but it is not there");
+    let tables = Tables::new(&Catalog::embedded(), Partitioning::Day);
+    let findings = repair(memory_lake(purged.clone()), &tables).await.expect("mends");
+    assert!(findings.lost[0].contains("classification_failures: it was not there, and its rows are gone"), "{findings:?}");
+    life(memory_lake(purged.clone()), (0..9).collect(), 3).await.expect("lands");
+    let mut left = rows(&(0..9).collect());
+    // Of those that landed before, 0 and 4 had a reject.
+    let of_8 = crate::ledger::object(8).0.id.to_string();
+    left.get_mut("classification_failures").expect("rejects").retain(|id| id.starts_with(&of_8));
+    check(&purged, &left, "without its rejects of before").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_drops_what_is_gone_and_brings_in_the_rest() {
+    let inner = lake_of(0..3).await;
+    let mut dies = 40;
+    while Lake::missing(&memory_lake(inner.clone())).await.expect("a ledger").len() < 2 {
+        dies += 1;
+        let dying = memory_lake(FaultStore::with(inner.clone(), Faults { dies_at: dies, ..Faults::default() }));
+        drop(life(dying, vec![12 * dies], 7).await);
+    }
+    let missing = Lake::missing(&memory_lake(inner.clone())).await.expect("a ledger");
+    let (name, files) = missing.iter().next().expect("some");
+    inner.delete(&files[0].location(&memory_lake(inner.clone()), name)).await.expect("deleted");
+    let tables = Tables::new(&Catalog::embedded(), Partitioning::Day);
+    let findings = repair(memory_lake(inner.clone()), &tables).await.expect("mends");
+    assert!(findings.lost.len() == 1 && findings.lost[0].contains(&files[0].path), "{findings:?}");
+    assert_eq!(findings.mended.len(), missing.len() - usize::from(files.len() == 1), "{findings:?}");
+    assert!(Lake::missing(&memory_lake(inner.clone())).await.expect("a ledger").is_empty());
+}
+
+#[test]
+fn a_removed_ledger_is_mended_at_the_command_line() {
+    use crate::support::{flarelake, query_one, stdout};
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
+    let (lake, logs) = (path("lake"), path("logs"));
+    stdout(&flarelake(&["generate", "--log-type", "Cloudflare.Firewall", "--rows", "90", "--files", "3", "--odd", "0", "--out", &logs]));
+    stdout(&flarelake(&["--lake", &lake, "backfill", &logs]));
+    let whole = stdout(&flarelake(&["--lake", &lake, "repair"]));
+    assert!(whole.starts_with("nothing to mend"), "{whole}");
+    std::fs::remove_dir_all(dir.path().join("lake/ingested_objects")).expect("removed");
+    let refused = flarelake(&["--lake", &lake, "backfill", &logs]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && said.contains("flarelake repair"), "{said}");
+    assert!(!dir.path().join("lake/ingested_objects/_delta_log").exists(), "no second ledger");
+    let repaired = flarelake(&["--lake", &lake, "repair"]);
+    assert_eq!(repaired.status.code(), Some(1), "something is lost: {}", String::from_utf8_lossy(&repaired.stderr));
+    let said = String::from_utf8_lossy(&repaired.stdout).into_owned();
+    assert!(said.contains("mended: ingested_objects: told of 3 objects"), "{said}");
+    stdout(&flarelake(&["--lake", &lake, "backfill", &logs]));
+    let count = query_one(dir.path().join("lake").as_path(), "SELECT count(*) - count(DISTINCT p_row_id) * 1000 FROM cloudflare_firewall");
+    assert_eq!(count, 90 - 90_000);
 }

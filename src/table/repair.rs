@@ -1,0 +1,238 @@
+//! What a lake that was tampered with can still be made into: its parts are fitted together again, from what is there.
+//!
+//! The ledger is the truth about what has landed, and the tables hold it too: each row's id begins with its object's. So a ledger that
+//! was removed, restored or cut is filled up from the tables, and objects that are in them never land twice. What only the
+//! ledger knew is gone with it: where an object came from, and objects without rows.
+//!
+//! Every step leaves the lake refused as it was before, until the last: whoever is interrupted begins again.
+
+use std::collections::BTreeMap;
+
+use futures::TryStreamExt as _;
+use object_store::path::Path;
+use object_store::{ObjectStore as _, ObjectStoreExt as _};
+use rustc_hash::FxHashSet;
+
+use super::commit::{self, DataFile, Landing};
+use super::lake::{Lake, read_object_ids};
+use super::ledger::{self, Known};
+use super::listing::newest_checkpoint;
+use super::log::{Beginning, Log, TableError};
+use super::projection::{Table, tables_below};
+use super::snapshot::Snapshot;
+use super::spec::{LEDGER_TABLE, TableSpec, ledger_spec};
+use crate::base::new_uuid;
+use crate::base::store::Store;
+
+/// Where what is taken out of a log is put aside, below the lake.
+const ASIDE: &str = "_repair";
+
+/// What was done, and what could not be, as sentences.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Findings {
+    /// Mended.
+    pub mended: Vec<String>,
+    /// Lost, and what can be done about it.
+    pub lost: Vec<String>,
+}
+
+/// A lake under repair. Nobody else may write to it meanwhile.
+pub struct Repair {
+    store: Store,
+    ledger: Log,
+    known: Known,
+    /// The objects in the ledger's rows: its log may tell of more, if another engine took rows out.
+    rows: FxHashSet<u128>,
+    tables: BTreeMap<String, Table>,
+    /// What was done so far.
+    pub findings: Findings,
+}
+
+impl Repair {
+    /// Mends what keeps the logs from being read, makes tables anew that are gone, and opens all; `specs` are all tables that there may be.
+    pub async fn open(store: Store, specs: &[TableSpec]) -> Result<Self, TableError> {
+        let mut findings = Findings::default();
+        let mut names = tables_below(&store).await?;
+        for name in names.iter().map(String::as_str).chain([LEDGER_TABLE]) {
+            mend_hint(&store, name, &mut findings).await?;
+        }
+        let (ledger, known) = open_ledger(&store, &mut findings).await?;
+        for spec in specs.iter().filter(|spec| spec.name != LEDGER_TABLE) {
+            let is_missing = known.lagging(1).contains(&spec.name) && Log::new(&store, &spec.name).beginning().await? == Beginning::Empty;
+            if is_missing {
+                Log::new(&store, &spec.name).create(spec, ledger.version).await?;
+                findings.mended.push(format!("{}: made anew, without rows", spec.name));
+                let lost = format!(
+                    "{}: it was not there, and its rows are gone: restore its folder from a copy, or land the objects in another lake",
+                    spec.name
+                );
+                findings.lost.push(lost);
+                names.push(spec.name.clone());
+            }
+        }
+        let mut tables = BTreeMap::new();
+        for name in names {
+            match Table::open(&store, &name).await {
+                Ok(Some(table)) => _ = tables.insert(name, table),
+                Ok(None) => {}
+                Err(error @ (TableError::Layout { .. } | TableError::Entry { .. } | TableError::Damaged { .. })) => {
+                    findings.lost.push(format!("it stays as it is, and what is in it does not count: {error}"));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let rows = match Snapshot::open(&store, LEDGER_TABLE).await? {
+            Some(ledger) => read_object_ids(&ledger).await?,
+            None => FxHashSet::default(),
+        };
+        Ok(Self { store, ledger, known, rows, tables, findings })
+    }
+
+    /// The names of the tables that are there.
+    pub fn tables(&self) -> impl Iterator<Item = &str> {
+        self.tables.keys().map(String::as_str)
+    }
+
+    /// Whether the ledger's rows tell of an object.
+    pub fn contains(&self, object: u128) -> bool {
+        self.rows.contains(&object)
+    }
+
+    /// Objects that the ledger's log tells of and its rows don't.
+    pub fn taken_out(&self) -> Vec<u128> {
+        self.known.beyond(&self.rows)
+    }
+
+    /// Tells the ledger of objects whose rows are in the tables already; `ledger_file` holds their rows of the ledger.
+    pub async fn note(&mut self, landing: &Landing, ledger_file: &DataFile) -> Result<(), TableError> {
+        let mut unknown = 0;
+        while !ledger::catch_up(&mut self.ledger, &self.known, Some(&landing.batch), None).await? {
+            let bytes = commit::landing(landing, ledger_file).map_err(|message| self.layout(message))?;
+            if self.ledger.try_put(bytes, &mut unknown).await? {
+                self.known.apply(self.ledger.version.unwrap_or_default(), landing.clone(), true);
+                break;
+            }
+        }
+        self.rows.extend(&landing.objects);
+        Ok(())
+    }
+
+    /// Brings in what can still be brought in, sets every table to the ledger's version, and opens the lake, to see that it can be.
+    pub async fn finish(mut self) -> Result<(Lake, Findings), TableError> {
+        for name in self.known.lagging(1) {
+            self.bring_in(&name).await?;
+        }
+        let objects = self.rows.len() as u64;
+        let (mut unknown, to) = (0, self.ledger.version.unwrap_or_default());
+        let bytes = commit::repaired(to, objects).map_err(|message| self.layout(message))?;
+        while !self.ledger.try_put(bytes.clone(), &mut unknown).await? {
+            ledger::catch_up(&mut self.ledger, &self.known, None, None).await?;
+        }
+        for (name, table) in &mut self.tables {
+            let (mut unknown, ends) = (0, self.ledger.version.unwrap_or_default());
+            while table.txn > Some(ends) {
+                let was = table.txn.unwrap_or_default();
+                let bytes = commit::projection([], ends);
+                let bytes = bytes.map_err(|message| TableError::Layout { table: name.clone(), message })?;
+                if table.log.try_put(bytes, &mut unknown).await? {
+                    table.txn = Some(ends);
+                    self.findings.mended.push(format!("{name}: brought from the ledger's version {was}, which is not there, to {ends}"));
+                } else {
+                    table.catch_up(&self.store, name).await?;
+                }
+            }
+        }
+        Ok((Lake::open(self.store).await?, self.findings))
+    }
+
+    /// Brings in what the ledger gives to a table, without the files that are gone.
+    async fn bring_in(&mut self, name: &str) -> Result<(), TableError> {
+        let Some(table) = self.tables.get_mut(name) else { return Ok(()) };
+        let mut unknown = 0;
+        while let Some(mut missing) = self.known.missing(name, table.txn.unwrap_or(0)) {
+            let (mut there, mut gone) = (Vec::new(), Vec::new());
+            for file in std::mem::take(&mut missing.files) {
+                match self.store.objects.head(&file.location(&self.store, name)).await {
+                    Ok(_) => there.push(file),
+                    Err(object_store::Error::NotFound { .. }) => gone.push(file),
+                    Err(e) => return Err(TableError::request(&table.log.table, format!("looking for {}", file.path), e)),
+                }
+            }
+            (missing.files, missing.foreign) = (there, 0);
+            if table.take(&self.store, name, &missing, &mut unknown).await? {
+                let rows = |files: &[DataFile]| files.iter().map(|file| file.rows).sum::<u64>();
+                if !missing.files.is_empty() {
+                    self.findings.mended.push(format!("{name}: {} rows that had landed are brought in", rows(&missing.files)));
+                }
+                for file in gone {
+                    let lost = format!(
+                        "{name}: {} is gone, with {} rows that had landed: restore it from a copy, or they stay away",
+                        file.path, file.rows
+                    );
+                    self.findings.lost.push(lost);
+                }
+            } else {
+                table.catch_up(&self.store, name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn layout(&self, message: String) -> TableError {
+        TableError::Layout { table: self.ledger.table.clone(), message }
+    }
+}
+
+/// The ledger as far as it can be read; if it can't, a new one in its place.
+async fn open_ledger(store: &Store, findings: &mut Findings) -> Result<(Log, Known), TableError> {
+    for _ in 0..2 {
+        let known = Known::default();
+        let error = match Lake::begin_leniently(store, &known).await {
+            Ok(log) => return Ok((log, known)),
+            Err(error @ (TableError::Damaged { .. } | TableError::Entry { .. } | TableError::Layout { .. })) => error,
+            Err(error) => return Err(error),
+        };
+        let log = Log::new(store, LEDGER_TABLE);
+        if let Some(aside) = set_aside(store, LEDGER_TABLE).await? {
+            findings.mended.push(format!("{LEDGER_TABLE}: its log could not be read ({error}); it is set aside in {aside}"));
+        }
+        log.create(&ledger_spec(), None).await?;
+        findings.mended.push(format!("{LEDGER_TABLE}: made anew"));
+        findings.lost.push(format!(
+            "{LEDGER_TABLE}: what only it knew is gone: where objects came from, objects without rows, and what had landed and was in no \
+             table yet: `flarelake reconcile` tells what a bucket holds and the lake lacks"
+        ));
+    }
+    Err(TableError::request(store.url.as_str(), "making a new ledger", "someone else writes to the lake"))
+}
+
+/// Moves a table's log out of the way. Where it is now; none if there was nothing.
+async fn set_aside(store: &Store, name: &str) -> Result<Option<String>, TableError> {
+    let failed = |e: object_store::Error| TableError::request(name, "setting its log aside", e);
+    let log = store.root.clone().join(name).join("_delta_log");
+    let aside = store.root.clone().join(ASIDE).join(new_uuid().to_string()).join(name).join("_delta_log");
+    let files: Vec<_> = store.objects.list(Some(&log)).try_collect().await.map_err(failed)?;
+    for file in &files {
+        let below: Path = file.location.prefix_match(&log).into_iter().flatten().collect();
+        let to: Path = aside.parts().chain(below.parts()).collect();
+        store.objects.copy(&file.location, &to).await.map_err(failed)?;
+    }
+    // Only now: whoever is interrupted has it whole in one place or the other.
+    for file in &files {
+        store.objects.delete(&file.location).await.map_err(failed)?;
+    }
+    Ok((!files.is_empty()).then(|| aside.to_string()))
+}
+
+/// Removes a hint at a checkpoint that is not there: readers find the others by themselves.
+async fn mend_hint(store: &Store, name: &str, findings: &mut Findings) -> Result<(), TableError> {
+    let log = Log::new(store, name);
+    let Some(hint) = log.checkpoint_hint().await? else { return Ok(()) };
+    if newest_checkpoint(&log.list(Some(hint)).await?).is_some() {
+        return Ok(());
+    }
+    let path = store.root.clone().join(name).join("_delta_log").join("_last_checkpoint");
+    store.objects.delete(&path).await.map_err(|e| TableError::request(name, "removing _last_checkpoint", e))?;
+    findings.mended.push(format!("{name}: its _last_checkpoint told of version {hint}, which is not there; it is removed"));
+    Ok(())
+}
