@@ -13,13 +13,12 @@
 //! All lengths and bits are LEB128. A key is an address as 16 bytes (IPv4 as mapped into IPv6), or a host's bytes from the
 //! last to the first: so that a network, and all below a domain, are one range.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::ops::{Range, RangeInclusive};
 
 use arrow::array::{Array as _, AsArray as _};
 use arrow::record_batch::RecordBatch;
-use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::schema::Standard;
@@ -61,39 +60,153 @@ pub fn host_key(host: &str) -> Vec<u8> {
     host.bytes().rev().collect()
 }
 
-fn key(list: Standard, value: &str) -> Option<Vec<u8>> {
-    match list {
-        Standard::AnyIpAddresses => value.parse::<IpAddr>().ok().map(|address| address_key(address).to_vec()),
-        _ => Some(host_key(value)),
+/// What one list's values may take while they are collected: anyone who sends requests chooses them. Room for some 450,000
+/// addresses; a list that needs more has no index, and is read itself.
+pub const MOST_BYTES: usize = 16 << 20;
+/// What a block of the heap takes beside its bytes.
+const ALLOCATION: usize = 16;
+
+/// The values of one list so far, with the row groups of each.
+#[derive(Debug)]
+enum Values {
+    Addresses(HashMap<[u8; 16], u64>),
+    Hosts(HashMap<Box<str>, u64>),
+    /// There is something in it that can't be indexed, or too much.
+    GivenUp,
+}
+
+impl Values {
+    fn of(list: Standard) -> Self {
+        match list {
+            Standard::AnyIpAddresses => Self::Addresses(HashMap::new()),
+            _ => Self::Hosts(HashMap::new()),
+        }
+    }
+
+    /// Takes note of a value; how many bytes of the heap its own text takes. None: it can't be indexed.
+    fn add(&mut self, value: &str, bit: u64) -> Option<usize> {
+        match self {
+            Self::Addresses(seen) => {
+                *seen.entry(address_key(value.parse().ok()?)).or_default() |= bit;
+                Some(0)
+            }
+            Self::Hosts(seen) => {
+                if let Some(bits) = seen.get_mut(value) {
+                    *bits |= bit;
+                    return Some(0);
+                }
+                seen.insert(value.into(), bit);
+                Some(value.len() + ALLOCATION)
+            }
+            Self::GivenUp => Some(0),
+        }
+    }
+
+    /// What its table takes: an eighth of it is left free, and each place has a byte beside it.
+    fn table_bytes(&self) -> usize {
+        let (capacity, place) = match self {
+            Self::Addresses(seen) => (seen.capacity(), size_of::<([u8; 16], u64)>()),
+            Self::Hosts(seen) => (seen.capacity(), size_of::<(Box<str>, u64)>()),
+            Self::GivenUp => (0, 0),
+        };
+        capacity / 7 * 8 * (place + 1)
+    }
+
+    /// The keys in order. Texts are turned round where they are: nothing is held twice.
+    fn sorted(self) -> Vec<(Key, u64)> {
+        let mut keys: Vec<(Key, u64)> = match self {
+            Self::Addresses(seen) => seen.into_iter().map(|(key, bits)| (Key::Address(key), bits)).collect(),
+            Self::Hosts(seen) => {
+                let turned = |host: Box<str>| {
+                    let mut bytes = Box::<[u8]>::from(host);
+                    bytes.reverse();
+                    bytes
+                };
+                seen.into_iter().map(|(host, bits)| (Key::Host(turned(host)), bits)).collect()
+            }
+            Self::GivenUp => Vec::new(),
+        };
+        keys.sort_unstable_by(|a, b| a.0.bytes().cmp(b.0.bytes()));
+        keys
     }
 }
 
-/// Collects the values of a file that is being written.
+#[derive(Debug)]
+enum Key {
+    Address([u8; 16]),
+    Host(Box<[u8]>),
+}
+
+impl Key {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Address(bytes) => bytes,
+            Self::Host(bytes) => bytes,
+        }
+    }
+}
+
+/// One list's values, and what they take.
+#[derive(Debug)]
+struct Collected {
+    list: Standard,
+    values: Values,
+    /// Of the texts themselves.
+    text_bytes: usize,
+}
+
+impl Collected {
+    fn held_bytes(&self) -> usize {
+        self.text_bytes + self.values.table_bytes()
+    }
+
+    fn give_up(&mut self) {
+        (self.values, self.text_bytes) = (Values::GivenUp, 0);
+    }
+
+    fn add(&mut self, value: &str, bit: u64) {
+        match self.values.add(value, bit) {
+            Some(bytes) => {
+                self.text_bytes += bytes;
+                if self.held_bytes() > MOST_BYTES {
+                    self.give_up();
+                }
+            }
+            None => self.give_up(),
+        }
+    }
+}
+
+/// Collects the values of a file that is being written, up to [`MOST_BYTES`] a list.
 #[derive(Debug)]
 pub struct LookupBuilder {
-    lists: Vec<(Standard, FxHashMap<Box<str>, u64>)>,
+    lists: Vec<Collected>,
 }
 
 impl LookupBuilder {
     /// A builder for a file of this table.
     pub fn new(spec: &TableSpec) -> Self {
         let has = |list: &Standard| spec.lookup.iter().any(|column| column == list.name());
-        Self { lists: INDEXED.into_iter().filter(has).map(|list| (list, FxHashMap::default())).collect() }
+        let collected = |list| Collected { list, values: Values::of(list), text_bytes: 0 };
+        Self { lists: INDEXED.into_iter().filter(has).map(collected).collect() }
+    }
+
+    /// Bytes of memory that the values take so far.
+    pub fn held_bytes(&self) -> usize {
+        self.lists.iter().map(Collected::held_bytes).sum()
     }
 
     /// Takes note of rows that are written into a row group.
     pub fn add(&mut self, rows: &RecordBatch, group: usize) {
         let bit = 1_u64 << group.min(MOST_GROUPS - 1);
-        for (list, values) in &mut self.lists {
-            let Some(column) = rows.column_by_name(list.name()).and_then(|c| c.as_list_opt::<i32>()) else { continue };
+        for collected in &mut self.lists {
+            let name = collected.list.name();
+            let Some(column) = rows.column_by_name(name).and_then(|c| c.as_list_opt::<i32>()) else { continue };
             let offsets = column.value_offsets();
             let held = column.values().slice(offsets[0] as usize, (offsets[column.len()] - offsets[0]) as usize);
             // Nothing is below no host.
             for value in held.as_string_view().iter().flatten().filter(|value| !value.is_empty()) {
-                match values.get_mut(value) {
-                    Some(bits) => *bits |= bit,
-                    None => drop(values.insert(value.into(), bit)),
-                }
+                collected.add(value, bit);
             }
         }
     }
@@ -102,29 +215,28 @@ impl LookupBuilder {
     /// more than `most` bytes has none: that is how many its reader would save.
     pub fn finish(self, at: u64, most: usize) -> (Vec<u8>, Vec<Place>) {
         let (mut bytes, mut places) = (Vec::new(), Vec::new());
-        for (list, values) in self.lists {
-            // Two spellings of one address have one key.
-            let mut sorted: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
-            let told = values.iter().all(|(value, bits)| key(list, value).map(|key| *sorted.entry(key).or_default() |= bits).is_some());
-            let (blocks, directory) = encode(&sorted);
-            if !told || sorted.is_empty() || blocks.len() + directory.len() > most {
+        for Collected { list, values, .. } in self.lists {
+            let begun = bytes.len();
+            let sorted = values.sorted();
+            let Some(directory) = encode(&sorted, &mut bytes, most).filter(|_| !sorted.is_empty()) else {
+                bytes.truncate(begun);
                 continue;
-            }
-            let start = at + bytes.len() as u64;
-            let (middle, end) = (start + blocks.len() as u64, start + (blocks.len() + directory.len()) as u64);
-            places.push(Place { column: list.name().to_owned(), blocks: start, directory: middle, end });
-            bytes.extend(blocks);
-            bytes.extend(directory);
+            };
+            let (blocks, middle) = (at + begun as u64, at + bytes.len() as u64);
+            bytes.extend(&directory);
+            places.push(Place { column: list.name().to_owned(), blocks, directory: middle, end: at + bytes.len() as u64 });
         }
         (bytes, places)
     }
 }
 
-/// Blocks and directory.
-fn encode(sorted: &BTreeMap<Vec<u8>, u64>) -> (Vec<u8>, Vec<u8>) {
-    let (mut blocks, mut directory) = (Vec::new(), Vec::new());
-    let (mut begun, mut last, mut last_bits): (usize, &[u8], u64) = (0, &[], 0);
+/// Appends the blocks to `blocks`, and gives the directory; none if both together take more than `most` bytes.
+fn encode(sorted: &[(Key, u64)], blocks: &mut Vec<u8>, most: usize) -> Option<Vec<u8>> {
+    let start = blocks.len();
+    let mut directory = Vec::new();
+    let (mut begun, mut last, mut last_bits): (usize, &[u8], u64) = (start, &[], 0);
     for (key, bits) in sorted {
+        let key = key.bytes();
         let is_full = blocks.len() - begun >= BLOCK_BYTES;
         if is_full {
             put(&mut directory, (blocks.len() - begun) as u64);
@@ -137,16 +249,19 @@ fn encode(sorted: &BTreeMap<Vec<u8>, u64>) -> (Vec<u8>, Vec<u8>) {
         }
         let shared = last.iter().zip(key).take_while(|(a, b)| a == b).count();
         let same = *bits == last_bits;
-        put(&mut blocks, (shared as u64) << 1 | u64::from(same));
-        put(&mut blocks, (key.len() - shared) as u64);
+        put(blocks, (shared as u64) << 1 | u64::from(same));
+        put(blocks, (key.len() - shared) as u64);
         blocks.extend(&key[shared..]);
         if !same {
-            put(&mut blocks, *bits);
+            put(blocks, *bits);
+        }
+        if blocks.len() - start + directory.len() > most {
+            return None;
         }
         (last, last_bits) = (key, *bits);
     }
     put(&mut directory, (blocks.len() - begun) as u64);
-    (blocks, directory)
+    (blocks.len() - start + directory.len() <= most).then_some(directory)
 }
 
 /// Where the blocks are, from the first block on, that may hold keys of a range; none if no block may. An error: these

@@ -7,7 +7,7 @@ use arrow::array::{ListBuilder, RecordBatch, StringViewBuilder, TimestampMicrose
 use arrow::datatypes::{Field, Schema};
 use flarelake::config::Partitioning;
 use flarelake::ingest::file::{FileWriter, ROW_GROUP_ROWS};
-use flarelake::ingest::lookup::{LookupBuilder, METADATA_KEY, Place, blocks_of, groups_of, is_among};
+use flarelake::ingest::lookup::{LookupBuilder, METADATA_KEY, MOST_BYTES, Place, blocks_of, groups_of, is_among};
 use flarelake::schema::{Catalog, Standard, list_element, timestamp_type};
 use flarelake::search::Needle;
 use flarelake::table::{TableSpec, log_type_spec};
@@ -156,4 +156,85 @@ fn bytes_that_are_no_index_are_an_error() {
         assert!(blocks_of(bytes, &keys).is_err(), "{bytes:?}");
         assert!(groups_of(bytes, |_| true).is_err(), "{bytes:?}");
     }
+}
+
+/// Whoever sends requests chooses hosts and addresses: however many and however long they are, they take no more than is theirs.
+#[test]
+fn an_index_is_given_up_before_it_takes_much_memory() {
+    let mut builder = LookupBuilder::new(&spec());
+    builder.add(&rows(Standard::AnyIpAddresses, &["192.0.2.1".to_owned()]), 0);
+    let few = builder.held_bytes();
+    let (mut most, mut is_given_up) = (0, false);
+    for part in 0..100 {
+        let hosts: Vec<String> = (0..1000).map(|n| format!("{}{part:03}{n:04}.example", "a".repeat(237))).collect();
+        builder.add(&rows(Standard::AnyDomainNames, &hosts), 0);
+        let held = builder.held_bytes();
+        most = most.max(held);
+        assert!(held <= few + MOST_BYTES, "{held} bytes are held");
+        assert!(!is_given_up || held == few, "{held} bytes are held of a list that was given up");
+        is_given_up |= part > 0 && held == few;
+    }
+    assert!(is_given_up && most > MOST_BYTES / 2, "{most}");
+    // The other list keeps its own.
+    let (_, places) = builder.finish(0, usize::MAX);
+    assert_eq!(places.iter().map(|place| place.column.as_str()).collect::<Vec<_>>(), [Standard::AnyIpAddresses.name()]);
+
+    // Far more than a file has as a rule are indexed.
+    let mut builder = LookupBuilder::new(&spec());
+    for part in 0..300_u32 {
+        let values: Vec<String> = (0..1000).map(|n| IpAddr::from((part * 7_000 + n).to_be_bytes()).to_string()).collect();
+        builder.add(&rows(Standard::AnyIpAddresses, &values), 0);
+    }
+    assert!((300_000 * 24..MOST_BYTES).contains(&builder.held_bytes()), "{}", builder.held_bytes());
+    assert_eq!(builder.finish(0, usize::MAX).1.len(), 1);
+}
+
+#[test]
+fn what_is_no_address_leaves_its_list_without_an_index() {
+    let mut builder = LookupBuilder::new(&spec());
+    builder.add(&rows(Standard::AnyIpAddresses, &["192.0.2.1".to_owned(), "one of another program".to_owned(), "192.0.2.2".to_owned()]), 0);
+    assert_eq!((builder.held_bytes(), builder.finish(0, usize::MAX)), (0, (Vec::new(), Vec::new())));
+}
+
+/// A referrer may be as long as a request's header: thousands of them, all different, make no process large.
+#[cfg(target_os = "linux")]
+#[test]
+fn compacting_long_referrers_stays_within_the_budget() {
+    const REQUESTS: usize = 12_000;
+    let dir = tempfile::tempdir().expect("a folder");
+    let (logs, lake, config) = (dir.path().join("logs"), dir.path().join("lake"), dir.path().join("small.toml"));
+    std::fs::create_dir(&logs).expect("a folder");
+    let filling = "a".repeat(7_900);
+    for file in 0..4 {
+        let line = |n: usize| {
+            format!("{{\"EdgeStartTimestamp\":{},\"ClientRequestReferer\":\"http://{filling}{n:07}.example/\"}}\n", 1_653_974_623 + n / 100)
+        };
+        let text: String = (0..REQUESTS / 4).map(|n| line(file * REQUESTS / 4 + n)).collect();
+        std::fs::write(logs.join(format!("{file}.log")), text).expect("written");
+    }
+    std::fs::write(&config, "memory = \"64MiB\"\n").expect("written");
+    let paths = [config.to_str().expect("a path"), lake.to_str().expect("a path"), logs.to_str().expect("a path")];
+    let landed = crate::support::flarelake(&["--config", paths[0], "--lake", paths[1], "backfill", paths[2]]);
+    assert!(landed.status.success(), "{landed:?}");
+    let mut child = crate::support::command(&["--config", paths[0], "--lake", paths[1], "compact"])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("started");
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak_kb = 0;
+    let ended = loop {
+        // The system keeps the peak; it is gone with the process.
+        let told = std::fs::read_to_string(&status).unwrap_or_default();
+        let peak = told.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.trim().parse().ok());
+        peak_kb = peak_kb.max(peak.unwrap_or(0_u64));
+        match child.try_wait().expect("it can be waited for") {
+            Some(ended) => break ended,
+            None => std::thread::sleep(std::time::Duration::from_millis(5)),
+        }
+    };
+    assert!(ended.success() && peak_kb > 0);
+    assert!(peak_kb < (64 + 300) << 10, "{} MiB at the peak", peak_kb >> 10);
+    let sql = "SELECT count(*) FROM cloudflare_httprequest WHERE p_any_domain_names IS NULL AND length(ClientRequestReferer) > 7900";
+    assert_eq!(crate::support::query_one(&lake, sql), REQUESTS);
 }

@@ -2,7 +2,7 @@
 //! that equal things compare equal.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use arrow::array::{ListBuilder, StringViewBuilder};
 
@@ -122,24 +122,60 @@ fn append(text: &str, spans: &mut Vec<Span>, to: &mut ListBuilder<StringViewBuil
     to.append(true);
 }
 
+/// No name in the DNS is longer.
+const LONGEST_HOST: usize = 253;
+
 /// The host in a URL, in `host:port/path`, or alone; without brackets, port, path and final dot. None if
 /// what is there can't be a host.
+///
+/// A host is what stands before the first `/`, `?` or `#`. A scheme, or only `//`, may stand before it, at the very
+/// beginning and nowhere else; without `//` there is neither a user's name before it nor anything but a host behind it,
+/// so that `mailto:a@example.com` and `about:blank` have none.
 pub fn host(value: &str) -> Option<&str> {
-    let after_scheme = value.split_once("//").filter(|(scheme, _)| scheme.is_empty() || scheme.ends_with(':'));
-    let rest = after_scheme.map_or(value, |(_, rest)| rest);
-    let authority = rest.split(['/', '?', '#', '\\']).next().unwrap_or_default();
-    let host_port = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let value = value.trim();
+    let rest = behind_scheme(value);
+    // Browsers take a backslash for a slash.
+    let authority = rest.unwrap_or(value).split(['/', '?', '#', '\\']).next().unwrap_or_default();
+    let host_port = match (authority.rsplit_once('@'), rest) {
+        (Some((_, host)), Some(_)) => host,
+        (Some(_), None) => return None,
+        (None, _) => authority,
+    };
     let host = if let Some(bracketed) = host_port.strip_prefix('[') {
-        bracketed.split_once(']')?.0
+        let (address, port) = bracketed.split_once(']')?;
+        // A zone is of the machine that wrote it.
+        let address = address.split_once('%').map_or(address, |(address, _)| address);
+        (port.is_empty() || port.strip_prefix(':').is_some_and(is_port)).then_some(address)?.parse::<Ipv6Addr>().ok()?;
+        address
     } else if host_port.parse::<IpAddr>().is_ok() {
         host_port
     } else {
         match host_port.split_once(':') {
-            Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-            Some(_) => return None,
+            // `http:/x` is no host called http.
+            Some((host, "")) if rest.is_some() || host.contains('.') => host,
+            Some((_, "")) => return None,
+            Some((host, port)) => is_port(port).then_some(host)?,
             None => host_port,
         }
     };
-    let host = host.trim().strip_suffix('.').unwrap_or(host.trim());
-    (!host.is_empty()).then_some(host)
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let stands_in_none =
+        |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '<' | '>' | '[' | ']' | '^' | '`' | '{' | '|' | '}');
+    let is_host = !host.is_empty() && host.len() <= LONGEST_HOST && !host.ends_with('.') && !host.contains(stands_in_none);
+    is_host.then_some(host)
+}
+
+/// What follows `//`, before which only a scheme may stand: `letter (letter | digit | + . -)* ":"`. None if it has no such beginning.
+fn behind_scheme(value: &str) -> Option<&str> {
+    if let Some(rest) = value.strip_prefix("//") {
+        return Some(rest);
+    }
+    let (scheme, rest) = value.split_once(':')?;
+    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'.' | b'-'));
+    rest.strip_prefix("//").filter(|_| is_scheme)
+}
+
+fn is_port(text: &str) -> bool {
+    text.len() <= 5 && text.bytes().all(|b| b.is_ascii_digit())
 }
