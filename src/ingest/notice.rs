@@ -1,7 +1,8 @@
 //! What a message says, told from its body alone: objects that were created, records, or nothing of either.
 //!
-//! Known are S3's notifications (also MinIO's), the same inside SNS' envelope or delivered raw by it, and EventBridge's
-//! "Object Created". Everything else is taken for records, and decoded like any object's bytes.
+//! Known are S3's notifications (also MinIO's), the same inside SNS' envelope or delivered raw by it, EventBridge's
+//! "Object Created", and R2's events. What tells of an object in a bucket in any other shape is said to be malformed, and never
+//! taken for records. Everything else is, and is decoded like any object's bytes.
 
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
@@ -53,15 +54,66 @@ pub enum Notice {
 pub fn read(body: &str) -> Notice {
     let mut inner = body.to_owned();
     for _ in 0..MAX_ENVELOPES {
-        // Several values, or what is no JSON at all, are records.
-        let Ok(Value::Object(map)) = serde_json::from_str(&inner) else { return Notice::Records(inner) };
-        match unwrap_sns(&map) {
+        // What is no JSON at all is records, too: each of them is told by itself.
+        let Some(values) = values(&inner) else { return Notice::Records(inner) };
+        let [Value::Object(map)] = values.as_slice() else {
+            return several(&values).unwrap_or(Notice::Records(inner));
+        };
+        match unwrap_sns(map) {
             Some(Ok(message)) => inner = message,
             Some(Err(notice)) => return notice,
-            None => return s3(&map).or_else(|| event_bridge(&map)).unwrap_or(Notice::Records(inner)),
+            None => return one(map).unwrap_or(Notice::Records(inner)),
         }
     }
     Notice::Malformed(format!("more than {MAX_ENVELOPES} SNS envelopes, one in the other"))
+}
+
+/// The JSON values that a body is made of, an array's one by one. Of several, none if nothing in them could tell of an object:
+/// bodies of many records are only looked through.
+fn values(body: &str) -> Option<Vec<Value>> {
+    if let Ok(map) = serde_json::from_str::<Map<String, Value>>(body) {
+        return Some(vec![Value::Object(map)]);
+    }
+    if !TELLING.iter().any(|word| body.contains(word)) {
+        return None;
+    }
+    let mut values = Vec::new();
+    for value in serde_json::Deserializer::from_str(body).into_iter() {
+        match value.ok()? {
+            Value::Array(elements) => values.extend(elements),
+            value => values.push(value),
+        }
+    }
+    Some(values)
+}
+
+/// What an announcement in any shape says somewhere.
+const TELLING: [&str; 4] = ["ucket", "s3:", "aws.s3", "storage#object"];
+
+/// The announcement that a value is; none if it is none.
+fn one(map: &Map<String, Value>) -> Option<Notice> {
+    s3(map).or_else(|| event_bridge(map)).or_else(|| r2(map)).or_else(|| unknown(map))
+}
+
+/// Several values in one body: announcements, if one of them is.
+fn several(values: &[Value]) -> Option<Notice> {
+    let read: Vec<Option<Notice>> = values.iter().map(|value| value.as_object().and_then(one)).collect();
+    if read.iter().all(Option::is_none) {
+        return None;
+    }
+    let (mut created, mut wrong) = (Vec::new(), Vec::new());
+    for notice in read {
+        match notice {
+            Some(Notice::Objects { created: some, malformed }) => {
+                created.extend(some);
+                wrong.extend(malformed);
+            }
+            Some(Notice::Malformed(why)) => wrong.push(why),
+            Some(_) => {}
+            None => wrong.push("among announcements of objects stands what is none".to_owned()),
+        }
+    }
+    Some(objects(created.into_iter().map(Ok).chain(wrong.into_iter().map(Err))))
 }
 
 /// What is in SNS' envelope; none if it isn't one.
@@ -169,6 +221,84 @@ fn event_bridge(map: &Map<String, Value>) -> Option<Notice> {
         })
     };
     Some(objects(std::iter::once_with(announced)))
+}
+
+/// R2's events that create an object, and those that bring none.
+const R2_CREATES: [&str; 3] = ["PutObject", "CompleteMultipartUpload", "CopyObject"];
+const R2_BRINGS_NOTHING: [&str; 2] = ["DeleteObject", "LifecycleDeletion"];
+
+/// What R2 tells a queue, and whoever forwards it from there tells this one.
+fn r2(map: &Map<String, Value>) -> Option<Notice> {
+    let (action, bucket, object) = (map.get("action")?, map.get("bucket")?, map.get("object")?.as_object()?);
+    let announced = || {
+        let action = word(action).ok_or_else(|| missing("R2 event", "action"))?;
+        if R2_BRINGS_NOTHING.contains(&action.as_str()) {
+            return Ok(None);
+        }
+        if !R2_CREATES.contains(&action.as_str()) {
+            return Err(format!("whether the R2 action `{action}` brings an object isn't known"));
+        }
+        let part = |name: &str| object.get(name).unwrap_or(&Value::Null);
+        Ok(Some(Announced {
+            bucket: word(bucket).ok_or_else(|| missing("R2 event", "bucket"))?,
+            // Keys are not encoded here.
+            key: word(part("key")).ok_or_else(|| missing("R2 event", "object.key"))?,
+            literal_key: None,
+            version: version(part("version")),
+            etag: word(part("eTag")).map(|e| e.trim_matches('"').to_owned()),
+            size: part("size").as_u64(),
+        }))
+    };
+    Some(objects(std::iter::once_with(announced).filter_map(Result::transpose)))
+}
+
+/// Envelopes' members in which announcements stand, in shapes that are not read.
+const ENVELOPES: [&str; 10] = ["body", "Body", "message", "Message", "messages", "payload", "data", "detail", "event", "events"];
+
+/// What tells of an object in a bucket, by itself or in an envelope, in a shape that isn't known.
+fn unknown(map: &Map<String, Value>) -> Option<Notice> {
+    let told = tells_of_object(map).then_some("it").or_else(|| {
+        let holds = |value: &Value| holds_announcement(value, MAX_ENVELOPES);
+        ENVELOPES.into_iter().find(|name| map.get(*name).is_some_and(holds))
+    })?;
+    Some(Notice::Malformed(format!(
+        "{} an object in a bucket, in a shape that isn't known; S3's notifications, EventBridge's `Object Created` and R2's events are, also in SNS' envelope",
+        if told == "it" { "it seems to announce".to_owned() } else { format!("its `{told}` seems to announce") }
+    )))
+}
+
+fn holds_announcement(value: &Value, deeper: usize) -> bool {
+    match value {
+        _ if deeper == 0 => false,
+        Value::Object(map) => {
+            let notice = s3(map).or_else(|| event_bridge(map)).or_else(|| r2(map));
+            notice.is_some()
+                || tells_of_object(map)
+                || ENVELOPES.iter().any(|name| map.get(*name).is_some_and(|v| holds_announcement(v, deeper - 1)))
+        }
+        Value::Array(some) => some.iter().any(|value| holds_announcement(value, deeper - 1)),
+        Value::String(text) if text.trim_start().starts_with(['{', '[']) => {
+            serde_json::from_str(text).is_ok_and(|value: Value| holds_announcement(&value, deeper - 1))
+        }
+        _ => false,
+    }
+}
+
+/// Whether a bucket and a key in it are named, as stores and those who forward their events name them.
+fn tells_of_object(map: &Map<String, Value>) -> bool {
+    let named = |names: &[&str]| {
+        names.iter().any(|name| match map.get(*name) {
+            Some(Value::String(text)) => !text.is_empty(),
+            Some(Value::Object(inner)) => inner.contains_key("name") || inner.contains_key("key"),
+            Some(Value::Array(some)) => some.iter().any(Value::is_string),
+            _ => false,
+        })
+    };
+    let bucket = named(&["bucket", "Bucket", "bucketName", "BucketName", "bucket_name", "s3Bucket", "s3_bucket"]);
+    let key = named(&["object", "Object", "key", "Key", "objectKey", "ObjectKey", "object_key", "s3ObjectKey", "s3_key", "s3Key"]);
+    // Google's name an object by `name`.
+    let is_google = text(map, "kind") == Some("storage#object");
+    bucket && (key || is_google)
 }
 
 /// An entry that can't be read costs itself only.

@@ -122,6 +122,63 @@ fn an_entry_that_cannot_be_read_costs_itself_only() {
     assert!(matches!(read(&body), Notice::Malformed(_)), "envelopes without end");
 }
 
+/// As Cloudflare documents it.
+fn r2_event(action: &str, key: &str) -> serde_json::Value {
+    json!({"account": "3f4b7e3dcab231cbfdaa90a6a28bd548", "action": action, "bucket": "my-bucket",
+        "object": {"key": key, "size": 65536, "eTag": "c846ff7a18f28c2e262116d6e8719ef0"}, "eventTime": "2024-05-24T19:36:44.379Z"})
+}
+
+#[test]
+fn r2_events_are_announcements() {
+    let object =
+        |key: &str| Announced { etag: Some("c846ff7a18f28c2e262116d6e8719ef0".into()), size: Some(65536), ..announced("my-bucket", key) };
+    for action in ["PutObject", "CompleteMultipartUpload", "CopyObject"] {
+        // Keys are not encoded.
+        assert_eq!(read(&r2_event(action, "a/b+c%3D1.log.gz").to_string()), objects(vec![object("a/b+c%3D1.log.gz")]));
+    }
+    assert_eq!(read(&in_sns(&r2_event("PutObject", "k").to_string())), objects(vec![object("k")]));
+    for action in ["DeleteObject", "LifecycleDeletion"] {
+        assert!(matches!(read(&r2_event(action, "k").to_string()), Notice::Nothing(_)));
+    }
+    let notice = read(&r2_event("RestoreObject", "k").to_string());
+    assert!(matches!(&notice, Notice::Malformed(why) if why.contains("`RestoreObject`")), "{notice:?}");
+    let mut event = r2_event("PutObject", "");
+    assert!(matches!(read(&event.to_string()), Notice::Malformed(why) if why.contains("object.key")));
+    event["object"] = json!("no object");
+    assert!(matches!(read(&event.to_string()), Notice::Malformed(_)));
+    // A forwarder may send several at once.
+    let (one, other, gone) = (r2_event("PutObject", "a"), r2_event("CopyObject", "b"), r2_event("DeleteObject", "c"));
+    for body in [json!([one, gone, other]).to_string(), format!("{one}\n{gone}\n{other}\n")] {
+        assert_eq!(read(&body), objects(vec![object("a"), object("b")]), "{body}");
+    }
+    let Notice::Objects { created, malformed: Some(why) } = read(&json!([one, {"Datetime": 1653974623}]).to_string()) else {
+        panic!("objects")
+    };
+    assert!(created == [object("a")] && why.contains("what is none"), "{why}");
+}
+
+#[test]
+fn what_has_the_shape_of_an_announcement_is_never_taken_for_records() {
+    let event = r2_event("PutObject", "k");
+    for body in [
+        // A queue's own envelopes.
+        json!({"id": "1", "timestamp": 1, "body": event}),
+        json!({"messages": [{"id": "1", "body": event}]}),
+        json!({"messages": [{"id": "1", "body": event.to_string()}]}),
+        json!({"Message": S3}),
+        // Other stores, and other people's forwarders.
+        json!({"kind": "storage#object", "id": "b/k/1", "name": "k", "bucket": "b", "size": "5"}),
+        json!({"s3Bucket": "b", "s3ObjectKey": ["k"]}),
+        json!({"bucket": "b", "key": "k"}),
+        json!({"Bucket": "b", "Key": "k", "Size": 5}),
+        json!({"version": "0", "source": "acme.forwarder", "detail-type": "new", "detail": {"bucket": {"name": "b"}, "object": {"key": "k"}}}),
+        json!([{"bucketName": "b", "objectKey": "k"}]),
+    ] {
+        let notice = read(&body.to_string());
+        assert!(matches!(&notice, Notice::Malformed(why) if why.contains("in a shape that isn't known")), "{body}: {notice:?}");
+    }
+}
+
 #[test]
 fn everything_else_is_records() {
     let nested = format!("{}1{}", "[".repeat(5000), "]".repeat(5000));
@@ -132,6 +189,14 @@ fn everything_else_is_records() {
         r#"{"Records":[{"Datetime":1653974623}]}"#,
         r#"{"Records":[]}"#,
         r#"{"Type":"Notification","Message":"a record may say so too"}"#,
+        // Of such words records may be full.
+        r#"{"Datetime":1653974623,"Source":"waf","ClientRequestPath":"/bucket/key","ClientRequestQuery":"?bucket=b&key=k&s3:=1"}"#,
+        "{\"Datetime\":1,\"ClientRequestPath\":\"/bucket\"}\n{\"Datetime\":2,\"ClientRequestPath\":\"s3:\"}",
+        r#"{"EventTimestampMs":1653974623000,"Event":{"bucket":"b","object":{"key":"k"}},"Outcome":"ok"}"#,
+        r#"{"object":"page","action":"view"}"#,
+        r#"{"key":"no bucket"}"#,
+        r#"{"message":"text of a log","bucket":""}"#,
+        "not JSON at all, but a bucket",
         "not JSON at all",
         &nested,
     ] {
