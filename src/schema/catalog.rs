@@ -1,15 +1,12 @@
 //! The log types that this run knows: those embedded at build, and those of `--schemas DIR`.
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::LogType;
 use super::parse::{SchemaError, parse};
+use super::{LogType, Match};
 
-/// Different fields that all match rules together may name.
-const MAX_MATCH_NAMES: usize = 128;
-/// Fields and aliases of all log types together.
+/// Fields, aliases and what match rules name, of all log types together.
 const MAX_FIELDS: usize = 3000;
 
 const EMBEDDED: [(&str, &str); 3] = [
@@ -42,7 +39,8 @@ pub enum CatalogError {
     },
     /// More than can be told apart.
     #[error(
-        "{path}: together with the built-in ones these have more than {MAX_FIELDS} fields, or their match rules name more than {MAX_MATCH_NAMES} different fields; split them over several runs"
+        "{path}: together with the built-in ones these have more than {MAX_FIELDS} fields, or their match rules are more than can be told apart (each takes one of {most} places for every name under all, one for any, one for none); split them over several runs",
+        most = Match::MOST_BITS
     )]
     TooMany {
         /// The folder.
@@ -93,10 +91,9 @@ impl Catalog {
             catalog.types.push(Arc::new(log_type));
         }
         catalog.sort();
-        let rules = catalog.types.iter().map(|t| &t.matches);
-        let names: HashSet<&String> = rules.flat_map(|m| m.all.iter().chain(&m.any).chain(&m.none)).collect();
-        let fields: usize = catalog.types.iter().flat_map(|t| &t.columns).map(|c| 1 + c.aliases.len()).sum();
-        if names.len() > MAX_MATCH_NAMES || fields > MAX_FIELDS {
+        let bits: usize = catalog.types.iter().map(|t| t.matches.bits()).sum();
+        let fields = |t: &Arc<LogType>| t.columns.iter().map(|c| 1 + c.aliases.len()).sum::<usize>() + t.matches.names().count();
+        if bits > Match::MOST_BITS || catalog.types.iter().map(fields).sum::<usize>() > MAX_FIELDS {
             return Err(CatalogError::TooMany { path: dir.display().to_string() });
         }
         Ok(catalog)

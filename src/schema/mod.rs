@@ -4,10 +4,12 @@
 //! those of `--schemas DIR`. Nothing here does I/O but the catalog's reading of that folder.
 
 mod catalog;
+mod datasets;
 mod ddl;
 mod parse;
 
 pub use catalog::{Catalog, CatalogError};
+pub use datasets::{Dataset, likely};
 pub use ddl::{DdlError, Engine};
 pub use parse::SchemaError;
 
@@ -214,6 +216,21 @@ pub struct Match {
     pub any: Vec<String>,
     /// None of these is there.
     pub none: Vec<String>,
+}
+
+impl Match {
+    /// The most bits that the rules of all log types may take together.
+    pub const MOST_BITS: usize = 128;
+
+    /// What the rule takes of them: one for each name under `all`, one for `any`, one for `none`.
+    pub fn bits(&self) -> usize {
+        self.all.len() + usize::from(!self.any.is_empty()) + usize::from(!self.none.is_empty())
+    }
+
+    /// Every field that it names.
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        self.all.iter().chain(&self.any).chain(&self.none)
+    }
 }
 
 /// One log type: one schema, one table.

@@ -8,11 +8,13 @@ use serde_saphyr::Spanned;
 
 use super::{Column, ColumnType, Indicator, LogType, Match, Standard, TimeFormats};
 
-/// Tables that are no log type's.
-const RESERVED_TABLES: [&str; 3] = ["classification_failures", "ingested_objects", "all_logs"];
+/// Tables that are no log type's: the lake's own, and what SQL finds under such a name.
+const RESERVED_TABLES: [&str; 5] = ["classification_failures", "ingested_objects", "all_logs", "lake_files", "information_schema"];
+/// How no log type's table begins: Panther's schemas, and what engines pass over as hidden.
+const RESERVED_BEGINNINGS: [&str; 3] = ["panther_", "_", "flarelake_"];
 const MAX_FIELDS: usize = 1000;
-/// Fields that one match rule may name; all rules together may name 128 different ones.
-const MAX_MATCH_NAMES: usize = 32;
+/// Fields that one match rule may name.
+const MAX_MATCH_NAMES: usize = 256;
 
 /// What is wrong with a schema file, and where.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -105,17 +107,29 @@ impl Parser<'_> {
         Err(SchemaError { file: self.file.to_owned(), line: at.referenced.line(), message })
     }
 
-    fn log_type(&mut self, keys: File) -> Result<LogType, SchemaError> {
-        let name = &keys.schema.value;
+    fn log_type_name(&self, schema: &Spanned<String>) -> Result<(), SchemaError> {
+        let name = &schema.value;
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '.' || c == '_') {
             return self.error(
-                &keys.schema,
+                schema,
                 format!("schema: `{name}` is no log type's name; use letters, digits, `.` and `_`, as in Cloudflare.HttpRequest"),
             );
         }
-        if RESERVED_TABLES.contains(&name.to_lowercase().replace('.', "_").as_str()) {
-            return self.error(&keys.schema, format!("schema: {name} would be the table of one of flarelake's own; choose another name"));
+        let table = name.to_lowercase().replace('.', "_");
+        if RESERVED_TABLES.contains(&table.as_str()) || RESERVED_BEGINNINGS.iter().any(|beginning| table.starts_with(beginning)) {
+            return self.error(
+                schema,
+                format!(
+                    "schema: {name} would be the table {table}, a name that flarelake keeps for itself; choose another, such as Acme.Log"
+                ),
+            );
         }
+        Ok(())
+    }
+
+    fn log_type(&mut self, keys: File) -> Result<LogType, SchemaError> {
+        self.log_type_name(&keys.schema)?;
+        let name = &keys.schema.value;
         if keys.fields.len() > MAX_FIELDS {
             return self.error(&keys.schema, format!("schema {name}: {} fields; at most {MAX_FIELDS}", keys.fields.len()));
         }

@@ -83,7 +83,7 @@ async fn what_is_put_into_the_bucket_can_be_asked_for() {
     cloud.send(&queue, json!({"Records": [record("elsewhere", "x.gz")]}).to_string()).await;
     cloud.send(&queue, json!({"Records": [record("logs", "gone.gz")]}).to_string()).await;
     cloud.send(&queue, "this is no JSON").await;
-    cloud.send(&queue, "{\"Datetime\":1653974623,\"Action\":\"block\"}\n{\"Datetime\":1653974624,\"Action\":\"log\"}").await;
+    cloud.send(&queue, "{\"Datetime\":1653974623,\"Source\":\"block\"}\n{\"Datetime\":1653974624,\"Source\":\"log\"}").await;
     let config = configuration(dir.path(), "s3://lake/cf", &queue, "[flush]\nmax_age = \"1s\"\n");
     let said = ingest(&moto, &config, "4s");
     assert!(said.contains("17 landed") && said.contains("2 skipped"), "{said}");
@@ -116,7 +116,7 @@ async fn what_is_put_into_the_bucket_can_be_asked_for() {
     // Upkeep works beside it: days that are over have one file.
     let per_day = "SELECT count(*) = count(DISTINCT p_event_date) AS one FROM lake_files WHERE table_name = 'cloudflare_httprequest'";
     assert_eq!(ask(per_day), "{\"one\":false}\n");
-    cloud.send(&queue, "{\"Datetime\":1653974625,\"Action\":\"log\"}").await;
+    cloud.send(&queue, "{\"Datetime\":1653974625,\"Source\":\"log\"}").await;
     configuration(dir.path(), "s3://lake/cf", &queue, "[maintenance]\ncompact_every = \"200ms\"\n");
     ingest(&moto, &config, "8s");
     assert_eq!(ask(per_day), "{\"one\":true}\n");

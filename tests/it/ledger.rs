@@ -29,7 +29,7 @@ pub fn object(n: u64) -> (Object, Vec<u8>) {
     let mut bytes = format!("{{\"EdgeStartTimestamp\":{},\"ZoneID\":{n}}}\n", 1_653_974_623 + n * 3600).into_bytes();
     bytes.extend_from_slice(format!("{{\"EdgeStartTimestamp\":{},\"ZoneID\":{n}}}\n", 1_653_974_623 + n * 7200).as_bytes());
     if n.is_multiple_of(3) {
-        bytes.extend_from_slice(b"{\"Datetime\":1653974623,\"Action\":\"block\"}\n");
+        bytes.extend_from_slice(b"{\"Datetime\":1653974623,\"Source\":\"block\"}\n");
     }
     if n.is_multiple_of(4) {
         bytes.extend_from_slice(b"{\"broken\n");

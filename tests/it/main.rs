@@ -7,6 +7,7 @@ mod config;
 mod damage;
 mod faults;
 mod files;
+mod datasets;
 mod golden;
 mod hostile;
 mod laws;

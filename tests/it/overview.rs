@@ -10,7 +10,7 @@ const RECORDS: &str = r#"{"EdgeStartTimestamp":"2026-01-15T10:00:00.5Z","ClientI
 {"EdgeStartTimestamp":"2026-01-16T10:00:00Z","ClientIP":"192.0.2.1","EdgeResponseStatus":70000,"JA4":null,"BotTags":["a"]}
 {"EdgeStartTimestamp":"2026-01-17T10:00:00Z","ClientIP":"192.0.2.1","EdgeResponseStatus":"many","JA4":"q\u0027x","BotTags":["b",{"c":1}],"New":1.5}
 {"EdgeStartTimestamp":"2026-01-18T10:00:00Z","ClientIP":"192.0.2.1","SecurityAction":"block","WAFAction":"log","New":17}
-{"Datetime":"2026-01-15T10:05:00Z","Action":"block","RuleID":"r","New":{"a":true}}
+{"Datetime":"2026-01-15T10:05:00Z","Source":"waf","RuleID":"r","New":{"a":true}}
 "#;
 
 fn text(path: &Path) -> &str {

@@ -77,6 +77,26 @@ fn errors_name_file_line_and_field() {
     assert!(unknown.starts_with("mine.yml:2: ") && unknown.contains("feilds"), "{unknown}");
 }
 
+/// A table under a name that SQL gives to something else would be landed into, and never seen.
+#[test]
+fn no_log_type_takes_a_name_that_is_taken() {
+    for (name, table) in [
+        ("Lake.Files", "lake_files"),
+        ("all_logs", "all_logs"),
+        ("Ingested.Objects", "ingested_objects"),
+        ("Classification.Failures", "classification_failures"),
+        ("Information.Schema", "information_schema"),
+        ("Panther.Logs", "panther_logs"),
+        ("panther_views.Mine", "panther_views_mine"),
+        ("_lease", "_lease"),
+        (".Mine", "_mine"),
+    ] {
+        let fields = "fields:\n  - { name: When, type: timestamp, required: true, isEventTime: true }\n";
+        let found = error(&format!("schema: {name}\n{fields}"));
+        assert!(found.starts_with("mine.yml:1: schema: ") && found.contains(&format!("table {table},")), "{found}");
+    }
+}
+
 #[test]
 fn a_folder_of_schemas_adds_and_overrides() {
     let dir = tempfile::tempdir().expect("a folder");

@@ -11,13 +11,15 @@ mod number;
 mod rows;
 mod time;
 
+use std::collections::HashSet;
+
 use arrow::record_batch::RecordBatch;
 
 use super::json::{Field, Keys, Kind, Scanner};
 use super::object::{Object, ObjectId};
 use super::reject::{Reason, Reject};
 use super::split::{MAX_PAYLOAD, Piece, Place, Splitter};
-use crate::schema::{Catalog, Match};
+use crate::schema::{Catalog, Match, likely};
 use rows::{RowBuilder, Verdict};
 
 pub(super) use rows::constant;
@@ -28,6 +30,9 @@ const MAX_BATCH_ROWS: usize = 32 * 1024;
 /// Decoding pauses at this many batches or rejects, so that what is decoded can be moved on.
 const MAX_BATCHES: usize = 4;
 const MAX_REJECTS: usize = 64 * 1024;
+
+/// How a person tells what a record's fields don't.
+const NAME_IT: &str = "name the log type with --log-type, or with log_type in a route of its source";
 
 /// What the rows of an object have in common.
 #[derive(Debug, Clone)]
@@ -130,21 +135,16 @@ impl Decoder {
     /// A decoder for the log types of `catalog`.
     ///
     /// # Panics
-    /// If the match rules name more than 128 different fields together.
+    /// If the match rules take more than [`Match::MOST_BITS`].
     pub fn new(catalog: &Catalog, limits: RecordLimits) -> Self {
-        let mut names: Vec<&str> = Vec::new();
+        let (mut names, mut known) = (Vec::new(), HashSet::new());
         for log_type in catalog.types() {
             let own = log_type.columns.iter().flat_map(|c| std::iter::once(&c.name).chain(&c.aliases));
-            let rules = [&log_type.matches.all, &log_type.matches.any, &log_type.matches.none];
-            for name in own.chain(rules.into_iter().flatten()) {
-                if !names.contains(&name.as_str()) {
-                    names.push(name);
-                }
-            }
+            names.extend(own.chain(log_type.matches.names()).map(String::as_str).filter(|name| known.insert(*name)));
         }
         let keys = Keys::new(names.iter().copied());
-        let mut match_bits = vec![0; names.len()];
-        let rules = catalog.types().iter().map(|t| rule(&t.matches, &keys, &mut match_bits)).collect();
+        let (mut match_bits, mut used) = (vec![0; names.len()], 0);
+        let rules = catalog.types().iter().map(|t| rule(&t.matches, &keys, &mut match_bits, &mut used)).collect();
         let rows = catalog.types().iter().map(|t| RowBuilder::new(t.clone(), &keys)).collect();
         Self {
             limits,
@@ -263,7 +263,7 @@ impl Decoder {
     }
 
     fn record(&mut self, context: &ObjectContext, record: &str, offset: u64) {
-        let log_type = match context.log_type.map_or_else(|| self.classify(), Ok) {
+        let log_type = match context.log_type.map_or_else(|| self.classify(record), Ok) {
             Ok(log_type) => log_type,
             Err(_) if is_test_upload(record, &self.fields) => {
                 self.counts.records += 1;
@@ -290,22 +290,33 @@ impl Decoder {
     }
 
     /// The log type of the record whose fields are at hand: the one whose rule its field names meet.
-    fn classify(&self) -> Result<usize, (Reason, String)> {
+    fn classify(&self, record: &str) -> Result<usize, (Reason, String)> {
         let bits = |field: &Field| self.match_bits.get(usize::from(field.key)).copied().unwrap_or(0);
         let present = self.fields.iter().fold(0, |set, field| set | bits(field));
         let mut found = (0..self.rules.len()).filter(|&t| self.rules[t].matches(present));
         match (found.next(), found.next()) {
             (Some(only), None) => Ok(only),
             (Some(one), Some(other)) => {
-                let message = format!(
-                    "its fields match both {} and {}; name the log type for this source",
-                    self.rows[one].name(),
-                    self.rows[other].name()
-                );
+                let message = format!("its fields match both {} and {}; {NAME_IT}", self.rows[one].name(), self.rows[other].name());
                 Err((Reason::Ambiguous, message))
             }
-            (None, _) => Err((Reason::Unclassified, "its fields match no known log type; add a schema for it with --schemas".to_owned())),
+            (None, _) => Err((Reason::Unclassified, self.unclassified(record))),
         }
+    }
+
+    /// What is said of a record that is of no known log type: whose it looks like.
+    fn unclassified(&self, record: &str) -> String {
+        let names = self.fields.iter().map(|field| &record[field.name.start as usize..field.name.end as usize]);
+        let likely = likely(names);
+        let looks_like = match likely.as_slice() {
+            [] => "it has the time field of no dataset of Cloudflare's".to_owned(),
+            [one] => format!("it looks like Cloudflare's {} ({})", one.title, one.name),
+            some if some.len() <= 3 => {
+                format!("it looks like one of Cloudflare's {}", some.iter().map(|d| d.name).collect::<Vec<_>>().join(", "))
+            }
+            many => format!("{} datasets of Cloudflare's have such fields", many.len()),
+        };
+        format!("its fields match no known log type: {looks_like}; {NAME_IT}, or add a schema for it with --schemas")
     }
 
     /// Takes what was decoded so far. The row counts go on.
@@ -344,19 +355,22 @@ fn reason_of(piece: &Piece) -> Option<Reason> {
     }
 }
 
-fn rule(matches: &Match, keys: &Keys, match_bits: &mut [u128]) -> Rule {
-    let mut bits = |names: &[String]| {
-        names.iter().fold(0u128, |set, name| {
-            let key = usize::from(keys.number(name).expect("every name of a rule is a known key"));
-            if match_bits[key] == 0 {
-                let used = match_bits.iter().filter(|b| **b != 0).count();
-                assert!(used < 128, "match rules name more than 128 fields");
-                match_bits[key] = 1 << used;
-            }
-            set | match_bits[key]
-        })
+/// Gives the rule its bits: one for each name that has to be there, one for all of which one has to be, one for all that must not.
+fn rule(matches: &Match, keys: &Keys, match_bits: &mut [u128], used: &mut usize) -> Rule {
+    let mut bit = |names: &[String]| {
+        if names.is_empty() {
+            return 0;
+        }
+        assert!(*used < Match::MOST_BITS, "match rules take more than {} bits", Match::MOST_BITS);
+        let bit = 1 << *used;
+        *used += 1;
+        for name in names {
+            match_bits[usize::from(keys.number(name).expect("every name of a rule is a known key"))] |= bit;
+        }
+        bit
     };
-    Rule { all: bits(&matches.all), any: bits(&matches.any), none: bits(&matches.none) }
+    let all = matches.all.iter().fold(0, |set, name| set | bit(std::slice::from_ref(name)));
+    Rule { all, any: bit(&matches.any), none: bit(&matches.none) }
 }
 
 /// Cloudflare checks a destination by uploading `{"content":"tests"}`.
