@@ -8,7 +8,9 @@
 //! like the continuation of a pretty-printed value (white space, `"` or `}`). So an incomplete line
 //! never swallows its neighbour.
 
-use rustc_hash::FxHashMap;
+use std::collections::HashMap;
+
+pub use super::escape::unescape;
 
 /// A field name's number: known names first, then those met in the data.
 pub type KeyId = u16;
@@ -80,7 +82,8 @@ pub enum Fault {
 #[derive(Debug)]
 pub struct Keys {
     names: Vec<Box<[u8]>>,
-    numbers: FxHashMap<Box<[u8]>, KeyId>,
+    /// Hashed by a secret: whoever writes objects chooses names.
+    numbers: HashMap<Box<[u8]>, KeyId>,
     /// `next[k]`: the field that last followed field `k`; index 0 stands for the record's beginning.
     next: Vec<KeyId>,
 }
@@ -88,7 +91,7 @@ pub struct Keys {
 impl Keys {
     /// A table that knows `names`; the n-th gets number n.
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut keys = Self { names: Vec::new(), numbers: FxHashMap::default(), next: vec![UNKNOWN_KEY] };
+        let mut keys = Self { names: Vec::new(), numbers: HashMap::new(), next: vec![UNKNOWN_KEY] };
         for name in names {
             keys.intern(name.as_bytes());
         }
@@ -120,18 +123,113 @@ impl Keys {
 pub struct Scanner {
     keys: Keys,
     max_depth: usize,
-    /// Open containers: true for an object.
-    open: Vec<bool>,
+    /// Open containers.
+    open: Vec<Open>,
+    work: u64,
+}
+
+/// A container that was not closed yet.
+#[derive(Debug, Clone, Copy)]
+struct Open {
+    is_object: bool,
+    /// Where it begins.
+    at: usize,
+}
+
+/// The containers that were open where a value could not be read on. A value that begins with one of them can't be read
+/// beyond that place either, or goes on from there: its bytes need not be read again.
+#[derive(Debug, Default)]
+pub struct Nest {
+    open: Vec<Open>,
+    fault: Option<Fault>,
+}
+
+impl Nest {
+    /// Tells that the slice's first `bytes` are gone.
+    pub fn shift(&mut self, bytes: usize) {
+        let moved = self.fault.and_then(|fault| fault.shift(bytes));
+        let gone = self.open.partition_point(|open| open.at < bytes);
+        self.open.drain(..gone);
+        self.open.iter_mut().for_each(|open| open.at -= bytes);
+        self.fault = moved;
+    }
+}
+
+impl Fault {
+    fn shift(self, bytes: usize) -> Option<Self> {
+        Some(match self {
+            Self::End => return None,
+            Self::LineEnd(at) => Self::LineEnd(at.checked_sub(bytes)?),
+            Self::Syntax(at, what) => Self::Syntax(at.checked_sub(bytes)?, what),
+            Self::TooDeep(at) => Self::TooDeep(at.checked_sub(bytes)?),
+        })
+    }
+
+    /// Where it is; none at the slice's end.
+    fn at(self) -> Option<usize> {
+        match self {
+            Self::End => None,
+            Self::LineEnd(at) | Self::Syntax(at, _) | Self::TooDeep(at) => Some(at),
+        }
+    }
 }
 
 impl Scanner {
     /// A scanner that numbers names by `keys` and refuses values nested deeper than `max_depth`.
     pub fn new(keys: Keys, max_depth: usize) -> Self {
-        Self { keys, max_depth, open: Vec::new() }
+        Self { keys, max_depth, open: Vec::new(), work: 0 }
     }
 
-    /// Scans the object that begins at `bytes[start]` (a `{`) into `fields` and returns its end.
-    pub fn object(&mut self, bytes: &[u8], start: usize, fields: &mut Vec<Field>) -> Result<usize, Fault> {
+    /// How many bytes were read, those that were read twice twice.
+    pub fn work(&self) -> u64 {
+        self.work
+    }
+
+    /// Scans the object that begins at `bytes[start]` (a `{`) into `fields` and returns its end. `nest`: what the value before was
+    /// in when it could not be read on; now, what this one was.
+    pub fn object(&mut self, bytes: &[u8], start: usize, fields: &mut Vec<Field>, nest: &mut Nest) -> Result<usize, Fault> {
+        self.known_fault(bytes, start, nest)?;
+        self.open.clear();
+        let scanned = self.fields(bytes, start, fields);
+        let end = scanned.map_or_else(|fault| fault.at().unwrap_or(bytes.len()), |end| end);
+        self.work += end.saturating_sub(start) as u64;
+        if let Err(fault) = scanned
+            && fault != Fault::End
+        {
+            std::mem::swap(&mut nest.open, &mut self.open);
+            nest.fault = Some(fault);
+        }
+        scanned
+    }
+
+    /// The fault of an object that begins inside a nest.
+    fn known_fault(&mut self, bytes: &[u8], start: usize, nest: &mut Nest) -> Result<(), Fault> {
+        let Some(fault) = nest.fault else { return Ok(()) };
+        let Ok(place) = nest.open.binary_search_by_key(&start, |open| open.at) else { return Ok(()) };
+        let Fault::TooDeep(at) = fault else {
+            nest.open.drain(..=place);
+            return Err(fault);
+        };
+        // Of this object it is not so deep: on from there.
+        self.open.clear();
+        self.open.extend(&nest.open[place..]);
+        let scanned = self.rest_of_container(bytes, at, 0);
+        let end = scanned.map_or_else(|fault| fault.at().unwrap_or(bytes.len()), |end| end);
+        self.work += end.saturating_sub(at) as u64;
+        match scanned {
+            Ok(_) => nest.fault = None,
+            Err(Fault::End) => return Err(Fault::End),
+            Err(fault) => {
+                self.open.drain(..1);
+                std::mem::swap(&mut nest.open, &mut self.open);
+                nest.fault = Some(fault);
+                return Err(fault);
+            }
+        }
+        Ok(())
+    }
+
+    fn fields(&mut self, bytes: &[u8], start: usize, fields: &mut Vec<Field>) -> Result<usize, Fault> {
         fields.clear();
         debug_assert_eq!(bytes[start], b'{');
         let relative = |at: usize| (at - start) as u32;
@@ -158,14 +256,17 @@ impl Scanner {
             match byte(bytes, at)? {
                 b',' => at = white_space(bytes, at + 1)?,
                 b'}' => return Ok(at + 1),
-                _ => return Err(Fault::Syntax(at, "expected `,` or `}` after a value")),
+                _ => return Err(Fault::Syntax(at, "expected `,` or the closing bracket")),
             }
         }
     }
 
     /// The end of the value that begins at `at`, whatever it is.
     pub fn skip(&mut self, bytes: &[u8], at: usize) -> Result<usize, Fault> {
-        self.value(bytes, at).map(|(.., after)| after)
+        let scanned = self.value(bytes, at).map(|(.., after)| after);
+        let end = scanned.map_or_else(|fault| fault.at().unwrap_or(bytes.len()), |end| end);
+        self.work += end.saturating_sub(at) as u64;
+        scanned
     }
 
     /// The name whose first byte is at `from`: its number, where it ends, and whether it holds escapes.
@@ -217,16 +318,22 @@ impl Scanner {
         }
     }
 
-    /// The end of the object or array that begins at `at`. Not recursive: depth costs a bit, not a stack frame.
+    /// The end of the object or array that begins at `at`. Not recursive: depth costs a few bytes, not a stack frame.
     fn container(&mut self, bytes: &[u8], at: usize) -> Result<usize, Fault> {
         self.open.clear();
-        let mut at = self.enter(bytes, at)?;
+        // The record itself is the first level.
+        self.rest_of_container(bytes, at, 1)
+    }
+
+    /// The end of the outermost container, of which what begins at `at` is the innermost. `above`: levels beside those that are open.
+    fn rest_of_container(&mut self, bytes: &[u8], at: usize, above: usize) -> Result<usize, Fault> {
+        let mut at = self.enter(bytes, at, above)?;
         // Directly after an opening bracket the container may close; after a comma it may not.
         let mut may_close = true;
         let mut need_comma = false;
         loop {
             at = white_space(bytes, at)?;
-            let object = self.open[self.open.len() - 1];
+            let object = self.open[self.open.len() - 1].is_object;
             let here = byte(bytes, at)?;
             if may_close && here == if object { b'}' } else { b']' } {
                 self.open.pop();
@@ -249,7 +356,7 @@ impl Scanner {
                 at = member_name(bytes, at)?;
             }
             if matches!(byte(bytes, at)?, b'{' | b'[') {
-                at = self.enter(bytes, at)?;
+                at = self.enter(bytes, at, above)?;
                 (may_close, need_comma) = (true, false);
             } else {
                 at = scalar_end(bytes, at)?;
@@ -258,12 +365,11 @@ impl Scanner {
         }
     }
 
-    fn enter(&mut self, bytes: &[u8], at: usize) -> Result<usize, Fault> {
-        // The record itself is the first level.
-        if self.open.len() + 1 >= self.max_depth {
+    fn enter(&mut self, bytes: &[u8], at: usize, above: usize) -> Result<usize, Fault> {
+        if self.open.len() + above >= self.max_depth {
             return Err(Fault::TooDeep(at));
         }
-        self.open.push(bytes[at] == b'{');
+        self.open.push(Open { is_object: bytes[at] == b'{', at });
         Ok(at + 1)
     }
 }
@@ -479,47 +585,4 @@ fn valid_container_end(bytes: &[u8], mut at: usize) -> Result<usize, Fault> {
             return Ok(at);
         }
     }
-}
-
-/// The text of a string with escapes, appended to `out`. False, with `out` as it was, if it holds half a
-/// surrogate pair: no text can hold that.
-pub fn unescape(raw: &str, out: &mut String) -> bool {
-    let before = out.len();
-    let mut rest = raw;
-    while let Some(at) = memchr::memchr(b'\\', rest.as_bytes()) {
-        out.push_str(&rest[..at]);
-        let (letter, used) = match rest.as_bytes()[at + 1] {
-            b'b' => ('\u{8}', 2),
-            b'f' => ('\u{c}', 2),
-            b'n' => ('\n', 2),
-            b'r' => ('\r', 2),
-            b't' => ('\t', 2),
-            b'u' => match unicode_escape(&rest[at..]) {
-                Some(found) => found,
-                None => {
-                    out.truncate(before);
-                    return false;
-                }
-            },
-            same => (char::from(same), 2),
-        };
-        out.push(letter);
-        rest = &rest[at + used..];
-    }
-    out.push_str(rest);
-    true
-}
-
-/// The character that `\u` with its four digits (or a pair of these) at the head of `text` stands for, and its length.
-fn unicode_escape(text: &str) -> Option<(char, usize)> {
-    let unit = |from: usize| text.get(from..from + 4).and_then(|hex| u32::from_str_radix(hex, 16).ok());
-    let first = unit(2)?;
-    if let Some(plain) = char::from_u32(first) {
-        return Some((plain, 6));
-    }
-    if first >= 0xdc00 || text.get(6..8) != Some("\\u") {
-        return None;
-    }
-    let second = unit(8).filter(|u| (0xdc00..0xe000).contains(u))?;
-    char::from_u32(0x10000 + ((first - 0xd800) << 10) + (second - 0xdc00)).map(|c| (c, 12))
 }

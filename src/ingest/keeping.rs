@@ -20,7 +20,7 @@ use crate::table::TableSpec;
 /// If `spec` is not that table's.
 pub fn reject_rows(spec: &TableSpec, object: &Object, rejects: &[Reject], parse_time: i64) -> RecordBatch {
     let rows = rejects.len();
-    let event_time = object.last_modified.unwrap_or(parse_time);
+    let event_time = object.written().unwrap_or(parse_time);
     let mut payload = BinaryBuilder::new();
     for reject in rejects {
         payload.append_option(reject.payload.as_deref());
@@ -110,7 +110,7 @@ pub fn ledger_rows(spec: &TableSpec, outcomes: &[ObjectOutcome], landed_at: i64)
         text(&|o| Some(o.object.key.clone())),
         text(&|o| Some(o.object.etag.clone())),
         number(&|o| o.object.size as i64),
-        time(&|o| o.object.last_modified),
+        time(&|o| o.object.written()),
         times(landed_at, outcomes.len()),
         Arc::new(rows.finish()),
         // A reject that was replayed is one no more: so the ledger's sum stays what the table of rejects holds.

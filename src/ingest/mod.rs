@@ -9,8 +9,10 @@
 pub mod object;
 pub mod reject;
 pub mod inflate;
+pub mod escape;
 pub mod json;
 pub mod extent;
+pub mod foreign;
 pub mod split;
 pub mod decode;
 pub mod partition;

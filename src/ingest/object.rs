@@ -130,6 +130,12 @@ impl fmt::Display for ContentHash {
     }
 }
 
+/// 1970-01-01T00:00:00Z and the last microsecond of 2099: times that every reader of dates can read, and the least and greatest
+/// that the lake keeps. Microseconds.
+pub const EARLIEST_TIME: i64 = 0;
+/// See [`EARLIEST_TIME`].
+pub const LATEST_TIME: i64 = 4_102_444_800_000_000 - 1;
+
 /// Everything the lake keeps about where an object came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Object {
@@ -143,7 +149,7 @@ pub struct Object {
     pub etag: String,
     /// Bytes as stored.
     pub size: u64,
-    /// When it was written, in microseconds since the epoch; none if nothing tells.
+    /// When it was written, in microseconds since the epoch, as it was told; none if nothing tells.
     pub last_modified: Option<i64>,
     /// The source it belongs to.
     pub source_id: Option<String>,
@@ -158,6 +164,11 @@ impl Object {
             Some(bucket) => format!("s3://{bucket}/{}", self.key),
             None => self.key.clone(),
         }
+    }
+
+    /// When it was written, as the lake keeps it: file systems and archives hold times that no calendar reads.
+    pub fn written(&self) -> Option<i64> {
+        self.last_modified.map(|written| written.clamp(EARLIEST_TIME, LATEST_TIME))
     }
 }
 

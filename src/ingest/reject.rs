@@ -11,6 +11,8 @@ pub enum Reason {
     Incomplete,
     /// JSON, but not an object.
     NotAnObject,
+    /// No JSON at all: a table, a log of another form, a file of another format.
+    ForeignFormat,
     /// Larger than `limits.max_record`.
     RecordTooLarge,
     /// Nested deeper than `limits.max_depth`.
@@ -23,7 +25,7 @@ pub enum Reason {
     MissingEventTime,
     /// The required time can't be read.
     InvalidEventTime,
-    /// The required time is before 2010, or more than a day after the object was written.
+    /// The required time is before 2010, after 2099, or more than a day after the object was written.
     ImplausibleEventTime,
     /// The object's compression is broken or ends early.
     CorruptCompression,
@@ -41,11 +43,12 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::InvalidJson,
         Self::InvalidUtf8,
         Self::Incomplete,
         Self::NotAnObject,
+        Self::ForeignFormat,
         Self::RecordTooLarge,
         Self::TooDeep,
         Self::Unclassified,
@@ -73,6 +76,7 @@ impl Reason {
             Self::InvalidUtf8 => "invalid_utf8",
             Self::Incomplete => "incomplete_record",
             Self::NotAnObject => "not_an_object",
+            Self::ForeignFormat => "foreign_format",
             Self::RecordTooLarge => "record_too_large",
             Self::TooDeep => "too_deep",
             Self::Unclassified => "unclassified",

@@ -4,12 +4,14 @@
 //! * `[` as the first byte opens an array of records.
 //! * An incomplete line goes on only if the next one continues it; otherwise it is one reject.
 //! * An error inside a value rejects as little as can be told apart, and never a neighbour.
+//! * Lines that are no JSON at all, such as a table's, are one reject, up to a line that begins as a record does.
 //!
 //! The splitter sees the object through a window that the caller moves on; it keeps no bytes but those of a
 //! record that is too large.
 
-use super::extent::Extent;
-use super::json::{Fault, Field, Scanner};
+use super::extent::{End, Extent};
+use super::foreign::{Passage, Sniffed, sniff};
+use super::json::{Fault, Field, Nest, Scanner};
 use super::reject::Reason;
 
 /// How much of a rejected record is kept.
@@ -55,6 +57,33 @@ pub struct Kept {
     pub head: Vec<u8>,
     /// Why they are no record.
     pub reason: Reason,
+    /// What they are instead.
+    pub what: &'static str,
+}
+
+/// What is passed over.
+#[derive(Debug, Clone)]
+enum Skipped {
+    /// A record that is too large.
+    Record(Extent),
+    /// What is no JSON.
+    Foreign(Passage),
+}
+
+impl Skipped {
+    fn scan(&mut self, bytes: &[u8]) -> Option<End> {
+        match self {
+            Self::Record(extent) => extent.scan(bytes),
+            Self::Foreign(passage) => passage.scan(bytes),
+        }
+    }
+
+    fn finish(&self) -> End {
+        match self {
+            Self::Record(extent) => extent.finish(),
+            Self::Foreign(passage) => passage.finish(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -91,7 +120,13 @@ impl Place {
 pub struct Splitter {
     place: Place,
     max_record: usize,
-    skipping: Option<(Kept, Extent)>,
+    skipping: Option<(Kept, Skipped)>,
+    /// What the value before was in, if it could not be read on.
+    nest: Nest,
+    /// A value was read, or passed over.
+    begun: bool,
+    /// Bytes that were read to find where broken values end.
+    work: u64,
     /// An array of records that was empty: a reject, if anything follows it.
     empty_array: Option<Kept>,
     /// Where in the window the next piece begins.
@@ -102,7 +137,7 @@ impl Splitter {
     /// A splitter for one object whose records may have `max_record` bytes. `place` is [`Place::START`], unless
     /// the object goes on where another was cut.
     pub fn new(max_record: usize, place: Place) -> Self {
-        Self { place, max_record, skipping: None, empty_array: None, position: 0 }
+        Self { place, max_record, skipping: None, nest: Nest::default(), begun: false, work: 0, empty_array: None, position: 0 }
     }
 
     /// The first byte of the window that is still needed.
@@ -117,12 +152,18 @@ impl Splitter {
 
     /// Whether a record over the limit is being passed over.
     pub fn is_skipping(&self) -> bool {
-        self.skipping.is_some()
+        matches!(self.skipping, Some((_, Skipped::Record(_))))
+    }
+
+    /// How many bytes were read to find where broken values end, those that were read twice twice.
+    pub fn work(&self) -> u64 {
+        self.work
     }
 
     /// Tells that the window's first `bytes` are gone.
     pub fn shift(&mut self, bytes: usize) {
         self.position -= bytes;
+        self.nest.shift(bytes);
     }
 
     /// The next piece in `window`, which stands at `offset` in the object; `last` if the object ends with it.
@@ -139,13 +180,24 @@ impl Splitter {
             return Piece::Kept(array);
         }
         if window[start] != b'{' {
+            let is_line = self.place.framing == Framing::Lines && self.place.indent.is_some() && window[start] != b'[';
+            match if is_line { sniff(&window[start..], !self.begun, last) } else { Sniffed::Nothing } {
+                Sniffed::Nothing => {}
+                Sniffed::NeedMore => return Piece::NeedMore,
+                Sniffed::Foreign(foreign) => {
+                    let (offset, reason) = (offset + start as u64, Reason::ForeignFormat);
+                    let kept = Kept { offset, length: 0, head: Vec::new(), reason, what: foreign.what };
+                    self.skipping = Some((kept, Skipped::Foreign(Passage::new(foreign))));
+                    return self.skip_on(window, last);
+                }
+            }
             let message = format!("{}, not an object", kind_name(window[start]));
             return match scanner.skip(window, start) {
                 Ok(end) => self.broken(window, start, end, Reason::NotAnObject, message),
                 Err(fault) => self.recover(window, offset, last, start, fault),
             };
         }
-        match scanner.object(window, start, fields) {
+        match scanner.object(window, start, fields, &mut self.nest) {
             Ok(end) if end - start <= self.max_record => {
                 self.took(end);
                 Piece::Record { start, end }
@@ -161,6 +213,7 @@ impl Splitter {
     /// A value ended at `end`.
     fn took(&mut self, end: usize) {
         self.position = end;
+        self.begun = true;
         self.place.after_value = true;
         self.place.indent = None;
         if let Framing::Array(_, seen) = &mut self.place.framing {
@@ -204,7 +257,8 @@ impl Splitter {
                 (Framing::Array(opened, seen), b']') => {
                     if !seen {
                         let length = offset + at as u64 + 1 - opened;
-                        self.empty_array = Some(Kept { offset: opened, length, head: b"[]".to_vec(), reason: Reason::NotAnObject });
+                        let (reason, what) = (Reason::NotAnObject, "an array, not an object");
+                        self.empty_array = Some(Kept { offset: opened, length, head: b"[]".to_vec(), reason, what });
                     }
                     self.place.framing = Framing::Lines;
                     self.place.after_value = false;
@@ -225,12 +279,14 @@ impl Splitter {
         let mut extent = self.extent(window[start]);
         let undecided = fault == Fault::End && !last;
         let found = if undecided { None } else { extent.scan(&window[start..]).or(last.then(|| extent.finish())) };
+        self.work += found.map_or(window.len() - start, |end| end.resume as usize) as u64;
         let Some(end) = found else {
             if window.len() - start <= self.max_record {
                 return Piece::NeedMore;
             }
-            let kept = Kept { offset: offset + start as u64, length: 0, head: Vec::new(), reason: Reason::RecordTooLarge };
-            self.skipping = Some((kept, self.extent(window[start])));
+            let (reason, what) = (Reason::RecordTooLarge, "a record that is too large");
+            let kept = Kept { offset: offset + start as u64, length: 0, head: Vec::new(), reason, what };
+            self.skipping = Some((kept, Skipped::Record(self.extent(window[start]))));
             return self.skip_on(window, last);
         };
         let length = end.length as usize;
@@ -250,18 +306,18 @@ impl Splitter {
         piece
     }
 
-    /// Passes over a record that is larger than the limit.
+    /// Passes over a record that is larger than the limit, or what is no JSON.
     fn skip_on(&mut self, window: &[u8], last: bool) -> Piece {
-        let (mut kept, mut extent) = self.skipping.take().expect("only called while skipping");
+        let (mut kept, mut skipped) = self.skipping.take().expect("only called while skipping");
         let rest = &window[self.position..];
         let passed = kept.length;
-        let found = extent.scan(rest).or(last.then(|| extent.finish()));
+        let found = skipped.scan(rest).or(last.then(|| skipped.finish()));
         let keep = MAX_PAYLOAD.saturating_sub(kept.head.len()).min(rest.len());
         kept.head.extend_from_slice(&rest[..keep]);
         let Some(end) = found else {
             kept.length += rest.len() as u64;
             self.position = window.len();
-            self.skipping = Some((kept, extent));
+            self.skipping = Some((kept, skipped));
             return Piece::NeedMore;
         };
         self.took(self.position + (end.resume - passed) as usize);

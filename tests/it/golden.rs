@@ -3,9 +3,17 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::support::{LIMITS, Outcome, decode, decode_in_steps};
-use flarelake::ingest::decode::Decoder;
+use crate::support::{LIMITS, Outcome, WRITTEN, context, decode, decode_in_steps, json_rows};
+use flarelake::config::Partitioning;
+use flarelake::ingest::decode::{Decoder, ObjectContext};
+use flarelake::ingest::file::encode;
+use flarelake::ingest::json::{Keys, Scanner};
+use flarelake::ingest::keeping::{ObjectOutcome, ledger_rows, reject_rows};
+use flarelake::ingest::object::{Object, ObjectId};
+use flarelake::ingest::reject::{Reason, Reject};
+use flarelake::ingest::split::{Piece, Place, Splitter};
 use flarelake::schema::Catalog;
+use flarelake::table::{failures_spec, ledger_spec};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -185,4 +193,123 @@ fn many_broken_values_on_one_line_take_no_time() {
     let outcome = decode(input.as_bytes());
     assert_eq!((outcome.counts.rejects, outcome.rejects.len()), (500_000, 500_000));
     assert!(began.elapsed().as_secs() < 60, "{:?}", began.elapsed());
+}
+
+/// No name in the DNS has more than 253 bytes: what is longer is no host, and stays in its column.
+#[test]
+fn a_host_has_at_most_253_bytes() {
+    for (length, is_host) in [(1, true), (253, true), (254, false), (8_000, false)] {
+        let host = "h".repeat(length);
+        for referrer in [format!("https://{host}/x"), format!("https://{host}.:443/x"), host.clone()] {
+            let row = decode(format!("{{{TIME},\"ClientRequestReferer\":\"{referrer}\"}}").as_bytes()).rows.remove(0);
+            assert_eq!(row["ClientRequestReferer"], referrer);
+            assert_eq!(row["p_any_domain_names"], if is_host { serde_json::json!([host]) } else { Value::Null }, "{length}");
+        }
+    }
+}
+
+/// What an object says of its own age is a bound only if it can be true: archives and file systems give it any time.
+#[test]
+fn a_time_that_no_object_was_written_at_makes_no_record_implausible() {
+    const DAY: i64 = 86_400_000_000;
+    let year = |micros: i64| format!("{{\"EdgeStartTimestamp\":{}}}", micros);
+    // 2010-01-01, 2026-06-01 and the last moment of 2099, as microseconds.
+    let (first, usual, last) = (1_262_304_000_000_000, WRITTEN, 4_102_444_799_999_999);
+    let input = [first - 1, first, usual, usual + 2 * DAY, last, last + 1].map(year).join("\n");
+    let rows = |last_modified: Option<i64>| {
+        let mut decoder = Decoder::new(&Catalog::embedded(), LIMITS);
+        decoder.begin(ObjectContext { last_modified, ..context(None) }, Place::START);
+        decoder.decode(input.as_bytes(), 0, true);
+        let decoded = decoder.take();
+        assert!(decoded.rejects.iter().all(|reject| reject.reason.code() == "implausible_event_time"), "{:?}", decoded.rejects);
+        decoder.counts().rows
+    };
+    assert_eq!(rows(Some(WRITTEN)), 2);
+    // None, 1970, before it, 2009, the year 12345.
+    for untold in [None, Some(0), Some(-DAY), Some(i64::MIN), Some(first - 1), Some(327_403_382_400_000_000), Some(i64::MAX)] {
+        assert_eq!(rows(untold), 4, "{untold:?}");
+    }
+}
+
+/// A reject is in the partition of its object's time: a folder that every reader can take for a date.
+#[test]
+fn rejects_of_absurd_times_stand_in_dates_that_can_be_read() {
+    let spec = failures_spec(Partitioning::Day);
+    let reject =
+        Reject { reason: Reason::InvalidJson, message: "x".into(), log_type: None, offset: Some(0), length: Some(1), payload: None };
+    for (last_modified, date) in [
+        (WRITTEN, "2026-06-01"),
+        (0, "1970-01-01"),
+        (-1, "1970-01-01"),
+        (i64::MIN, "1970-01-01"),
+        // The year 12345.
+        (327_403_382_400_000_000, "2099-12-31"),
+        (i64::MAX, "2099-12-31"),
+    ] {
+        let object = Object {
+            id: ObjectId(1),
+            bucket: None,
+            key: "k".into(),
+            etag: "e".into(),
+            size: 1,
+            last_modified: Some(last_modified),
+            source_id: None,
+            source_label: None,
+        };
+        let rows = reject_rows(&spec, &object, std::slice::from_ref(&reject), WRITTEN);
+        let files = encode(&spec, std::slice::from_ref(&rows)).expect("a file");
+        assert_eq!(files[0].file.partition_values["p_event_date"], date);
+        let time = json_rows(&rows)[0]["p_event_time"].as_str().expect("a time").to_owned();
+        assert!(time.starts_with(date), "{time} in {date}");
+        let outcome =
+            ObjectOutcome { object, replayed: None, rows: Default::default(), rejects: Default::default(), skipped: 0, event_times: None };
+        let line = &json_rows(&ledger_rows(&ledger_spec(), &[outcome], WRITTEN))[0];
+        assert!(line["last_modified"].as_str().expect("a time").starts_with(date), "{line}");
+    }
+}
+
+/// What is no JSON is said to be what it is, and its first bytes are kept.
+#[test]
+fn a_table_is_one_reject_however_large_it_is() {
+    let table = "192.0.2.1,1506702504433000200,GET\n".repeat(100_000);
+    for step in [table.len(), 1 << 16, 777_777] {
+        let mut decoder = Decoder::new(&Catalog::embedded(), LIMITS);
+        let outcome = decode_in_steps(&mut decoder, table.as_bytes(), step);
+        let [reject] = outcome.rejects.as_slice() else { panic!("one reject, not {}", outcome.rejects.len()) };
+        assert!(reject.message.contains("CSV") && reject.message.contains("ndjson"), "{}", reject.message);
+        assert_eq!((reject.offset, reject.length), (Some(0), Some(table.len() as u64 - 1)));
+        assert_eq!(reject.payload.as_deref(), Some(&table.as_bytes()[..1 << 20]));
+    }
+}
+
+/// Lines that open brackets and never close them, so that every one begins inside the one before: each byte is read a few times,
+/// not once for every level.
+#[test]
+fn nested_storms_are_read_in_proportion_to_their_length() {
+    let deep = |line: &str| line.repeat(20_000);
+    let broken = |line: &str| format!("{}!\n", line.repeat(30)).repeat(600);
+    for (name, input) in [
+        ("two brackets a line", deep(" {\"a\":[\n")),
+        ("three brackets a line", deep(" {\"a\":{\"b\":[\n")),
+        ("fields before them", deep(" {\"EdgeStartTimestamp\":1653974623,\"b\":[1,2],\"a\":[\n")),
+        ("an error behind thirty", broken(" {\"a\":[\n")),
+        ("closed at the end", format!("{}1{}", " {\"a\":[\n".repeat(15), " ]}\n".repeat(15)).repeat(600)),
+    ] {
+        let mut scanner = Scanner::new(Keys::new(["EdgeStartTimestamp"]), 64);
+        let mut splitter = Splitter::new(1 << 20, Place::START);
+        let (mut fields, mut pieces) = (Vec::new(), 0_u64);
+        while splitter.next(&mut scanner, input.as_bytes(), 0, true, &mut fields) != Piece::Done {
+            pieces += 1;
+        }
+        assert!(pieces >= 600, "{name}: {pieces} pieces");
+        let work = scanner.work() + splitter.work();
+        assert!(work < 4 * input.len() as u64, "{name}: {work} bytes read of {}", input.len());
+        // However its bytes arrive, the same is made of them.
+        let some = &input.as_bytes()[..input.len().min(20_000)];
+        let whole = decode(some);
+        for step in [100, 4_096] {
+            let mut decoder = Decoder::new(&Catalog::embedded(), LIMITS);
+            assert_eq!(decode_in_steps(&mut decoder, some, step), whole, "{name} in steps of {step}");
+        }
+    }
 }

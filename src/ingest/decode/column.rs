@@ -1,5 +1,6 @@
 //! One Arrow builder a column, and how each documented type reads each JSON value.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -213,7 +214,8 @@ fn append_map(b: &mut TextMap, record: &str, value: Value, scratch: &mut Scratch
         Kind::Object => {
             let mut members = std::mem::take(&mut scratch.children);
             children(record, value, &mut members);
-            let mut last = rustc_hash::FxHashMap::default();
+            // Hashed by a secret: whoever writes objects chooses names.
+            let mut last = HashMap::new();
             for (index, member) in members.iter().enumerate() {
                 let name = member.name.map_or("", |name| map_text(record, name, &mut scratch.text));
                 last.insert(name.to_owned(), index);

@@ -206,7 +206,7 @@ impl Decoder {
                         Reason::RecordTooLarge => {
                             format!("{} bytes; the limit is {} (limits.max_record)", kept.length, self.limits.max_record)
                         }
-                        _ => "an array, not an object".to_owned(),
+                        _ => kept.what.to_owned(),
                     };
                     self.reject(kept.reason, message, None, kept.offset, &kept.head);
                     if let Some(reject) = self.decoded.rejects.last_mut() {

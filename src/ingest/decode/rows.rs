@@ -1,18 +1,19 @@
 //! The rows of one log type: which field fills which column, what is rescued, and the p_ columns.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, StringViewArray, StringViewBuilder, TimestampMicrosecondArray, TimestampMicrosecondBuilder};
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
-use rustc_hash::FxHashMap;
 
 use super::column::{self, ColumnBuilder, Scratch, TextList, TextMap};
 use super::indicator::Indicators;
 use super::time::{self, Time};
 use super::{MAX_BATCH_ROWS, ObjectContext};
 use crate::ingest::json::{Field, Keys, Kind, MAX_KEYS, UNKNOWN_KEY, unescape};
+use crate::ingest::object::LATEST_TIME;
 use crate::ingest::reject::Reason;
 use crate::schema::{Indicator, LogType, Standard};
 
@@ -20,6 +21,15 @@ use crate::schema::{Indicator, LogType, Standard};
 const EARLIEST_EVENT: i64 = 1_262_304_000_000_000;
 /// A day, in microseconds: how much later than its object an event may be.
 const CLOCK_SKEW: i64 = 86_400_000_000;
+
+/// The last plausible moment for an event of an object that says it was written then. A time that no object can have
+/// been written at, such as the 0 of reproducible archives, says nothing.
+fn latest_event(last_modified: Option<i64>) -> i64 {
+    match last_modified {
+        Some(written) if (EARLIEST_EVENT..LATEST_TIME).contains(&written) => written.saturating_add(CLOCK_SKEW),
+        _ => LATEST_TIME,
+    }
+}
 
 /// What became of a record.
 #[derive(Debug)]
@@ -223,8 +233,9 @@ impl RowBuilder {
             Time::At(micros) if micros < EARLIEST_EVENT => {
                 Err((Reason::ImplausibleEventTime, format!("{name} is before 2010: {}", shown())))
             }
-            Time::At(micros) if context.last_modified.is_some_and(|written| micros > written.saturating_add(CLOCK_SKEW)) => {
-                Err((Reason::ImplausibleEventTime, format!("{name} is more than a day after its object was written: {}", shown())))
+            Time::At(micros) if micros > latest_event(context.last_modified) => {
+                let bound = if micros > LATEST_TIME { "after 2099" } else { "more than a day after its object was written" };
+                Err((Reason::ImplausibleEventTime, format!("{name} is {bound}: {}", shown())))
             }
             Time::At(micros) => Ok(micros),
         }
@@ -263,7 +274,8 @@ impl RowBuilder {
         }
         self.rescued.sort_unstable();
         self.record_number += 1;
-        let mut last_unknown: FxHashMap<String, u32> = FxHashMap::default();
+        // Hashed by a secret: whoever writes objects chooses names.
+        let mut last_unknown: HashMap<String, u32> = HashMap::new();
         for &index in &self.rescued {
             let field = &fields[index as usize];
             if field.key == UNKNOWN_KEY {
