@@ -88,7 +88,7 @@ fn values(body: &str) -> Option<Vec<Value>> {
 }
 
 /// What an announcement in any shape says somewhere.
-const TELLING: [&str; 4] = ["ucket", "s3:", "aws.s3", "storage#object"];
+const TELLING: [&str; 5] = ["ucket", "s3:", "aws.s3", "storage#object", "Microsoft.Storage."];
 
 /// The announcement that a value is; none if it is none.
 fn one(map: &Map<String, Value>) -> Option<Notice> {
@@ -229,7 +229,12 @@ const R2_BRINGS_NOTHING: [&str; 2] = ["DeleteObject", "LifecycleDeletion"];
 
 /// What R2 tells a queue, and whoever forwards it from there tells this one.
 fn r2(map: &Map<String, Value>) -> Option<Notice> {
-    let (action, bucket, object) = (map.get("action")?, map.get("bucket")?, map.get("object")?.as_object()?);
+    let (bucket, object) = (map.get("bucket").filter(|bucket| bucket.is_string())?, map.get("object")?.as_object()?);
+    let action = map.get("action").unwrap_or(&Value::Null);
+    let is_known = action.as_str().is_some_and(|action| R2_CREATES.contains(&action) || R2_BRINGS_NOTHING.contains(&action));
+    if !is_known && !object.contains_key("key") {
+        return None;
+    }
     let announced = || {
         let action = word(action).ok_or_else(|| missing("R2 event", "action"))?;
         if R2_BRINGS_NOTHING.contains(&action.as_str()) {
@@ -255,33 +260,47 @@ fn r2(map: &Map<String, Value>) -> Option<Notice> {
 /// Envelopes' members in which announcements stand, in shapes that are not read.
 const ENVELOPES: [&str; 10] = ["body", "Body", "message", "Message", "messages", "payload", "data", "detail", "event", "events"];
 
-/// What tells of an object in a bucket, by itself or in an envelope, in a shape that isn't known.
+/// What tells of an object in a bucket, by itself or in an envelope, in a shape that isn't known. Where it has a time, only what
+/// stores are known to say: whatever else has one may be a record of some log type.
 fn unknown(map: &Map<String, Value>) -> Option<Notice> {
-    let told = tells_of_object(map).then_some("it").or_else(|| {
-        let holds = |value: &Value| holds_announcement(value, MAX_ENVELOPES);
-        ENVELOPES.into_iter().find(|name| map.get(*name).is_some_and(holds))
-    })?;
+    let is_timed = map.keys().any(|name| ["time", "date", "when"].iter().any(|word| name.to_lowercase().contains(word)));
+    let is_meant = |map: &Map<String, Value>| is_of_other_store(map) || (!is_timed && tells_of_object(map));
+    let in_envelope = ENVELOPES.into_iter().find(|name| map.get(*name).is_some_and(|value| holds(value, MAX_ENVELOPES, &is_meant)));
+    let what = match in_envelope {
+        _ if is_meant(map) => "it seems to announce".to_owned(),
+        Some(name) => format!("its `{name}` seems to announce"),
+        None => return None,
+    };
     Some(Notice::Malformed(format!(
-        "{} an object in a bucket, in a shape that isn't known; S3's notifications, EventBridge's `Object Created` and R2's events are, also in SNS' envelope",
-        if told == "it" { "it seems to announce".to_owned() } else { format!("its `{told}` seems to announce") }
+        "{what} an object in a bucket, in a shape that isn't known; S3's notifications, EventBridge's `Object Created` and R2's events are, also in SNS' envelope"
     )))
 }
 
-fn holds_announcement(value: &Value, deeper: usize) -> bool {
+/// Whether an announcement stands somewhere in a value.
+fn holds(value: &Value, deeper: usize, is_meant: &impl Fn(&Map<String, Value>) -> bool) -> bool {
     match value {
         _ if deeper == 0 => false,
         Value::Object(map) => {
-            let notice = s3(map).or_else(|| event_bridge(map)).or_else(|| r2(map));
-            notice.is_some()
-                || tells_of_object(map)
-                || ENVELOPES.iter().any(|name| map.get(*name).is_some_and(|v| holds_announcement(v, deeper - 1)))
+            let is_known = || s3(map).or_else(|| event_bridge(map)).or_else(|| r2(map)).is_some();
+            let inside = |name: &&str| map.get(*name).is_some_and(|value| holds(value, deeper - 1, is_meant));
+            is_known() || is_meant(map) || ENVELOPES.iter().any(inside)
         }
-        Value::Array(some) => some.iter().any(|value| holds_announcement(value, deeper - 1)),
+        Value::Array(some) => some.iter().any(|value| holds(value, deeper - 1, is_meant)),
         Value::String(text) if text.trim_start().starts_with(['{', '[']) => {
-            serde_json::from_str(text).is_ok_and(|value: Value| holds_announcement(&value, deeper - 1))
+            serde_json::from_str(text).is_ok_and(|value: Value| holds(&value, deeper - 1, is_meant))
         }
         _ => false,
     }
+}
+
+/// What other stores and Panther's forwarder say.
+fn is_of_other_store(map: &Map<String, Value>) -> bool {
+    let begins = |name: &str, with: &str| text(map, name).is_some_and(|text| text.starts_with(with));
+    let has = |names: &[&str]| names.iter().all(|name| map.contains_key(*name));
+    begins("eventType", "Microsoft.Storage.")
+        || begins("type", "Microsoft.Storage.")
+        || (begins("kind", "storage#object") && has(&["bucket", "name"]))
+        || has(&["s3Bucket", "s3ObjectKey"])
 }
 
 /// Whether a bucket and a key in it are named, as stores and those who forward their events name them.
@@ -295,10 +314,7 @@ fn tells_of_object(map: &Map<String, Value>) -> bool {
         })
     };
     let bucket = named(&["bucket", "Bucket", "bucketName", "BucketName", "bucket_name", "s3Bucket", "s3_bucket"]);
-    let key = named(&["object", "Object", "key", "Key", "objectKey", "ObjectKey", "object_key", "s3ObjectKey", "s3_key", "s3Key"]);
-    // Google's name an object by `name`.
-    let is_google = text(map, "kind") == Some("storage#object");
-    bucket && (key || is_google)
+    bucket && named(&["object", "Object", "key", "Key", "objectKey", "ObjectKey", "object_key", "s3ObjectKey", "s3_key", "s3Key"])
 }
 
 /// An entry that can't be read costs itself only.

@@ -144,8 +144,11 @@ fn r2_events_are_announcements() {
     assert!(matches!(&notice, Notice::Malformed(why) if why.contains("`RestoreObject`")), "{notice:?}");
     let mut event = r2_event("PutObject", "");
     assert!(matches!(read(&event.to_string()), Notice::Malformed(why) if why.contains("object.key")));
-    event["object"] = json!("no object");
+    event["object"] = json!({});
     assert!(matches!(read(&event.to_string()), Notice::Malformed(_)));
+    event = r2_event("PutObject", "k");
+    event.as_object_mut().expect("an object").remove("action");
+    assert!(matches!(read(&event.to_string()), Notice::Malformed(why) if why.contains("action")));
     // A forwarder may send several at once.
     let (one, other, gone) = (r2_event("PutObject", "a"), r2_event("CopyObject", "b"), r2_event("DeleteObject", "c"));
     for body in [json!([one, gone, other]).to_string(), format!("{one}\n{gone}\n{other}\n")] {
@@ -167,7 +170,8 @@ fn what_has_the_shape_of_an_announcement_is_never_taken_for_records() {
         json!({"messages": [{"id": "1", "body": event.to_string()}]}),
         json!({"Message": S3}),
         // Other stores, and other people's forwarders.
-        json!({"kind": "storage#object", "id": "b/k/1", "name": "k", "bucket": "b", "size": "5"}),
+        json!({"kind": "storage#object", "id": "b/k/1", "name": "k", "bucket": "b", "size": "5", "timeCreated": "2026-05-01T10:00:00Z"}),
+        json!([{"topic": "t", "subject": "s", "eventType": "Microsoft.Storage.BlobCreated", "eventTime": "2026-05-01T10:00:00Z", "data": {"url": "u"}}]),
         json!({"s3Bucket": "b", "s3ObjectKey": ["k"]}),
         json!({"bucket": "b", "key": "k"}),
         json!({"Bucket": "b", "Key": "k", "Size": 5}),
@@ -194,6 +198,9 @@ fn everything_else_is_records() {
         "{\"Datetime\":1,\"ClientRequestPath\":\"/bucket\"}\n{\"Datetime\":2,\"ClientRequestPath\":\"s3:\"}",
         r#"{"EventTimestampMs":1653974623000,"Event":{"bucket":"b","object":{"key":"k"}},"Outcome":"ok"}"#,
         r#"{"object":"page","action":"view"}"#,
+        r#"{"at_time":1653974623,"action":"view","bucket":"b","object":"page"}"#,
+        r#"{"time":"2026-05-01T10:00:00Z","bucket":"b","key":"k","operation":"REST.GET.OBJECT"}"#,
+        r#"{"time":"2026-05-01T10:00:00Z","detail-type":"mine","detail":{"bucket":{"name":"b"},"object":{"key":"k"}}}"#,
         r#"{"key":"no bucket"}"#,
         r#"{"message":"text of a log","bucket":""}"#,
         "not JSON at all, but a bucket",
