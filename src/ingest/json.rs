@@ -125,6 +125,7 @@ pub struct Scanner {
     max_depth: usize,
     /// Open containers.
     open: Vec<Open>,
+    checkpoint: Checkpoint,
     work: u64,
 }
 
@@ -136,48 +137,60 @@ struct Open {
     at: usize,
 }
 
-/// The containers that were open where a value could not be read on. A value that begins with one of them can't be read
-/// beyond that place either, or goes on from there: its bytes need not be read again.
+/// Where scanning a container can go on.
+#[derive(Debug, Clone, Copy, Default)]
+struct Checkpoint {
+    at: usize,
+    may_close: bool,
+    need_comma: bool,
+}
+
+/// The containers that were open where a value could not be read on, and how far it had been read. A value that begins with one
+/// of them can't be read beyond that place either, or goes on from there: its bytes need not be read again.
 #[derive(Debug, Default)]
 pub struct Nest {
     open: Vec<Open>,
     fault: Option<Fault>,
+    checkpoint: Checkpoint,
 }
 
 impl Nest {
     /// Tells that the slice's first `bytes` are gone.
     pub fn shift(&mut self, bytes: usize) {
-        let moved = self.fault.and_then(|fault| fault.shift(bytes));
         let gone = self.open.partition_point(|open| open.at < bytes);
         self.open.drain(..gone);
         self.open.iter_mut().for_each(|open| open.at -= bytes);
-        self.fault = moved;
+        match self.checkpoint.at.checked_sub(bytes) {
+            Some(at) => self.checkpoint.at = at,
+            None => self.fault = None,
+        }
+        self.fault = self.fault.and_then(|fault| fault.shift(bytes));
     }
 }
 
 impl Fault {
     fn shift(self, bytes: usize) -> Option<Self> {
         Some(match self {
-            Self::End => return None,
+            Self::End => Self::End,
             Self::LineEnd(at) => Self::LineEnd(at.checked_sub(bytes)?),
             Self::Syntax(at, what) => Self::Syntax(at.checked_sub(bytes)?, what),
             Self::TooDeep(at) => Self::TooDeep(at.checked_sub(bytes)?),
         })
     }
+}
 
-    /// Where it is; none at the slice's end.
-    fn at(self) -> Option<usize> {
-        match self {
-            Self::End => None,
-            Self::LineEnd(at) | Self::Syntax(at, _) | Self::TooDeep(at) => Some(at),
-        }
+/// Where in `bytes` scanning ended.
+fn reached(bytes: &[u8], scanned: Result<usize, Fault>) -> usize {
+    match scanned {
+        Ok(at) | Err(Fault::LineEnd(at) | Fault::Syntax(at, _) | Fault::TooDeep(at)) => at,
+        Err(Fault::End) => bytes.len(),
     }
 }
 
 impl Scanner {
     /// A scanner that numbers names by `keys` and refuses values nested deeper than `max_depth`.
     pub fn new(keys: Keys, max_depth: usize) -> Self {
-        Self { keys, max_depth, open: Vec::new(), work: 0 }
+        Self { keys, max_depth, open: Vec::new(), checkpoint: Checkpoint::default(), work: 0 }
     }
 
     /// How many bytes were read, those that were read twice twice.
@@ -191,38 +204,32 @@ impl Scanner {
         self.known_fault(bytes, start, nest)?;
         self.open.clear();
         let scanned = self.fields(bytes, start, fields);
-        let end = scanned.map_or_else(|fault| fault.at().unwrap_or(bytes.len()), |end| end);
-        self.work += end.saturating_sub(start) as u64;
-        if let Err(fault) = scanned
-            && fault != Fault::End
-        {
-            std::mem::swap(&mut nest.open, &mut self.open);
-            nest.fault = Some(fault);
-        }
-        scanned
+        self.work += reached(bytes, scanned).saturating_sub(start) as u64;
+        scanned.inspect_err(|fault| self.leave(nest, *fault))
+    }
+
+    /// Keeps what a value was in that could not be read on.
+    fn leave(&mut self, nest: &mut Nest, fault: Fault) {
+        std::mem::swap(&mut nest.open, &mut self.open);
+        (nest.fault, nest.checkpoint) = (Some(fault), self.checkpoint);
     }
 
     /// The fault of an object that begins inside a nest.
     fn known_fault(&mut self, bytes: &[u8], start: usize, nest: &mut Nest) -> Result<(), Fault> {
         let Some(fault) = nest.fault else { return Ok(()) };
         let Ok(place) = nest.open.binary_search_by_key(&start, |open| open.at) else { return Ok(()) };
-        let Fault::TooDeep(at) = fault else {
-            nest.open.drain(..=place);
+        if !matches!(fault, Fault::TooDeep(_) | Fault::End) {
             return Err(fault);
-        };
-        // Of this object it is not so deep: on from there.
+        }
+        // Of this object it is not so deep, or there are more bytes now: on from there.
         self.open.clear();
         self.open.extend(&nest.open[place..]);
-        let scanned = self.rest_of_container(bytes, at, 0);
-        let end = scanned.map_or_else(|fault| fault.at().unwrap_or(bytes.len()), |end| end);
-        self.work += end.saturating_sub(at) as u64;
+        let scanned = self.rest_of_container(bytes, nest.checkpoint, 0);
+        self.work += reached(bytes, scanned).saturating_sub(nest.checkpoint.at) as u64;
         match scanned {
             Ok(_) => nest.fault = None,
-            Err(Fault::End) => return Err(Fault::End),
             Err(fault) => {
-                self.open.drain(..1);
-                std::mem::swap(&mut nest.open, &mut self.open);
-                nest.fault = Some(fault);
+                self.leave(nest, fault);
                 return Err(fault);
             }
         }
@@ -264,8 +271,7 @@ impl Scanner {
     /// The end of the value that begins at `at`, whatever it is.
     pub fn skip(&mut self, bytes: &[u8], at: usize) -> Result<usize, Fault> {
         let scanned = self.value(bytes, at).map(|(.., after)| after);
-        let end = scanned.map_or_else(|fault| fault.at().unwrap_or(bytes.len()), |end| end);
-        self.work += end.saturating_sub(at) as u64;
+        self.work += reached(bytes, scanned).saturating_sub(at) as u64;
         scanned
     }
 
@@ -322,16 +328,16 @@ impl Scanner {
     fn container(&mut self, bytes: &[u8], at: usize) -> Result<usize, Fault> {
         self.open.clear();
         // The record itself is the first level.
-        self.rest_of_container(bytes, at, 1)
+        let at = self.enter(bytes, at, 1)?;
+        // Directly after an opening bracket the container may close; after a comma it may not.
+        self.rest_of_container(bytes, Checkpoint { at, may_close: true, need_comma: false }, 1)
     }
 
-    /// The end of the outermost container, of which what begins at `at` is the innermost. `above`: levels beside those that are open.
-    fn rest_of_container(&mut self, bytes: &[u8], at: usize, above: usize) -> Result<usize, Fault> {
-        let mut at = self.enter(bytes, at, above)?;
-        // Directly after an opening bracket the container may close; after a comma it may not.
-        let mut may_close = true;
-        let mut need_comma = false;
+    /// The end of the outermost open container. `above`: levels beside those that are open.
+    fn rest_of_container(&mut self, bytes: &[u8], from: Checkpoint, above: usize) -> Result<usize, Fault> {
+        let Checkpoint { mut at, mut may_close, mut need_comma } = from;
         loop {
+            self.checkpoint = Checkpoint { at, may_close, need_comma };
             at = white_space(bytes, at)?;
             let object = self.open[self.open.len() - 1].is_object;
             let here = byte(bytes, at)?;

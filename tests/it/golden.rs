@@ -293,6 +293,7 @@ fn nested_storms_are_read_in_proportion_to_their_length() {
         ("three brackets a line", deep(" {\"a\":{\"b\":[\n")),
         ("fields before them", deep(" {\"EdgeStartTimestamp\":1653974623,\"b\":[1,2],\"a\":[\n")),
         ("an error behind thirty", broken(" {\"a\":[\n")),
+        ("a long list behind thirty", format!("{}{}", " {\"a\":[\n".repeat(30), " {\"b\":1},\n".repeat(20_000))),
         ("closed at the end", format!("{}1{}", " {\"a\":[\n".repeat(15), " ]}\n".repeat(15)).repeat(600)),
     ] {
         let mut scanner = Scanner::new(Keys::new(["EdgeStartTimestamp"]), 64);
