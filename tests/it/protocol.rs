@@ -3,47 +3,57 @@
 //!
 //! The model holds what the protocol decides on and nothing else: two logs (the ledger and one table), put-if-absent,
 //! checkpoints, files with an age, and what each process has read. Time is long pauses: all that was before the last one is
-//! older than ten minutes, an hour and a day at once. Nothing in between can be more dangerous, since who asks for
+//! older than an hour and a day at once. Nothing in between can be more dangerous, since who asks for
 //! an age asks whether it is small. A process that dies for good is one that never takes its next step: what must hold, must
 //! hold in every state.
 //!
 //! | step | what it is |
 //! |---|---|
-//! | R1 list | the newest checkpoint is found by listing, and loaded: reading begins, or begins anew |
+//! | R1 list | the newest checkpoint is found by listing, and loaded: reading begins, or begins anew; of the ledger the entries from its settled mark on are read, too |
 //! | R2 read on | the next log entry; if it is absent, that is the end |
-//! | R3 list again | the end counts if no checkpoint is beyond where this reading began; else all that it read is forgotten, and R1 |
+//! | R3 list again | if anything was read: it counts if the listing shows it, shows what reading began with, and shows no checkpoint beyond that or nothing half a day younger; else R1 |
 //! | W1 upload | a batch's file is written |
-//! | W2 catch up | R2 on the ledger; R3 before the end counts, if it was last seen over ten minutes ago |
-//! | W3 check | with W2's end: own batch is there, so P; objects are there, so W1 without them; file over an hour old, so W1; else W4 |
+//! | W2 catch up | R2, R3 on the ledger |
+//! | W3 check | with W2's end: own batch is there, so P; objects are there, so W1 without them; a fence is there that is newer than the file, so W3a; else W4 |
+//! | W3a look after files | a file is gone, or was over an hour old when the fence was put, so W1; else W4 |
 //! | W4 put | the batch, as the ledger's next version if that is absent; lost or unanswered, W2 |
-//! | W5 confirm | if W2's end was seen over ten minutes ago: no checkpoint at or above the version that was won; else nothing of it counts, and R1 |
+//! | W5 confirm | what was put counts by a listing, as in R3; else it is as if it had not been put, and W1 |
 //! | W6 acknowledge | with P's end |
-//! | P1 catch up | R2, R3 on the table; with its end: nothing is missing of the ledger as read, or P2 |
+//! | P1 catch up | R2, R3 on the table; with its end: nothing is missing of the ledger as read, or P2; it was brought up beyond that, so P4 |
 //! | P2 put, P3 confirm | all that is missing and the ledger's version, as W4, W5 |
+//! | P4 read the ledger on | R2, R3; if it does not get there, P5 |
+//! | P5 list the ledger | there is anything of the version that the table is at, or of one beyond, so R1; else the lake is damaged, and the process stops |
 //! | C1 snapshot | R1, R2, R3 on the table |
 //! | C2 merge | an output is written of two inputs |
-//! | C3 catch up, C4 check | R2, R3 on the table; with the end: an input is gone from the table, or the output is over an hour old, so give up |
+//! | C3 catch up, C4 check | R2, R3 on the table; with the end: an input is gone from the table, or reading has to begin anew, so give up |
+//! | C4a look after files | as W3a; give up, or C5 |
 //! | C5 put, C6 confirm | inputs out, output in, as W4, W5 |
-//! | V1 snapshot, V2 list files | candidates: files that are over a day old and that the table does not name |
+//! | V1 snapshot, V2 list files | candidates: files that the table does not name |
 //! | V3 fence the ledger, V4 fence the table | an empty version each, as W2, W4, W5; then P |
-//! | V5 delete | candidates that the table as P read it does not name, and that were not taken out within the last day |
+//! | V5 delete | candidates that were over a day old when the ledger's fence was put, that the table as P read it does not name, and that were not taken out within that day |
 //! | K1 catch up | R2, R3 on a log; the ledger's, then P |
-//! | K2 checkpoint | of the version that K1 came to |
-//! | K3 clean up | entries below that are over a day old are removed, in any order |
+//! | K0 mark what is settled | an entry of the ledger that tells to where K1 read it, as W2, W4, W5, if there is none as new |
+//! | K2 checkpoint | of the version that K1 or K0 came to |
+//! | K3 clean up | entries that are over a day old, below a checkpoint that is over a day old, and of the ledger up to the mark in that, are listed and removed, in any order |
 //! | S1 unanswered | a put's answer is lost; the put arrives at any time later, or never |
 //! | S2 dies, S3 a long pause | at any time |
 //! | S4 others land | objects land and are projected, in one step |
+//! | S5 a LIST fails | of R3, W5, P3, P5, C6: the process goes on with what it knows |
+//! | S6 another engine checkpoints | a log that it has read any time before |
+//! | S7 the ledger is removed | all of its log; or an older copy takes its place |
 //!
+//! No step asks the clock of a process: "over a day old" is by the times that the store gives to what is in it.
 //! A writer acknowledges when the table is at the ledger's version. What each rule is good for is shown by leaving it out: the
 //! search then finds how something is lost, or doubled.
 
+mod reading;
 mod rules;
 mod state;
 mod steps;
 
 use std::collections::HashMap;
 
-use rules::{Doubt, Protocol, Role, Rules};
+use rules::{Ahead, Base, Doubt, Look, Mark, Now, Protocol, Role, Rules, Time};
 use state::{LEDGER, Next, Rows, State, TABLE, rows};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
@@ -53,13 +63,14 @@ const FILES: &str = "no file that is named is gone";
 const ACKNOWLEDGED: &str = "what is acknowledged is in the ledger and in the table";
 const CHECKPOINTS: &str = "a checkpoint tells what really landed";
 const ALL_LAND: &str = "who is through has landed all of its objects";
+const DAMAGED: &str = "only a damaged lake is found damaged";
 const ALL: &str = "all invariants hold";
 const THROUGH: &str = "all are through";
 
 type Invariant = fn(&Protocol, &State) -> bool;
 
 /// What must hold in every state.
-const INVARIANTS: [(&str, Invariant); 6] = [
+const INVARIANTS: [(&str, Invariant); 7] = [
     (ONCE, |_, state| {
         let landed: Rows = state.true_landings().map(|(_, objects, _)| rows(objects)).sum();
         landed & 0xEEEE == 0
@@ -74,11 +85,8 @@ const INVARIANTS: [(&str, Invariant); 6] = [
         let to_come = state.true_landings().filter(|(version, ..)| *version > table.txn);
         !state.lacks_any(to_come.fold(table.files, |files, (_, _, file)| files | 1 << file))
     }),
-    (ACKNOWLEDGED, |_, state| {
-        let txn = state.true_table().txn;
-        let there = state.true_landings().filter(|(version, ..)| *version <= txn);
-        state.acknowledged & !there.fold(0, |there, (_, objects, _)| there | objects) == 0
-    }),
+    (ACKNOWLEDGED, |_, state| state.acknowledged & !state.true_objects(state.true_table().txn) == 0),
+    (DAMAGED, |_, state| state.logs[LEDGER].removed || state.processes.iter().all(|process| process.next != Next::Stopped)),
     (CHECKPOINTS, |_, state| !state.wrong_checkpoint),
     (ALL_LAND, |protocol, state| {
         let through = protocol.roles.iter().zip(&state.processes).filter(|(_, process)| process.next == Next::Nothing);
@@ -93,7 +101,18 @@ fn properties() -> Vec<Property<Protocol>> {
     ]
 }
 
-const NOBODY: Protocol = Protocol { rules: Rules::ALL, roles: &[], newcomers: 0, landed: 0, pauses: 1, unanswered: 0, deaths: 0 };
+const NOBODY: Protocol = Protocol {
+    rules: Rules::ALL,
+    roles: &[],
+    newcomers: 0,
+    landed: 0,
+    pauses: 1,
+    unanswered: 0,
+    failures: 0,
+    deaths: 0,
+    removal: false,
+    restoring: false,
+};
 /// One object; and two writers of two, with one in common.
 const WRITER: Role = Role::Writer(&[0b0001]);
 const LEFT: Role = Role::Writer(&[0b0011]);
@@ -106,6 +125,11 @@ const KEEPER: Role = Role::Keeper(&[LEDGER]);
 const TABLE_KEEPER: Role = Role::Keeper(&[TABLE]);
 const BOTH_KEEPER: Role = Role::Keeper(&[LEDGER, TABLE]);
 
+/// Has two objects to land, one after the other.
+const TWICE: Role = Role::Writer(&[0b0001, 0b1000]);
+const ENGINE: Role = Role::Engine(LEDGER);
+const CLEANER: Role = Role::Cleaner(LEDGER);
+
 const WRITERS: Protocol = Protocol { roles: &[LEFT, RIGHT], deaths: 1, ..NOBODY };
 const WRITERS_UNANSWERED: Protocol = Protocol { roles: &[LEFT, RIGHT], unanswered: 1, ..NOBODY };
 const WRITERS_AND_VACUUM: Protocol = Protocol { roles: &[LEFT, RIGHT, VACUUM], ..NOBODY };
@@ -114,12 +138,26 @@ const COMPACTORS_AND_VACUUM: Protocol = Protocol { roles: &[COMPACTOR, COMPACTOR
 const COMPACTORS_AND_WRITER: Protocol = Protocol { roles: &[COMPACTOR, COMPACTOR, LAST], landed: 2, unanswered: 1, ..NOBODY };
 const CLEAN_UP: Protocol = Protocol { roles: &[WRITER, OTHERS, KEEPER], unanswered: 1, ..NOBODY };
 const CLEAN_UP_OF_BOTH: Protocol = Protocol { roles: &[WRITER, OTHERS, BOTH_KEEPER], ..NOBODY };
-const CLEAN_UP_TWICE: Protocol = Protocol { roles: &[WRITER, OTHERS, KEEPER, KEEPER], newcomers: 1, ..NOBODY };
+const CLEAN_UP_TWICE: Protocol = Protocol { roles: &[WRITER, KEEPER, KEEPER], newcomers: 1, ..NOBODY };
+const CLEAN_UP_AND_CLEANER: Protocol = Protocol { roles: &[WRITER, Role::Others(1, 1), KEEPER, CLEANER], ..NOBODY };
 const CLEAN_UP_AND_TWO_WRITERS: Protocol = Protocol { roles: &[WRITER, WRITER, OTHERS, KEEPER], ..NOBODY };
-const CLEAN_UP_AND_NEWCOMER: Protocol = Protocol { roles: &[OTHERS, KEEPER, WRITER, WRITER], newcomers: 1, ..NOBODY };
+const CLEAN_UP_AND_NEWCOMER: Protocol = Protocol { roles: &[OTHERS, KEEPER, WRITER], newcomers: 1, ..NOBODY };
 const CLEAN_UP_AND_COMPACTORS: Protocol =
     Protocol { roles: &[Role::Others(2, 3), TABLE_KEEPER, COMPACTOR, COMPACTOR], newcomers: 2, landed: 2, ..NOBODY };
-const CLEAN_UP_AND_VACUUM: Protocol = Protocol { roles: &[WRITER, OTHERS, VACUUM, TABLE_KEEPER], ..NOBODY };
+const CLEAN_UP_AND_VACUUM: Protocol = Protocol { roles: &[WRITER, VACUUM, KEEPER], ..NOBODY };
+const CLEAN_UP_OF_TABLE_AND_VACUUM: Protocol = Protocol { roles: &[WRITER, OTHERS, VACUUM, TABLE_KEEPER], ..NOBODY };
+const FAILURES: Protocol = Protocol { roles: &[TWICE, Role::Writer(&[0b0010])], failures: 2, ..NOBODY };
+const FAILURES_AND_DEATH: Protocol = Protocol { roles: &[TWICE], failures: 2, deaths: 1, ..NOBODY };
+const FAILURES_AND_CLEAN_UP: Protocol = Protocol { roles: &[WRITER, OTHERS, KEEPER], failures: 1, ..NOBODY };
+const FAILURES_AND_COMPACTOR: Protocol = Protocol { roles: &[WRITER, LAST, COMPACTOR], landed: 2, failures: 1, ..NOBODY };
+const FOREIGN: Protocol = Protocol { roles: &[WRITER, ENGINE, LAST], newcomers: 1, ..NOBODY };
+const FOREIGN_AND_KEEPER: Protocol = Protocol { roles: &[ENGINE, KEEPER, LAST], newcomers: 1, landed: 2, ..NOBODY };
+const FOREIGN_AND_CLEANER: Protocol = Protocol { roles: &[ENGINE, KEEPER, CLEANER, LAST], newcomers: 1, landed: 2, ..NOBODY };
+const FOREIGN_OF_TABLE: Protocol = Protocol { roles: &[WRITER, Role::Engine(TABLE), LAST], newcomers: 1, ..NOBODY };
+const REMOVED: Protocol = Protocol { roles: &[WRITER, LAST], newcomers: 1, deaths: 1, removal: true, ..NOBODY };
+const REMOVED_UNDER_KEEPER: Protocol = Protocol { roles: &[Role::Others(1, 1), KEEPER, LAST], newcomers: 1, removal: true, ..NOBODY };
+const REMOVED_UNDER_VACUUM: Protocol = Protocol { roles: &[WRITER, VACUUM], removal: true, ..NOBODY };
+const RESTORED: Protocol = Protocol { roles: &[WRITER, LAST], newcomers: 2, landed: 2, restoring: true, ..NOBODY };
 
 /// Explores all that can happen. If something can that must not: which invariants it breaks, and the fewest steps to it.
 fn explore(protocol: &Protocol) -> Option<(Vec<&'static str>, String)> {
@@ -189,48 +227,69 @@ fn compactors_race() {
 }
 
 #[test]
-fn logs_are_cleaned_up_under_writers() {
-    holds(&Protocol { pauses: 2, ..CLEAN_UP });
+fn logs_are_cleaned_up() {
+    holds(&CLEAN_UP);
     holds(&CLEAN_UP_OF_BOTH);
-}
-
-#[test]
-fn logs_are_cleaned_up_twice() {
     holds(&CLEAN_UP_TWICE);
+    holds(&CLEAN_UP_AND_NEWCOMER);
 }
 
 #[test]
-fn logs_are_cleaned_up_under_two_writers() {
-    holds(&CLEAN_UP_AND_TWO_WRITERS);
-}
-
-#[test]
-fn logs_are_cleaned_up_under_compactors() {
+fn logs_are_cleaned_up_under_upkeep() {
     holds(&CLEAN_UP_AND_COMPACTORS);
+    holds(&CLEAN_UP_AND_VACUUM);
 }
 
 #[test]
-fn logs_are_cleaned_up_under_a_vacuum() {
-    holds(&CLEAN_UP_AND_VACUUM);
+fn listings_fail_and_processes_go_on() {
+    holds(&FAILURES);
+    holds(&FAILURES_AND_DEATH);
+    holds(&FAILURES_AND_CLEAN_UP);
+    holds(&FAILURES_AND_COMPACTOR);
+}
+
+#[test]
+fn other_engines_write_checkpoints() {
+    holds(&FOREIGN);
+    holds(&FOREIGN_AND_KEEPER);
+    holds(&FOREIGN_OF_TABLE);
+}
+
+#[test]
+fn a_ledger_is_removed_or_restored() {
+    holds(&REMOVED);
+    holds(&REMOVED_UNDER_KEEPER);
+    holds(&REMOVED_UNDER_VACUUM);
+    holds(&RESTORED);
 }
 
 #[test]
 #[ignore = "takes many minutes, and gigabytes"]
 fn wider_bounds() {
     holds(&Protocol { unanswered: 1, ..WRITERS });
-    holds(&Protocol { pauses: 2, ..CLEAN_UP_AND_NEWCOMER });
+    holds(&Protocol { pauses: 2, ..CLEAN_UP });
+    holds(&Protocol { roles: &[WRITER, OTHERS, KEEPER, KEEPER], ..NOBODY });
+    holds(&CLEAN_UP_AND_CLEANER);
+    holds(&CLEAN_UP_AND_TWO_WRITERS);
+    holds(&CLEAN_UP_OF_TABLE_AND_VACUUM);
     holds(&Protocol { roles: &[COMPACTOR, COMPACTOR, VACUUM, LAST], ..COMPACTORS_AND_VACUUM });
     holds(&Protocol { roles: &[COMPACTOR, COMPACTOR, VACUUM, VACUUM], pauses: 2, ..COMPACTORS_AND_VACUUM });
     holds(&Protocol { roles: &[COMPACTOR, COMPACTOR, VACUUM, TABLE_KEEPER], ..COMPACTORS_AND_VACUUM });
-    holds(&Protocol { roles: &[COMPACTOR, COMPACTOR, Role::Others(3, 3), TABLE_KEEPER], pauses: 2, ..COMPACTORS_AND_VACUUM });
-    holds(&Protocol { roles: &[WRITER, OTHERS, VACUUM, BOTH_KEEPER], ..NOBODY });
-    holds(&Protocol { roles: &[WRITER, OTHERS, BOTH_KEEPER, BOTH_KEEPER], ..NOBODY });
+    holds(&Protocol { failures: 1, ..CLEAN_UP_AND_COMPACTORS });
+    holds(&Protocol { deaths: 1, ..FAILURES });
+    holds(&Protocol { roles: &[WRITER, WRITER, OTHERS, KEEPER], ..FAILURES_AND_CLEAN_UP });
+    holds(&Protocol { roles: &[WRITER, ENGINE, KEEPER, LAST], newcomers: 1, ..NOBODY });
+    holds(&Protocol { roles: &[WRITER, Role::Engine(TABLE), TABLE_KEEPER, LAST], newcomers: 1, ..NOBODY });
+    holds(&FOREIGN_AND_CLEANER);
+    holds(&Protocol { deaths: 1, ..FOREIGN });
+    holds(&Protocol { roles: &[LEFT, RIGHT, LAST], deaths: 0, ..REMOVED });
+    holds(&Protocol { roles: &[WRITER, VACUUM, LAST], newcomers: 1, ..REMOVED_UNDER_VACUUM });
 }
 
 /// With the invariant that who is through has landed everything: a writer that is served lands, whatever the others do.
 #[test]
 fn every_run_comes_to_an_end() {
-    for protocol in [WRITERS, WRITERS_UNANSWERED, COMPACTORS_AND_VACUUM, CLEAN_UP_OF_BOTH] {
+    for protocol in [WRITERS, WRITERS_UNANSWERED, COMPACTORS_AND_VACUUM, CLEAN_UP_OF_BOTH, FAILURES_AND_DEATH, REMOVED_UNDER_VACUUM] {
         assert!(ends(&protocol), "{:?} can go on for ever", protocol.roles);
     }
 }
@@ -244,8 +303,6 @@ fn without_looking_for_its_objects_a_writer_lands_them_again() {
 fn without_its_fences_a_vacuum_takes_what_lands_later() {
     breaks(FILES, WRITER_AND_VACUUM, |rules| rules.fences_ledger = false);
     breaks(FILES, COMPACTORS_AND_VACUUM, |rules| rules.fences_table = false);
-    breaks(FILES, WRITER_AND_VACUUM, |rules| rules.lists_then_fences = false);
-    breaks(FILES, COMPACTORS_AND_VACUUM, |rules| rules.lists_then_fences = false);
 }
 
 #[test]
@@ -253,15 +310,32 @@ fn without_projecting_first_a_vacuum_takes_what_has_landed() {
     breaks(FILES, WRITER_AND_VACUUM, |rules| rules.projects_before_deleting = false);
 }
 
+/// The table's is put later: what was young at the ledger's may be old at that.
 #[test]
-fn without_asking_their_age_files_are_committed_that_a_vacuum_took() {
-    breaks(FILES, WRITER_AND_VACUUM, |rules| rules.writers_ask_age = false);
-    breaks(FILES, COMPACTORS_AND_VACUUM, |rules| rules.compactors_ask_age = false);
+fn who_takes_the_last_fence_for_now_takes_what_was_young_at_the_first() {
+    breaks(FILES, WRITER_AND_VACUUM, |rules| rules.vacuums_by = Now::LastFence);
+}
+
+#[test]
+fn without_looking_after_them_files_are_committed_that_a_vacuum_took() {
+    breaks(FILES, WRITER_AND_VACUUM, |rules| rules.writers_look = Look::Never);
+    breaks(FILES, COMPACTORS_AND_VACUUM, |rules| rules.compactors_look = Look::Never);
+}
+
+/// One that stands still, or is ahead, of one process.
+#[test]
+fn whoever_asks_his_own_clock_is_deceived() {
+    breaks(FILES, WRITER_AND_VACUUM, |rules| rules.writers_look = Look::OwnClock);
+    breaks(FILES, COMPACTORS_AND_VACUUM, |rules| rules.compactors_look = Look::OwnClock);
+    breaks(FILES, WRITER_AND_VACUUM, |rules| rules.vacuums_by = Now::OwnClock);
+    breaks(FILES, COMPACTORS_AND_VACUUM, |rules| rules.vacuums_by = Now::OwnClock);
+    let answered = Protocol { unanswered: 0, ..CLEAN_UP };
+    breaks(ACKNOWLEDGED, answered.clone(), |rules| rules.doubts_by = Time::Own);
+    breaks(ACKNOWLEDGED, answered, |rules| rules.cleans_by = Time::Own);
 }
 
 #[test]
 fn who_removes_its_own_files_removes_what_an_unanswered_put_named() {
-    breaks(FILES, WRITER_AND_VACUUM, |rules| rules.leaves_files = false);
     breaks(FILES, COMPACTORS_AND_VACUUM, |rules| rules.leaves_files = false);
 }
 
@@ -271,37 +345,87 @@ fn without_asking_for_its_inputs_a_compactor_doubles_rows() {
 }
 
 #[test]
-fn who_was_away_and_lists_nothing_takes_a_hole_for_the_end() {
-    breaks(ACKNOWLEDGED, CLEAN_UP, |rules| rules.when_away = Doubt::None);
-    breaks(ACKNOWLEDGED, CLEAN_UP, |rules| rules.cleans_only_old = false);
+fn who_lists_nothing_takes_a_hole_for_the_end() {
+    let answered = Protocol { unanswered: 0, ..CLEAN_UP };
+    breaks(ACKNOWLEDGED, answered.clone(), |rules| rules.doubts = Doubt::None);
+    breaks(ACKNOWLEDGED, answered, |rules| rules.cleans_only_old = false);
 }
 
 /// Someone who was away as long filled the hole, and the next reader went on over it.
 #[test]
-fn who_was_away_and_lists_only_what_is_beyond_the_end_takes_a_ghost_for_a_landing() {
-    breaks(ACKNOWLEDGED, CLEAN_UP_AND_TWO_WRITERS, |rules| rules.when_away = Doubt::Beyond);
-    breaks(FILES, CLEAN_UP_AND_VACUUM, |rules| rules.when_away = Doubt::Beyond);
-    breaks(ACKNOWLEDGED, CLEAN_UP_AND_TWO_WRITERS, |rules| rules.forgets = false);
+fn who_lists_only_what_is_beyond_the_end_takes_a_ghost_for_a_landing() {
+    breaks(ACKNOWLEDGED, CLEAN_UP_AND_CLEANER, |rules| rules.doubts = Doubt::Beyond);
+    breaks(ACKNOWLEDGED, CLEAN_UP_AND_CLEANER, |rules| rules.forgets = false);
 }
 
 #[test]
-fn who_begins_to_read_and_lists_only_once_takes_holes_and_ghosts() {
-    let newcomer = Protocol { roles: &[OTHERS, KEEPER, WRITER], ..CLEAN_UP_AND_NEWCOMER };
-    breaks(ACKNOWLEDGED, newcomer, |rules| rules.when_starting = Doubt::None);
-    let only_reaches = |rules: &mut Rules| (rules.when_starting, rules.starts_reach) = (Doubt::None, true);
-    breaks(ACKNOWLEDGED, CLEAN_UP_AND_NEWCOMER, only_reaches);
-    breaks(ROWS, CLEAN_UP_AND_COMPACTORS, only_reaches);
+fn without_confirming_a_put_what_nobody_reads_is_acknowledged() {
+    let answered = Protocol { unanswered: 0, ..CLEAN_UP };
+    breaks(ACKNOWLEDGED, answered, |rules| rules.confirms = false);
+    breaks(ACKNOWLEDGED, CLEAN_UP_AND_CLEANER, |rules| rules.confirms_by_listing = false);
+}
+
+/// A second keeper removed it again, and nothing in the listing is new.
+#[test]
+fn who_does_not_see_his_own_put_takes_it_for_there() {
+    breaks(ACKNOWLEDGED, CLEAN_UP_AND_CLEANER, |rules| rules.sees_what_counts = false);
+}
+
+/// Its objects land twice, by a LIST that fails and by a checkpoint of just that version; or they never get to the table, since
+/// the next batch of the same process takes it beyond them.
+#[test]
+fn a_put_that_is_forgotten_lands_twice_or_is_lost() {
+    breaks(ONCE, FAILURES, |rules| rules.puts_back_in_ledger = false);
+    breaks(ONCE, Protocol { unanswered: 0, ..CLEAN_UP }, |rules| rules.puts_back_in_ledger = false);
+    breaks(ROWS, Protocol { failures: 1, ..FAILURES_AND_DEATH }, |rules| rules.puts_back_in_ledger = false);
+}
+
+/// A compactor has taken its files out meanwhile: they are added once more.
+#[test]
+fn a_projection_that_is_forgotten_doubles_rows() {
+    breaks(ROWS, Protocol { landed: 1, ..FAILURES_AND_COMPACTOR }, |rules| rules.puts_back_in_table = false);
 }
 
 #[test]
-fn without_confirming_an_old_put_what_nobody_reads_is_acknowledged() {
-    breaks(ACKNOWLEDGED, CLEAN_UP, |rules| rules.confirms = false);
-    breaks(ACKNOWLEDGED, Protocol { newcomers: 0, ..CLEAN_UP_TWICE }, |rules| rules.confirms_by_listing = false);
+fn a_mark_beyond_what_is_projected_loses_the_rest() {
+    breaks(ACKNOWLEDGED, Protocol { unanswered: 0, ..CLEAN_UP }, |rules| rules.projects_before_marking = false);
 }
 
 #[test]
-fn a_checkpoint_beyond_what_is_projected_loses_the_rest() {
-    breaks(ACKNOWLEDGED, CLEAN_UP, |rules| rules.projects_before_checkpoint = false);
+fn who_takes_every_checkpoint_for_settled_loses_what_a_dead_writer_left() {
+    breaks(ACKNOWLEDGED, FOREIGN, |rules| rules.reads_from = Mark::None);
+}
+
+#[test]
+fn cleaned_up_beyond_its_mark_a_checkpoint_is_no_beginning() {
+    breaks(DAMAGED, FOREIGN_AND_CLEANER, |rules| rules.cleans_to = Mark::None);
+    breaks(DAMAGED, FOREIGN_AND_CLEANER, |rules| rules.cleans_to = Mark::Newest);
+}
+
+/// The ledger was cleaned up to the newer one.
+#[test]
+fn a_mark_that_goes_back_is_no_beginning() {
+    let keepers = Protocol { roles: &[Role::Others(1, 1), KEEPER, KEEPER, LAST], newcomers: 1, landed: 1, ..NOBODY };
+    breaks(DAMAGED, keepers, |rules| rules.marks_only_forward = false);
+}
+
+#[test]
+fn a_table_ahead_of_its_ledger_swallows_what_lands() {
+    breaks(ACKNOWLEDGED, RESTORED, |rules| rules.when_ahead = Ahead::Ignored);
+    breaks(DAMAGED, CLEAN_UP, |rules| rules.when_ahead = Ahead::Read);
+}
+
+#[test]
+fn a_second_ledger_loses_what_lands() {
+    breaks(ROWS, REMOVED, |rules| rules.creates_only_in_empty_lake = false);
+}
+
+/// A put goes into a log that was removed; so it does if a keeper's checkpoint came late.
+#[test]
+fn without_what_came_before_a_put_is_in_no_ledger() {
+    breaks(ROWS, REMOVED, |rules| rules.knows_its_base = Base::Unknown);
+    breaks(ACKNOWLEDGED, REMOVED_UNDER_KEEPER, |rules| rules.knows_its_base = Base::OrCheckpoint);
+    breaks(ACKNOWLEDGED, REMOVED_UNDER_KEEPER, |rules| rules.checks_what_is_covered = false);
 }
 
 /// Nothing rests on these: they are kept for other reasons.
@@ -310,8 +434,12 @@ fn rules_that_the_others_make_up_for() {
     let leave_out = |rules: &mut Rules| {
         // An own batch's objects are there, so they are taken for someone else's: they are done with all the same.
         rules.writers_know_their_batch = false;
+        // What was written after the fence is not old by its time.
+        rules.lists_then_fences = false;
         // Who finds it gone finds a checkpoint beyond where he began.
         rules.keeps_checkpointed_entry = false;
+        // Versions that were the newest lately can still be read.
+        rules.cleans_below_old = false;
     };
     for mut protocol in [WRITERS, WRITERS_AND_VACUUM, CLEAN_UP] {
         leave_out(&mut protocol.rules);
