@@ -286,6 +286,15 @@ fn wider_bounds() {
     holds(&Protocol { roles: &[WRITER, VACUUM, LAST], newcomers: 1, ..REMOVED_UNDER_VACUUM });
 }
 
+/// Who begins anew at a checkpoint doesn't see the fence below it.
+#[test]
+#[ignore = "takes a minute or two"]
+fn a_checkpoint_hides_a_fence() {
+    let protocol = Protocol { roles: &[WRITER, Role::Others(1, 1), VACUUM, KEEPER], ..NOBODY };
+    holds(&protocol);
+    breaks(FILES, protocol, |rules| rules.takes_checkpoint_for_fence = false);
+}
+
 /// With the invariant that who is through has landed everything: a writer that is served lands, whatever the others do.
 #[test]
 fn every_run_comes_to_an_end() {

@@ -300,7 +300,9 @@ impl Protocol {
     fn look_or_put(&self, state: &mut State, who: usize, stage: Stage, look: Look) {
         let process = &state.processes[who];
         let cursor = &process.cursors[stage.log()];
-        let fences = state.logs[stage.log()].read(cursor).filter(|(version, entry, _)| *entry == Entry::Fence && *version > process.knew);
+        let fences = state.logs[stage.log()]
+            .read(cursor)
+            .filter(|(version, entry, _)| *entry == Entry::Fence && *version > process.knew.max(cursor.settled));
         let fence = fences.map(|(.., at)| at).max();
         let checkpoint = (self.rules.takes_checkpoint_for_fence && cursor.base > process.knew).then_some(cursor.base_time);
         let made = state.files()[process.file as usize].made;
