@@ -204,7 +204,7 @@ impl Lake {
         Ok(())
     }
 
-    /// A table is never ahead of the ledger, unless the ledger was removed, restored or copied.
+    /// P4, P5. A table is never ahead of the ledger, unless the ledger was removed, restored or copied.
     async fn check_ledger_reaches(&self, table: &Table) -> Result<(), TableError> {
         let Some(txn) = table.txn.filter(|txn| *txn > self.known.version()) else { return Ok(()) };
         let mut ledger = self.ledger.lock().await;
@@ -251,7 +251,7 @@ impl Lake {
         Ok(())
     }
 
-    /// W2 to W5. Lands a batch whose files are uploaded: `ledger_file` holds its objects' rows for the ledger, `begun` is of before the
+    /// W2 to W5, with W3a. Lands a batch whose files are uploaded: `ledger_file` holds its objects' rows for the ledger, `begun` is of before the
     /// first file was written. On success every table that it touches has its rows.
     pub async fn land(&self, landing: &Landing, ledger_file: &DataFile, begun: Begun) -> Result<LandOutcome, TableError> {
         let bytes =

@@ -79,7 +79,7 @@ impl Upkeep {
         self.snapshot.0.version().unwrap_or_default()
     }
 
-    /// C3 to C6. Puts `adds`, which were written since it was opened, in the place of `removes`, all at once. `now_ms` is the time by the
+    /// C3 to C6, with C4a. Puts `adds`, which were written since it was opened, in the place of `removes`, all at once. `now_ms` is the time by the
     /// store, in milliseconds since the epoch: readers of older versions may need `removes` for some time from then on.
     pub async fn replace(&mut self, change: Change, removes: &[DataFile], adds: &[DataFile], now_ms: i64) -> Result<Replaced, TableError> {
         let run = new_uuid().to_string();

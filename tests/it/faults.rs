@@ -156,6 +156,10 @@ impl World {
 
 /// The operations at which something happens: all of them in the long form, else some.
 fn steps(operations: u64, some: u64) -> Vec<u64> {
+    // One that a failed run has printed.
+    if let Some(step) = std::env::var("FLARE_TEST_STEP").ok().and_then(|step| step.parse().ok()) {
+        return vec![step];
+    }
     if runs(1) > 1 {
         return (1..=operations).collect();
     }
@@ -192,6 +196,31 @@ async fn a_maintainer_that_is_paused_anywhere_for_hours_or_days_does_no_harm() {
             // That it gives up is as it should be.
             drop(keep_up(world.paused(store)).await);
             world.check(20..26, &context).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_maintainer_that_goes_on_after_any_failure_does_no_harm() {
+    let world = World::new().await;
+    let whole = FaultStore::with(world.store.clone(), Faults::default());
+    keep_up(memory_lake(whole.clone())).await.expect("upkeep");
+    let none = Faults::default();
+    for k in steps(whole.operations.load(Ordering::SeqCst), 8) {
+        for faults in [Faults { fails_at: k, ..none }, Faults { loses_answer_at: k, ..none }, Faults { late_at: (k, 2 + k % 7), ..none }] {
+            let context = format!("{faults:?}");
+            let world = World::new().await;
+            let store = FaultStore::with(world.store.clone(), faults);
+            let opened = maintainer(memory_lake(store.clone()), Default::default()).await;
+            let upkeep = match opened {
+                Ok(upkeep) => upkeep,
+                Err(_) => maintainer(memory_lake(store), Default::default()).await.unwrap_or_else(|e| panic!("{context}: {e}")),
+            };
+            for _ in 0..3 {
+                drop(upkeep.once().await);
+                land(upkeep.lake.clone().expect("a lake"), vec![0, 1]).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+            }
+            world.check((0..2).chain(20..24), &context).await;
         }
     }
 }

@@ -140,3 +140,46 @@ fn a_lake_on_s3_is_kept_up() {
     // From noon to noon: four dates.
     assert_eq!(count("SELECT count(*) FROM lake_files WHERE table_name = 'cloudflare_firewall'"), "4");
 }
+
+#[test]
+fn another_engine_that_writes_loses_and_doubles_nothing_or_is_refused() {
+    let Some(python) = python() else { return skipped("another engine that writes") };
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
+    let (logs, lake) = (path("logs"), path("lake"));
+    let generate = ["generate", "--log-type", "Cloudflare.HttpRequest", "--rows", "400", "--files", "8", "--odd", "0", "--out", &logs];
+    assert!(flarelake(&generate).status.success());
+    let mut objects: Vec<_> = fs::read_dir(&logs).expect("logs").map(|entry| entry.expect("a file").path()).collect();
+    objects.sort();
+    let land = |object: &Path| flarelake(&["--lake", &lake, "backfill", object.to_str().expect("a path")]);
+    let engine = |does: &str, table: &str| run(Command::new(python).arg(script("foreign.py")).args([does, &format!("{lake}/{table}")]));
+    let count = || query_one(Path::new(&lake), "SELECT count(*) * 1000 + count(DISTINCT p_row_id) FROM cloudflare_httprequest");
+    // Between landings another engine does all that is its right.
+    for (n, object) in objects.iter().enumerate() {
+        stdout(&land(object));
+        for table in ["ingested_objects", "cloudflare_httprequest"] {
+            engine(["checkpoint", "optimize", "vacuum"][n % 3], table);
+        }
+    }
+    stdout(&flarelake(&["--lake", &lake, "maintain", "--once"]));
+    stdout(&flarelake(&["--lake", &lake, "backfill", &logs]));
+    assert_eq!(count(), 400 * 1001);
+    // Rows of a data table are the user's to delete; they don't come back.
+    engine("delete", "cloudflare_httprequest");
+    stdout(&flarelake(&["--lake", &lake, "backfill", &logs]));
+    assert_eq!(count(), 0);
+    // Rows of the ledger are not.
+    engine("delete", "ingested_objects");
+    for hidden in [false, true] {
+        if hidden {
+            engine("checkpoint", "ingested_objects");
+        }
+        let refused = flarelake(&["--lake", &lake, "backfill", &logs]);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        let found = if hidden { "they were taken out" } else { "another engine took rows out" };
+        assert!(refused.status.code() == Some(1) && said.contains(found) && said.contains("flarelake repair"), "{said}");
+    }
+    flarelake(&["--lake", &lake, "repair"]);
+    stdout(&flarelake(&["--lake", &lake, "maintain", "--once"]));
+    assert_eq!(count(), 0);
+}

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use flarelake::base::Clock;
 use flarelake::base::store::Store;
 use flarelake::config::Partitioning;
 use flarelake::ingest::backfill::Sources;
@@ -22,12 +23,16 @@ use flarelake::ingest::worker::{Worker, WorkerSettings};
 use flarelake::recover::{Chosen, Replay, Summary};
 use flarelake::schema::Catalog;
 use flarelake::table::Lake;
+use futures::FutureExt as _;
 use object_store::memory::InMemory;
+use rand::RngExt as _;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
 use crate::moto::{Cloud, Moto, python, skipped};
-use crate::support::{FaultStore, Faults, WRITTEN, flarelake, memory_lake, query_one, read_ledger, read_table, runs};
+use crate::support::{
+    FaultStore, Faults, Meanwhile, TimedStore, WRITTEN, flarelake, memory_lake, query_one, read_ledger, read_table, runs,
+};
 
 /// A log type that came later.
 const LATER: &str = "\
@@ -411,8 +416,11 @@ async fn a_death_at_any_step_is_healed_by_the_next_replay() {
     // Before and after everything that is written, and now and then in what is read, of which most is the end of a log.
     let lost = puts.iter().map(|k| Faults { loses_answer_at: *k, ..Faults::default() });
     let deaths: BTreeSet<u64> = puts.iter().flat_map(|k| [*k, k + 1]).chain((1..=operations).step_by(20)).collect();
+    // One operation fails, or its put lands later: whatever the replay makes of it.
+    let once = deaths.iter().step_by(2).map(|k| Faults { fails_at: *k, ..Faults::default() }).collect::<Vec<_>>();
+    let late = puts.iter().map(|k| Faults { late_at: (*k, 1 + k % 5), ..Faults::default() });
     let mut removals = 0;
-    for faults in deaths.into_iter().map(|k| Faults { dies_at: k, ..Faults::default() }).chain(lost) {
+    for faults in deaths.into_iter().map(|k| Faults { dies_at: k, ..Faults::default() }).chain(lost).chain(once).chain(late) {
         let context = format!("{operations} operations, {faults:?}");
         let inner = Arc::new(landed.fork());
         let died = replay(memory_lake(FaultStore::with(inner.clone(), faults)), u64::MAX).await;
@@ -422,6 +430,45 @@ async fn a_death_at_any_step_is_healed_by_the_next_replay() {
         check(&inner, &objects, &context).await;
     }
     assert!(removals > 3, "some runs died between the two, not {removals}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_replay_that_is_paused_for_a_day_lands_each_reject_once() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let objects = objects(dir.path(), 2).await;
+    let landed = Arc::new(InMemory::new());
+    land(memory_lake(landed.clone()), objects.clone()).await;
+    let whole = FaultStore::with(Arc::new(landed.fork()), Faults::default());
+    replay(memory_lake(whole.clone()), u64::MAX).await.expect("nothing fails");
+    let operations = whole.operations.load(Ordering::SeqCst);
+    let mut random = rand::rng();
+    let steps: Vec<u64> =
+        if runs(1) > 1 { (1..=operations).collect() } else { (0..8).map(|_| random.random_range(1..=operations)).collect() };
+    for k in steps {
+        let context = format!("paused before operation {k} of {operations}");
+        let (inner, time) = (Arc::new(landed.fork()), Clock::movable());
+        let store = TimedStore::new(inner.clone(), time.clone());
+        let others = Store { clock: time.clone(), ..memory_lake(store.clone()) };
+        // Meanwhile another replays, and a day later what was left over is vacuumed. Logs are kept, to be read by.
+        let meanwhile: Meanwhile = Arc::new(move || {
+            let (time, others) = (time.clone(), others.clone());
+            async move {
+                replay(others.clone(), 2).await.expect("another replays");
+                time.pass(Duration::from_secs(2 * 86_400));
+                let mut upkeep = crate::upkeep::maintainer(others, Default::default()).await.expect("a lake");
+                upkeep.checkpoint_every = u64::MAX;
+                upkeep.once().await.expect("upkeep");
+            }
+            .boxed()
+        });
+        let clock = Clock::movable();
+        clock.stop();
+        let paused = Store { clock, ..memory_lake(FaultStore::meanwhile(store, k, meanwhile)) };
+        // It may have to give up: then what is left is for the next.
+        drop(replay(paused, 2).await);
+        replay(memory_lake(inner.clone()), 2).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+        check(&inner, &objects, &context).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
