@@ -181,8 +181,9 @@ pub async fn catch_up(log: &mut Log, known: &Known, batch: Option<&str>, base: O
     .await?;
     match stray {
         Some(version) => {
-            let what =
-                format!("what log entry {version} landed is not in its rows: they were taken out, or the log was removed or restored");
+            let what = format!(
+                "what log entry {version} landed is not in its rows: another engine took rows out, or the log was removed or restored"
+            );
             Err(TableError::damaged(&log.table, what))
         }
         None => Ok(found),
