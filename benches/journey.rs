@@ -111,7 +111,12 @@ fn journey(criterion: &mut Criterion) {
     let hash = ContentHash::of(&stored[..]).expect("memory");
     group.bench_function("journey", |b| {
         b.iter(|| {
-            let store = Store { objects: Arc::new(InMemory::new()), url: "memory:///lake/".parse().expect("a URL"), root: "lake".into() };
+            let store = Store {
+                objects: Arc::new(InMemory::new()),
+                url: "memory:///lake/".parse().expect("a URL"),
+                root: "lake".into(),
+                clock: Default::default(),
+            };
             let lake = Arc::new(runtime.block_on(Lake::open(store)).expect("opens"));
             let settings = WorkerSettings {
                 records: RECORDS,

@@ -15,7 +15,6 @@ pub struct RepairArguments {}
 pub async fn run(_: RepairArguments, settings: Settings) -> anyhow::Result<End> {
     let Settings { config, catalog } = &settings;
     let store = Store::open(config.lake()?, &config.reach()).await?;
-    store.probe().await?;
     let findings = repair(store, &Tables::new(catalog, config.partition)).await?;
     output::say(Report(&findings))?;
     Ok(if findings.lost.is_empty() { End::Done } else { End::Incomplete })

@@ -67,6 +67,9 @@ struct Told {
 
 /// Makes what can be made of a lake whose writers are stopped. What was mended, and what was lost.
 pub async fn repair(store: Store, tables: &Tables) -> Result<Findings, RepairError> {
+    if !Repair::is_lake(&store).await? {
+        return Err(TableError::NoLake { url: store.url.to_string() }.into());
+    }
     let held = lease::Lease::take(&store, "repair", lease::TERM, None).await?.ok_or(RepairError::Busy)?;
     let done = mend(store, tables).await;
     held.give_back().await;

@@ -49,6 +49,11 @@ pub struct Repair {
 }
 
 impl Repair {
+    /// Whether there is anything to mend: a ledger, or folders that may be tables.
+    pub async fn is_lake(store: &Store) -> Result<bool, TableError> {
+        Ok(!tables_below(store).await?.is_empty() || Snapshot::is_there(store, LEDGER_TABLE).await?)
+    }
+
     /// Mends what keeps the logs from being read, makes tables anew that are gone, and opens all; `specs` are all tables that there may be.
     pub async fn open(store: Store, specs: &[TableSpec]) -> Result<Self, TableError> {
         let mut findings = Findings::default();

@@ -314,6 +314,8 @@ fn a_removed_ledger_is_mended_at_the_command_line() {
     let (lake, logs) = (path("lake"), path("logs"));
     stdout(&flarelake(&["generate", "--log-type", "Cloudflare.Firewall", "--rows", "90", "--files", "3", "--odd", "0", "--out", &logs]));
     stdout(&flarelake(&["--lake", &lake, "backfill", &logs]));
+    let typo = flarelake(&["--lake", &path("typo"), "repair"]);
+    assert!(String::from_utf8_lossy(&typo.stderr).contains("there is no lake") && !dir.path().join("typo").exists());
     let whole = stdout(&flarelake(&["--lake", &lake, "repair"]));
     assert!(whole.starts_with("nothing to mend"), "{whole}");
     std::fs::remove_dir_all(dir.path().join("lake/ingested_objects")).expect("removed");
