@@ -13,7 +13,8 @@ use flarelake::table::{Lake, Standing, standing};
 use futures::{FutureExt as _, TryStreamExt as _};
 use object_store::memory::InMemory;
 use object_store::{ObjectMeta, ObjectStore};
-use rand::RngExt as _;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 use crate::ledger::{check_tables, expected, land, life, object};
 use crate::support::{FaultStore, Faults, Meanwhile, TimedStore, memory_lake, runs};
@@ -78,7 +79,7 @@ async fn a_process_that_goes_on_after_any_failure_loses_and_doubles_nothing() {
     let operations = whole.operations.load(Ordering::SeqCst);
     assert!(operations > 40, "{operations} operations");
     let ways = [GoesOn::AtOnce, GoesOn::AfterOthers, GoesOn::WithTheNext, GoesOn::WithTheNextAndDies];
-    for k in steps(operations, 60) {
+    for k in steps(&whole, 60) {
         let none = Faults::default();
         let faults = [Faults { fails_at: k, ..none }, Faults { loses_answer_at: k, ..none }, Faults { late_at: (k, 2 + k % 7), ..none }];
         for (n, faults) in faults.into_iter().enumerate() {
@@ -154,17 +155,18 @@ impl World {
     }
 }
 
-/// The operations at which something happens: all of them in the long form, else some.
-fn steps(operations: u64, some: u64) -> Vec<u64> {
+/// The operations at which something happens: all of them in the long form, else some, of which every other puts something.
+fn steps(whole: &FaultStore, some: usize) -> Vec<u64> {
     // One that a failed run has printed.
     if let Some(step) = std::env::var("FLARE_TEST_STEP").ok().and_then(|step| step.parse().ok()) {
         return vec![step];
     }
+    let operations = whole.operations.load(Ordering::SeqCst);
     if runs(1) > 1 {
         return (1..=operations).collect();
     }
-    let mut random = rand::rng();
-    (0..some).map(|_| random.random_range(1..=operations)).collect()
+    let (mut random, puts) = (SmallRng::seed_from_u64(operations), whole.puts.lock());
+    (0..some).map(|n| if n % 2 == 0 { puts[random.random_range(0..puts.len())] } else { random.random_range(1..=operations) }).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -173,7 +175,7 @@ async fn a_writer_that_is_paused_anywhere_for_hours_or_days_lands_everything_onc
         let world = World::new().await;
         let whole = FaultStore::with(world.store.clone(), Faults::default());
         assert!(land_all(world.paused(whole.clone()), &world.inner, GoesOn::AtOnce).await);
-        for k in steps(whole.operations.load(Ordering::SeqCst), 6) {
+        for k in steps(&whole, 6) {
             let context = format!("paused for {pause:?} before operation {k}");
             let world = World::new().await;
             let store = FaultStore::meanwhile(world.store.clone(), k, world.goes_by(pause));
@@ -189,7 +191,7 @@ async fn a_maintainer_that_is_paused_anywhere_for_hours_or_days_does_no_harm() {
         let world = World::new().await;
         let whole = FaultStore::with(world.store.clone(), Faults::default());
         keep_up(world.paused(whole.clone())).await.expect("upkeep");
-        for k in steps(whole.operations.load(Ordering::SeqCst), 6) {
+        for k in steps(&whole, 6) {
             let context = format!("paused for {pause:?} before operation {k}");
             let world = World::new().await;
             let store = FaultStore::meanwhile(world.store.clone(), k, world.goes_by(pause));
@@ -206,7 +208,7 @@ async fn a_maintainer_that_goes_on_after_any_failure_does_no_harm() {
     let whole = FaultStore::with(world.store.clone(), Faults::default());
     keep_up(memory_lake(whole.clone())).await.expect("upkeep");
     let none = Faults::default();
-    for k in steps(whole.operations.load(Ordering::SeqCst), 8) {
+    for k in steps(&whole, 8) {
         for faults in [Faults { fails_at: k, ..none }, Faults { loses_answer_at: k, ..none }, Faults { late_at: (k, 2 + k % 7), ..none }] {
             let context = format!("{faults:?}");
             let world = World::new().await;

@@ -25,7 +25,8 @@ use flarelake::schema::Catalog;
 use flarelake::table::Lake;
 use futures::FutureExt as _;
 use object_store::memory::InMemory;
-use rand::RngExt as _;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
