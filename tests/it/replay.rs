@@ -442,7 +442,7 @@ async fn a_replay_that_is_paused_for_a_day_lands_each_reject_once() {
     let whole = FaultStore::with(Arc::new(landed.fork()), Faults::default());
     replay(memory_lake(whole.clone()), u64::MAX).await.expect("nothing fails");
     let operations = whole.operations.load(Ordering::SeqCst);
-    let mut random = rand::rng();
+    let mut random = SmallRng::seed_from_u64(operations);
     let steps: Vec<u64> =
         if runs(1) > 1 { (1..=operations).collect() } else { (0..8).map(|_| random.random_range(1..=operations)).collect() };
     for k in steps {
