@@ -19,6 +19,8 @@ pub(super) const APP: &str = "flarelake";
 /// The app id of the `txn` that goes with a settled mark: how many objects the ledger then held. Fewer later on means that another
 /// engine took some out.
 pub(super) const OBJECTS: &str = "flarelake.objects";
+/// The app id of the `txn` that goes with a settled mark: how many tables the ledger had given files to.
+pub(super) const TABLES: &str = "flarelake.tables";
 /// The key in the commitInfo of upkeep's commits: the run that made it, so that it finds its own commit again.
 const RUN: &str = "flarelakeRun";
 /// The key in the commitInfo of a commit by which a repair makes up for what another engine did to the ledger.
@@ -175,10 +177,12 @@ pub struct TableMetadata {
 
 /// Reads a commit's lines. Actions that we don't know are passed over: the format allows for them.
 pub fn read(bytes: &[u8]) -> Result<ReadCommit, String> {
-    let mut commit = ReadCommit::default();
+    let (mut commit, mut is_empty) = (ReadCommit::default(), true);
     for line in bytes.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).filter(|l| !l.is_empty()) {
-        // Most lines are files, whose statistics we have no use for.
+        is_empty = false;
+        // Most lines are files, whose statistics we have no use for: only that the line is whole.
         if line.starts_with(br#"{"add":"#) {
+            serde_json::from_slice::<serde::de::IgnoredAny>(line).map_err(|e| e.to_string())?;
             continue;
         }
         if line.starts_with(br#"{"remove":"#) {
@@ -215,7 +219,7 @@ pub fn read(bytes: &[u8]) -> Result<ReadCommit, String> {
         }
     }
     commit.foreign_delete &= commit.run.is_none();
-    Ok(commit)
+    if is_empty { Err("it is empty: it was not written, or not copied, to its end".to_owned()) } else { Ok(commit) }
 }
 
 fn append(actions: Vec<Action>, metadata: HashMap<String, Value>, txn: Vec<Transaction>) -> Result<Bytes, String> {
@@ -235,18 +239,37 @@ pub fn projection<'a>(files: impl IntoIterator<Item = &'a DataFile>, to: u64) ->
     append(adds, HashMap::new(), vec![Transaction::new(APP, to as i64)])
 }
 
-/// The ledger's settled mark: all that landed up to version `to` is in the tables; it holds so many objects.
-pub fn settled(to: u64, objects: u64) -> Result<Bytes, String> {
-    append(Vec::new(), HashMap::new(), settled_marks(to, objects))
+/// The app id of the `txn` that goes with a settled mark: the last version up to it that gave files to a table. A table that is behind
+/// it was restored.
+pub(super) fn table_app(table: &str) -> String {
+    format!("flarelake.table.{table}")
+}
+
+/// What a settled mark tells: all that landed up to version `to` is in the tables.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// The version.
+    pub to: u64,
+    /// How many objects the ledger holds.
+    pub objects: u64,
+    /// The last version up to it that gave files to a table.
+    pub tables: BTreeMap<String, u64>,
+}
+
+/// The ledger's settled mark.
+pub fn settled(mark: &Settled) -> Result<Bytes, String> {
+    append(Vec::new(), HashMap::new(), marks(mark))
 }
 
 /// A settled mark by which a repair makes up for what other engines did to the ledger before.
-pub fn repaired(to: u64, objects: u64) -> Result<Bytes, String> {
-    append(Vec::new(), HashMap::from([(REPAIR.to_owned(), Value::from(true))]), settled_marks(to, objects))
+pub fn repaired(mark: &Settled) -> Result<Bytes, String> {
+    append(Vec::new(), HashMap::from([(REPAIR.to_owned(), Value::from(true))]), marks(mark))
 }
 
-fn settled_marks(to: u64, objects: u64) -> Vec<Transaction> {
-    vec![Transaction::new(APP, to as i64), Transaction::new(OBJECTS, objects as i64)]
+fn marks(mark: &Settled) -> Vec<Transaction> {
+    let of_tables = mark.tables.iter().map(|(table, version)| Transaction::new(table_app(table), *version as i64));
+    let of_all = [(APP, mark.to), (OBJECTS, mark.objects), (TABLES, mark.tables.len() as u64)];
+    of_all.into_iter().map(|(app, version)| Transaction::new(app, version as i64)).chain(of_tables).collect()
 }
 
 /// What upkeep does to a table.

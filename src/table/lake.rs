@@ -12,7 +12,7 @@ use parking_lot::Mutex as SyncMutex;
 use rustc_hash::FxHashSet;
 use tokio::sync::Mutex;
 
-use super::commit::{self, DataFile, Landing};
+use super::commit::{self, DataFile, Landing, Settled};
 use super::fence::Fence;
 use super::ledger::{self, Known};
 use super::listing::LogFileKind;
@@ -91,12 +91,13 @@ impl Lake {
                     let snapshot = snapshot.ok_or_else(|| TableError::request(&log.table, "opening its checkpoint", "it is not there"))?;
                     below = read_object_ids(&snapshot).await?;
                     objects = snapshot.transaction(commit::OBJECTS).await?;
+                    read_marks(store, &snapshot, known).await?;
                     let settled = match snapshot.transaction(commit::APP).await? {
-                        Some(settled) => {
+                        Some(settled) if strictly => {
                             known.settles(settled);
                             settled.min(checkpoint)
                         }
-                        None => first_unbroken(&log, checkpoint).await?,
+                        _ => first_unbroken(&log, checkpoint).await?,
                     };
                     log.version = Some(settled);
                     base = Some(checkpoint);
@@ -199,9 +200,26 @@ impl Lake {
                 Err(error) => return Err(error),
             };
             self.check_ledger_reaches(&table).await?;
+            self.check_is_settled(&name, &table)?;
             self.tables.lock().insert(name, Arc::new(Mutex::new(table)));
         }
+        let there = self.tables.lock().keys().filter(|name| self.known.mark(name).is_some()).count() as u64;
+        if there < self.known.marked_tables() {
+            let what = format!("it gave files to {} tables, of which {there} are there: others were removed", self.known.marked_tables());
+            return Err(TableError::damaged(&format!("{}{LEDGER_TABLE}/", self.store.url), what));
+        }
         Ok(())
+    }
+
+    /// A table has what is settled, unless it was removed or restored.
+    fn check_is_settled(&self, name: &str, table: &Table) -> Result<(), TableError> {
+        let Some(mark) = self.known.mark(name).filter(|mark| table.txn < Some(*mark)) else { return Ok(()) };
+        let what = format!(
+            "it was brought up to version {} of {LEDGER_TABLE} only, though it had all up to {mark}: it was restored from an older copy, or \
+             removed and made anew",
+            table.txn.unwrap_or_default()
+        );
+        Err(TableError::damaged(&table.log.table, what))
     }
 
     /// P4, P5. A table is never ahead of the ledger, unless the ledger was removed, restored or copied.
@@ -330,11 +348,13 @@ impl Lake {
             if self.known.settled() >= Some(to) {
                 return Ok(());
             }
-            let bytes = commit::settled(to, self.known.len() as u64);
+            let tables = self.known.marks_at(to);
+            let bytes = commit::settled(&Settled { to, objects: self.known.len() as u64, tables: tables.clone() });
             let bytes = bytes.map_err(|message| TableError::Layout { table: ledger.table.clone(), message })?;
             if ledger.try_put(bytes, &mut unknown).await? {
                 self.known.reaches(ledger.version.unwrap_or_default());
                 self.known.settles(to);
+                self.known.marks(tables.clone(), tables.len() as u64);
                 return Ok(());
             }
         }
@@ -394,6 +414,18 @@ fn check_whole(log: &Log, known: &Known, objects: Option<u64>) -> Result<(), Tab
         _ => return Ok(()),
     };
     Err(TableError::damaged(&log.table, what))
+}
+
+/// Reads what the newest settled mark tells of the tables that are there.
+async fn read_marks(store: &Store, ledger: &Snapshot, known: &Known) -> Result<(), TableError> {
+    let mut tables = BTreeMap::new();
+    for name in tables_below(store).await? {
+        if let Some(mark) = ledger.transaction(&commit::table_app(&name)).await? {
+            tables.insert(name, mark);
+        }
+    }
+    known.marks(tables, ledger.transaction(commit::TABLES).await?.unwrap_or_default());
+    Ok(())
 }
 
 /// The version before the first entry that is there without a gap up to a checkpoint: of a ledger without a settled mark all that is

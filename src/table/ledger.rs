@@ -42,6 +42,10 @@ pub struct Known {
     settled: RwLock<Option<u64>>,
     /// The version by which another engine took rows out of the ledger, unless a repair made up for it.
     foreign_delete: RwLock<Option<u64>>,
+    /// By table: the last version that was read or put and that gave files to it.
+    given: RwLock<BTreeMap<String, u64>>,
+    /// By table: what the newest settled mark tells of it; and of how many tables it tells.
+    marked: RwLock<(BTreeMap<String, u64>, u64)>,
 }
 
 #[derive(Debug, Default)]
@@ -89,6 +93,30 @@ impl Known {
         *settled = (*settled).max(Some(to));
     }
 
+    /// Takes note of what a settled mark tells of tables, and of how many.
+    pub fn marks(&self, tables: BTreeMap<String, u64>, count: u64) {
+        let mut marked = self.marked.write();
+        marked.0.extend(tables);
+        marked.1 = count;
+    }
+
+    /// The version that the newest settled mark tells of a table.
+    pub fn mark(&self, table: &str) -> Option<u64> {
+        self.marked.read().0.get(table).copied()
+    }
+
+    /// Of how many tables the newest settled mark tells.
+    pub fn marked_tables(&self) -> u64 {
+        self.marked.read().1
+    }
+
+    /// What a settled mark of version `to` has to tell of tables.
+    pub fn marks_at(&self, to: u64) -> BTreeMap<String, u64> {
+        let mut tables = self.marked.read().0.clone();
+        tables.extend(self.given.read().iter().filter(|(_, version)| **version <= to).map(|(table, version)| (table.clone(), *version)));
+        tables
+    }
+
     /// The newest fence that was read.
     pub fn fence(&self) -> Option<Fence> {
         *self.fence.read()
@@ -115,6 +143,7 @@ impl Known {
         }
         pending.version = Some(version);
         for (table, files) in landing.adds.into_iter().filter(|(_, files)| !files.is_empty()) {
+            self.given.write().insert(table.clone(), version);
             pending.tables.entry(table).or_default().push_back(Given { version, files, own });
         }
         drop(pending);

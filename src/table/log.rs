@@ -49,7 +49,9 @@ pub enum TableError {
         url: String,
     },
     /// The table's log has an entry that we can't read.
-    #[error("{table}: log entry {version} can't be used: {message}")]
+    #[error(
+        "{table}: log entry {version} can't be used: {message}; restore it from a copy, or stop what writes to the lake and run `flarelake repair`"
+    )]
     Entry {
         /// The table's URL.
         table: String,

@@ -13,11 +13,11 @@ use object_store::path::Path;
 use object_store::{ObjectStore as _, ObjectStoreExt as _};
 use rustc_hash::FxHashSet;
 
-use super::commit::{self, DataFile, Landing};
+use super::commit::{self, DataFile, Landing, Settled};
 use super::lake::{Lake, read_object_ids};
 use super::ledger::{self, Known};
-use super::listing::newest_checkpoint;
-use super::log::{Beginning, Log, TableError};
+use super::listing::{LogFileKind, newest_checkpoint};
+use super::log::{Log, TableError};
 use super::projection::{Table, tables_below};
 use super::snapshot::Snapshot;
 use super::spec::{LEDGER_TABLE, TableSpec, ledger_spec};
@@ -44,6 +44,8 @@ pub struct Repair {
     /// The objects in the ledger's rows: its log may tell of more, if another engine took rows out.
     rows: FxHashSet<u128>,
     tables: BTreeMap<String, Table>,
+    /// The version of the ledger after which its log could be read.
+    first: u64,
     /// What was done so far.
     pub findings: Findings,
 }
@@ -62,16 +64,29 @@ impl Repair {
             mend_hint(&store, name, &mut findings).await?;
         }
         let (ledger, known) = open_ledger(&store, &mut findings).await?;
+        let first = first_read(&ledger).await?;
+        let snapshot = Snapshot::open(&store, LEDGER_TABLE).await?;
         for spec in specs.iter().filter(|spec| spec.name != LEDGER_TABLE) {
-            let is_missing = known.lagging(1).contains(&spec.name) && Log::new(&store, &spec.name).beginning().await? == Beginning::Empty;
-            if is_missing {
-                Log::new(&store, &spec.name).create(spec, ledger.version).await?;
-                findings.mended.push(format!("{}: made anew, without rows", spec.name));
-                let lost = format!(
-                    "{}: it was not there, and its rows are gone: restore its folder from a copy, or land the objects in another lake",
-                    spec.name
-                );
-                findings.lost.push(lost);
+            let mut is_due = known.lagging(1).contains(&spec.name);
+            if let Some(ledger) = &snapshot {
+                is_due |= ledger.transaction(&commit::table_app(&spec.name)).await?.is_some();
+            }
+            let why = match Table::open(&store, &spec.name).await {
+                Ok(None) if is_due => "it was not there".to_owned(),
+                Err(error @ (TableError::Damaged { .. } | TableError::Entry { .. })) => match set_aside(&store, &spec.name).await? {
+                    Some(aside) => format!("its log could not be read ({error}) and is set aside in {aside}"),
+                    None => error.to_string(),
+                },
+                _ => continue,
+            };
+            Log::new(&store, &spec.name).create(spec, Some(first)).await?;
+            findings.mended.push(format!("{}: {why}; it is made anew, with what the ledger's log gives to it", spec.name));
+            findings.lost.push(format!(
+                "{}: rows that landed up to version {first} of {LEDGER_TABLE} are not in it any more, nor those of files that are gone: restore \
+                 its folder from a copy, or land the objects in another lake",
+                spec.name
+            ));
+            if !names.contains(&spec.name) {
                 names.push(spec.name.clone());
             }
         }
@@ -90,7 +105,7 @@ impl Repair {
             Some(ledger) => read_object_ids(&ledger).await?,
             None => FxHashSet::default(),
         };
-        Ok(Self { store, ledger, known, rows, tables, findings })
+        Ok(Self { store, ledger, known, rows, tables, first, findings })
     }
 
     /// The names of the tables that are there.
@@ -124,24 +139,36 @@ impl Repair {
 
     /// Brings in what can still be brought in, sets every table to the ledger's version, and opens the lake, to see that it can be.
     pub async fn finish(mut self) -> Result<(Lake, Findings), TableError> {
+        for (name, table) in &self.tables {
+            let has = table.txn.unwrap_or_default();
+            if has < self.first && self.known.mark(name) > Some(has) {
+                let lost = format!(
+                    "{name}: what landed between the versions {has} and {} of {LEDGER_TABLE} may not be in it: restore its folder from a newer copy",
+                    self.first
+                );
+                self.findings.lost.push(lost);
+            }
+        }
         for name in self.known.lagging(1) {
             self.bring_in(&name).await?;
         }
-        let objects = self.rows.len() as u64;
         let (mut unknown, to) = (0, self.ledger.version.unwrap_or_default());
-        let bytes = commit::repaired(to, objects).map_err(|message| self.layout(message))?;
+        let tables = self.tables.keys().filter_map(|name| Some((name.clone(), self.known.marks_at(to).get(name).copied()?.min(to))));
+        let mark = Settled { to, objects: self.rows.len() as u64, tables: tables.collect() };
+        let bytes = commit::repaired(&mark).map_err(|message| self.layout(message))?;
         while !self.ledger.try_put(bytes.clone(), &mut unknown).await? {
             ledger::catch_up(&mut self.ledger, &self.known, None, None).await?;
         }
         for (name, table) in &mut self.tables {
             let (mut unknown, ends) = (0, self.ledger.version.unwrap_or_default());
-            while table.txn > Some(ends) {
+            let mark = mark.tables.get(name).copied();
+            while table.txn > Some(ends) || table.txn < mark {
                 let was = table.txn.unwrap_or_default();
                 let bytes = commit::projection([], ends);
                 let bytes = bytes.map_err(|message| TableError::Layout { table: name.clone(), message })?;
                 if table.log.try_put(bytes, &mut unknown).await? {
                     table.txn = Some(ends);
-                    self.findings.mended.push(format!("{name}: brought from the ledger's version {was}, which is not there, to {ends}"));
+                    self.findings.mended.push(format!("{name}: brought from version {was} of {LEDGER_TABLE} to {ends}"));
                 } else {
                     table.catch_up(&self.store, name).await?;
                 }
@@ -209,6 +236,13 @@ async fn open_ledger(store: &Store, findings: &mut Findings) -> Result<(Log, Kno
         ));
     }
     Err(TableError::request(store.url.as_str(), "making a new ledger", "someone else writes to the lake"))
+}
+
+/// The version of the ledger after which its log can still be read.
+async fn first_read(ledger: &Log) -> Result<u64, TableError> {
+    let files = ledger.list(None).await?;
+    let first = files.iter().filter(|file| file.kind == LogFileKind::Entry).map(|file| file.version).min();
+    Ok(first.unwrap_or_default().saturating_sub(1))
 }
 
 /// Moves a table's log out of the way. Where it is now; none if there was nothing.

@@ -278,13 +278,81 @@ async fn a_repair_removes_wrong_hints_and_makes_missing_tables_anew() {
     is_damaged(&error, "gives it files, but it is not there");
     let tables = Tables::new(&Catalog::embedded(), Partitioning::Day);
     let findings = repair(memory_lake(purged.clone()), &tables).await.expect("mends");
-    assert!(findings.lost[0].contains("classification_failures: it was not there, and its rows are gone"), "{findings:?}");
+    assert!(findings.mended[0].contains("classification_failures: it was not there; it is made anew"), "{findings:?}");
+    assert!(findings.lost.iter().any(|what| what.contains("2 rows") || what.contains("1 rows")), "{findings:?}");
     life(memory_lake(purged.clone()), (0..9).collect(), 3).await.expect("lands");
     let mut left = rows(&(0..9).collect());
     // Of those that landed before, 0 and 4 had a reject.
     let of_8 = crate::ledger::object(8).0.id.to_string();
     left.get_mut("classification_failures").expect("rejects").retain(|id| id.starts_with(&of_8));
     check(&purged, &left, "without its rejects of before").await;
+}
+
+/// The repair's findings; then everything lands once more, and each row is there once.
+async fn comes_back(inner: &Arc<InMemory>, words: &str, context: &str) {
+    refused(inner, words).await;
+    mends(inner, context).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_removed_or_restored_is_refused_and_filled_from_the_ledger() {
+    for checkpointed in [false, true] {
+        let inner = lake_of(0..4).await;
+        let early = Arc::new(InMemory::new());
+        copy(&inner, "lake/cloudflare_httprequest/_delta_log", &early).await;
+        for n in 4..7 {
+            life(memory_lake(inner.clone()), vec![n], n).await.expect("lands");
+        }
+        if checkpointed {
+            maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+        }
+        // Its log alone was removed: the files are there.
+        let removed = Arc::new(inner.fork());
+        remove(&removed, "lake/cloudflare_httprequest/_delta_log").await;
+        let words = if checkpointed { "others were removed" } else { "gives it files, but it is not there" };
+        comes_back(&removed, words, "without its log").await;
+        // Its log alone was restored.
+        if checkpointed {
+            let restored = Arc::new(inner.fork());
+            remove(&restored, "lake/cloudflare_httprequest/_delta_log").await;
+            copy(&early, "lake", &restored).await;
+            comes_back(&restored, "it was restored from an older copy", "restored").await;
+        }
+        // An entry in its middle is gone, or cut, or empty.
+        if !checkpointed {
+            let entry = Path::from("lake/cloudflare_httprequest/_delta_log/00000000000000000003.json");
+            let whole = inner.get(&entry).await.expect("an entry").bytes().await.expect("bytes");
+            let gap = Arc::new(inner.fork());
+            gap.delete(&entry).await.expect("deleted");
+            comes_back(&gap, "has a gap before version 4", "with a gap").await;
+            for length in [0, whole.len() / 3, whole.len() * 2 / 3, whole.len() - 2] {
+                let cut = Arc::new(inner.fork());
+                cut.put(&entry, whole.slice(..length).into()).await.expect("put");
+                mends(&cut, &format!("cut to {length} of {} bytes", whole.len())).await;
+            }
+        }
+        // It was removed with its files: what is lost is said.
+        remove(&inner, "lake/cloudflare_httprequest").await;
+        refused(&inner, words).await;
+        let tables = Tables::new(&Catalog::embedded(), Partitioning::Day);
+        let findings = repair(memory_lake(inner.clone()), &tables).await.expect("mends");
+        assert!(findings.lost.iter().any(|what| what.starts_with("cloudflare_httprequest: ") && what.contains("is gone")), "{findings:?}");
+        life(memory_lake(inner.clone()), (0..9).collect(), 3).await.expect("lands");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_of_the_ledger_that_is_not_whole_is_refused() {
+    let inner = lake_of(0..7).await;
+    let entry = Path::from("lake/ingested_objects/_delta_log/00000000000000000007.json");
+    let whole = inner.get(&entry).await.expect("an entry").bytes().await.expect("bytes");
+    for length in [0, 1, whole.len() / 3, whole.len() * 2 / 3, whole.len() * 9 / 10, whole.len() - 2] {
+        let cut = Arc::new(inner.fork());
+        cut.put(&entry, whole.slice(..length).into()).await.expect("put");
+        let error = Lake::open(memory_lake(cut.clone())).await.err().expect("refused").to_string();
+        assert!(error.contains("log entry 7 can't be used") && error.contains("flarelake repair"), "{error}");
+        mends(&cut, &format!("cut to {length} of {} bytes", whole.len())).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
