@@ -125,16 +125,29 @@ impl Repair {
 
     /// Tells the ledger of objects whose rows are in the tables already; `ledger_file` holds their rows of the ledger.
     pub async fn note(&mut self, landing: &Landing, ledger_file: &DataFile) -> Result<(), TableError> {
-        let mut unknown = 0;
-        while !ledger::catch_up(&mut self.ledger, &self.known, Some(&landing.batch), None).await? {
-            let bytes = commit::landing(landing, ledger_file).map_err(|message| self.layout(message))?;
-            if self.ledger.try_put(bytes, &mut unknown).await? {
-                self.known.apply(self.ledger.version.unwrap_or_default(), landing.clone(), true);
-                break;
-            }
-        }
+        let bytes = commit::landing(landing, ledger_file).map_err(|message| self.layout(message))?;
+        self.put(bytes, &landing.batch).await?;
+        self.known.apply(self.ledger.version.unwrap_or_default(), landing.clone(), true);
         self.rows.extend(&landing.objects);
         Ok(())
+    }
+
+    /// Puts an entry into the ledger, and refuses to go on beside others that write: what they land would be told of twice.
+    async fn put(&mut self, bytes: bytes::Bytes, batch: &str) -> Result<(), TableError> {
+        let mut unknown = 0;
+        loop {
+            let before = self.ledger.version;
+            if ledger::catch_up(&mut self.ledger, &self.known, Some(batch), None).await? {
+                return Ok(());
+            }
+            if self.ledger.version != before {
+                let error = "another process writes to the lake: stop every writer first";
+                return Err(TableError::request(&self.ledger.table, "repairing it", error));
+            }
+            if self.ledger.try_put(bytes.clone(), &mut unknown).await? {
+                return Ok(());
+            }
+        }
     }
 
     /// Brings in what can still be brought in, sets every table to the ledger's version, and opens the lake, to see that it can be.
@@ -152,13 +165,11 @@ impl Repair {
         for name in self.known.lagging(1) {
             self.bring_in(&name).await?;
         }
-        let (mut unknown, to) = (0, self.ledger.version.unwrap_or_default());
+        let to = self.ledger.version.unwrap_or_default();
         let tables = self.tables.keys().filter_map(|name| Some((name.clone(), self.known.marks_at(to).get(name).copied()?.min(to))));
         let mark = Settled { to, objects: self.rows.len() as u64, tables: tables.collect() };
         let bytes = commit::repaired(&mark).map_err(|message| self.layout(message))?;
-        while !self.ledger.try_put(bytes.clone(), &mut unknown).await? {
-            ledger::catch_up(&mut self.ledger, &self.known, None, None).await?;
-        }
+        self.put(bytes, "").await?;
         for (name, table) in &mut self.tables {
             let (mut unknown, ends) = (0, self.ledger.version.unwrap_or_default());
             let mark = mark.tables.get(name).copied();

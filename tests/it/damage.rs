@@ -10,13 +10,13 @@ use flarelake::ingest::batch::Tables;
 use flarelake::recover::repair;
 use flarelake::schema::Catalog;
 use flarelake::table::{Findings, Lake, TableError, open_tables};
-use futures::TryStreamExt as _;
+use futures::{FutureExt as _, TryStreamExt as _};
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
 
 use crate::ledger::{land, life};
-use crate::support::{FaultStore, Faults, at, memory_lake};
+use crate::support::{FaultStore, Faults, Meanwhile, at, memory_lake, runs};
 use crate::upkeep::{check, maintainer, rows};
 
 const DAY: i64 = 86_400_000_000;
@@ -353,6 +353,34 @@ async fn an_entry_of_the_ledger_that_is_not_whole_is_refused() {
         assert!(error.contains("log entry 7 can't be used") && error.contains("flarelake repair"), "{error}");
         mends(&cut, &format!("cut to {length} of {} bytes", whole.len())).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_repair_beside_a_writer_doubles_nothing() {
+    let (mut ended, mut operations) = (0, 1);
+    for operation in (1..).step_by(if runs(1) > 1 { 1 } else { 9 }) {
+        if operation > operations {
+            break;
+        }
+        let inner = lake_of(0..3).await;
+        // At some moment of the repair another process lands an object.
+        let others = inner.clone();
+        let meanwhile: Meanwhile = Arc::new(move || {
+            let others = others.clone();
+            async move { drop(life(memory_lake(others), vec![8], 8).await) }.boxed()
+        });
+        let store = FaultStore::meanwhile(inner.clone(), operation, meanwhile);
+        let tables = Tables::new(&Catalog::embedded(), Partitioning::Day);
+        let done = repair(memory_lake(store.clone()), &tables).await;
+        operations = store.operations.load(std::sync::atomic::Ordering::SeqCst);
+        match done {
+            Ok(_) => ended += 1,
+            Err(error) => assert!(error.to_string().contains("stop every writer"), "{error}"),
+        }
+        life(memory_lake(inner.clone()), (0..10).collect(), 3).await.expect("lands");
+        check(&inner, &rows(&(0..10).collect()), &format!("landed before operation {operation} of a repair")).await;
+    }
+    assert!(ended > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
