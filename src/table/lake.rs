@@ -449,7 +449,10 @@ pub(super) async fn read_object_ids(ledger: &Snapshot) -> Result<FxHashSet<u128>
     for batch in batches {
         let texts = arrow::compute::cast(batch.column(0), &arrow::datatypes::DataType::Utf8).map_err(|e| failed(e.to_string()))?;
         for text in arrow::array::AsArray::as_string::<i32>(&texts).iter().flatten() {
-            ids.insert(u128::from_str_radix(text, 16).map_err(|e| failed(format!("`{text}` is no object id: {e}")))?);
+            let id = u128::from_str_radix(text, 16);
+            ids.insert(id.map_err(|_| {
+                TableError::damaged("the ledger", format!("`{text}` in its rows is no object id: another engine wrote it"))
+            })?);
         }
     }
     Ok(ids)

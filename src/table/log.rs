@@ -43,7 +43,9 @@ pub enum TableError {
         message: String,
     },
     /// No flarelake ever wrote there.
-    #[error("{url}: there is no lake; land something first with `flarelake backfill`, or check --lake")]
+    #[error(
+        "{url}: there is no lake; land something first with `flarelake backfill`, or check --lake; if its tables are there, run `flarelake repair`"
+    )]
     NoLake {
         /// What was given.
         url: String,

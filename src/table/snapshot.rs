@@ -41,8 +41,10 @@ impl Snapshot {
         if !Self::is_there(store, name).await? {
             return Ok(None);
         }
-        let mut table = Self(DeltaTable::new(log_store(store, name)));
-        table.0.load().await.map_err(|e| table.failed("opening the table", e))?;
+        let mut table = DeltaTable::new(log_store(store, name));
+        let loaded = table.load().await;
+        let table = Self(table);
+        loaded.map_err(|e| table.failed("opening the table", format!("{e} (if that stays so, run `flarelake repair`)")))?;
         table.check()?;
         Ok(Some(table))
     }
