@@ -188,7 +188,9 @@ impl Lake {
         let names = tables_below(&self.store).await?;
         let opened: Vec<_> = names.iter().map(|name| Table::open(&self.store, name).boxed()).collect();
         let opened = futures::future::join_all(opened).await;
+        let mut there = 0;
         for (name, table) in names.into_iter().zip(opened) {
+            there += u64::from(self.known.mark(&name).is_some() && !matches!(table, Ok(None)));
             let table = match table {
                 Ok(Some(table)) => table,
                 Ok(None) => continue,
@@ -203,7 +205,6 @@ impl Lake {
             self.check_is_settled(&name, &table)?;
             self.tables.lock().insert(name, Arc::new(Mutex::new(table)));
         }
-        let there = self.tables.lock().keys().filter(|name| self.known.mark(name).is_some()).count() as u64;
         if there < self.known.marked_tables() {
             let what = format!("it gave files to {} tables, of which {there} are there: others were removed", self.known.marked_tables());
             return Err(TableError::damaged(&format!("{}{LEDGER_TABLE}/", self.store.url), what));

@@ -288,6 +288,20 @@ async fn a_repair_removes_wrong_hints_and_makes_missing_tables_anew() {
     check(&purged, &left, "without its rejects of before").await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_cannot_be_written_any_more_costs_only_itself() {
+    let inner = lake_of(0..7).await;
+    maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+    let firewall = "lake/cloudflare_firewall/_delta_log";
+    let entries = below(&inner, firewall).await.into_iter().filter(|meta| meta.location.extension() == Some("json")).count();
+    let upgrade = r#"{"protocol":{"minReaderVersion":3,"minWriterVersion":7,"readerFeatures":["deletionVectors"],"writerFeatures":["deletionVectors"]}}"#;
+    inner.put(&Path::from(format!("{firewall}/{entries:020}.json")), upgrade.into()).await.expect("put");
+    // Of these two only the second has a row there.
+    life(memory_lake(inner.clone()), vec![7], 1).await.expect("what does not concern it lands");
+    let refused = life(memory_lake(inner.clone()), vec![9], 1).await.expect_err("it can't be written");
+    assert!(refused.contains("cloudflare_firewall") && refused.contains("reader version 3"), "{refused}");
+}
+
 /// The repair's findings; then everything lands once more, and each row is there once.
 async fn comes_back(inner: &Arc<InMemory>, words: &str, context: &str) {
     refused(inner, words).await;
