@@ -175,32 +175,51 @@ pub struct TableMetadata {
     pub partition_columns: Vec<String>,
 }
 
+/// Why a commit can't be read.
+#[derive(Debug)]
+pub enum Unreadable {
+    /// It is not whole, or not a commit.
+    Broken(String),
+    /// A newer flarelake wrote it.
+    Newer(String),
+}
+
+impl From<serde_json::Error> for Unreadable {
+    fn from(error: serde_json::Error) -> Self {
+        Self::Broken(error.to_string())
+    }
+}
+
 /// Reads a commit's lines. Actions that we don't know are passed over: the format allows for them.
-pub fn read(bytes: &[u8]) -> Result<ReadCommit, String> {
+pub fn read(bytes: &[u8]) -> Result<ReadCommit, Unreadable> {
     let (mut commit, mut is_empty) = (ReadCommit::default(), true);
     for line in bytes.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).filter(|l| !l.is_empty()) {
         is_empty = false;
         // Most lines are files, whose statistics we have no use for: only that the line is whole.
         if line.starts_with(br#"{"add":"#) {
-            serde_json::from_slice::<serde::de::IgnoredAny>(line).map_err(|e| e.to_string())?;
+            serde_json::from_slice::<serde::de::IgnoredAny>(line)?;
             continue;
         }
         if line.starts_with(br#"{"remove":"#) {
-            let line: RemoveLine = serde_json::from_slice(line).map_err(|e| e.to_string())?;
+            let line: RemoveLine = serde_json::from_slice(line)?;
             commit.foreign_delete |= line.remove.data_change;
             commit.removed.push(percent_decode_str(&line.remove.path).decode_utf8_lossy().into_owned());
             continue;
         }
-        let mut action: Value = serde_json::from_slice(line).map_err(|e| e.to_string())?;
+        let mut action: Value = serde_json::from_slice(line)?;
         if let Some(info) = action.get("commitInfo") {
             commit.run = info.get(RUN).and_then(Value::as_str).map(str::to_owned);
             commit.fence = info["operation"] == VACUUM;
             commit.repair = info.get(REPAIR).is_some();
         }
         if let Some(envelope) = action.get_mut("commitInfo").and_then(|info| info.get_mut(APP)) {
-            let envelope: Envelope = serde_json::from_value(envelope.take()).map_err(|e| format!("its {APP} entry can't be read: {e}"))?;
+            let envelope: Envelope =
+                serde_json::from_value(envelope.take()).map_err(|e| Unreadable::Broken(format!("its {APP} entry can't be read: {e}")))?;
             if envelope.v != FORMAT {
-                return Err(format!("its {APP} entry has format {}; this flarelake knows format {FORMAT}: upgrade it", envelope.v));
+                return Err(Unreadable::Newer(format!(
+                    "its {APP} entry has format {}; this flarelake knows format {FORMAT}: upgrade it",
+                    envelope.v
+                )));
             }
             commit.landing = Some(envelope.landing);
         }
@@ -211,7 +230,8 @@ pub fn read(bytes: &[u8]) -> Result<ReadCommit, String> {
             commit.objects = txn["version"].as_u64();
         }
         if let Some(metadata) = action.get_mut("metaData") {
-            commit.metadata = Some(serde_json::from_value(metadata.take()).map_err(|e| format!("its metaData can't be read: {e}"))?);
+            commit.metadata =
+                Some(serde_json::from_value(metadata.take()).map_err(|e| Unreadable::Broken(format!("its metaData can't be read: {e}")))?);
         }
         if let Some(protocol) = action.get("protocol") {
             let version = |key: &str| protocol[key].as_i64().unwrap_or(i64::MAX);
@@ -219,7 +239,7 @@ pub fn read(bytes: &[u8]) -> Result<ReadCommit, String> {
         }
     }
     commit.foreign_delete &= commit.run.is_none();
-    if is_empty { Err("it is empty: it was not written, or not copied, to its end".to_owned()) } else { Ok(commit) }
+    if is_empty { Err(Unreadable::Broken("it is empty: it was not written, or not copied, to its end".to_owned())) } else { Ok(commit) }
 }
 
 fn append(actions: Vec<Action>, metadata: HashMap<String, Value>, txn: Vec<Transaction>) -> Result<Bytes, String> {

@@ -16,7 +16,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::ObjectStore as _;
 use object_store::prefix::PrefixStore;
 
-use super::commit::{self, ReadCommit, TableMetadata};
+use super::commit::{self, ReadCommit, TableMetadata, Unreadable};
 use super::listing::{LogFile, LogFileKind, Standing, base, newest_checkpoint, standing};
 use super::spec::TableSpec;
 use crate::base::new_uuid;
@@ -158,7 +158,12 @@ impl Log {
         let read = self.store.read_commit_entry(version).await;
         let bytes = read.map_err(|e| TableError::request(&self.table, format!("reading log entry {version}"), e))?;
         let parse = |bytes: Bytes| commit::read(&bytes);
-        bytes.map(parse).transpose().map_err(|message| TableError::Entry { table: self.table.clone(), version, message })
+        bytes.map(parse).transpose().map_err(|error| match error {
+            Unreadable::Broken(message) => TableError::Entry { table: self.table.clone(), version, message },
+            Unreadable::Newer(message) => {
+                TableError::Layout { table: self.table.clone(), message: format!("log entry {version}: {message}") }
+            }
+        })
     }
 
     /// R2, R3. Reads every entry beyond the cursor, in order, into `each`, with the time at which the store says that it was written, in

@@ -232,7 +232,7 @@ async fn open_ledger(store: &Store, findings: &mut Findings) -> Result<(Log, Kno
         let known = Known::default();
         let error = match Lake::begin_leniently(store, &known).await {
             Ok(log) => return Ok((log, known)),
-            Err(error @ (TableError::Damaged { .. } | TableError::Entry { .. } | TableError::Layout { .. })) => error,
+            Err(error @ (TableError::Damaged { .. } | TableError::Entry { .. })) => error,
             Err(error) => return Err(error),
         };
         let log = Log::new(store, LEDGER_TABLE);

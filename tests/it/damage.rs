@@ -302,6 +302,20 @@ async fn a_table_that_cannot_be_written_any_more_costs_only_itself() {
     assert!(refused.contains("cloudflare_firewall") && refused.contains("reader version 3"), "{refused}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_of_a_newer_version_is_left_as_it_is() {
+    let inner = lake_of(0..3).await;
+    let entry = Path::from("lake/ingested_objects/_delta_log/00000000000000000002.json");
+    let text = inner.get(&entry).await.expect("an entry").bytes().await.expect("bytes");
+    let newer = String::from_utf8(text.to_vec()).expect("text").replace("\"v\":1", "\"v\":9");
+    inner.put(&entry, newer.into()).await.expect("put");
+    let before = below(&inner, "lake/ingested_objects").await;
+    let tables = Tables::new(&Catalog::embedded(), Partitioning::Day);
+    let error = repair(memory_lake(inner.clone()), &tables).await.expect_err("it is not damaged").to_string();
+    assert!(error.contains("has format 9") && error.contains("upgrade") && !error.contains("flarelake repair"), "{error}");
+    assert_eq!(below(&inner, "lake/ingested_objects").await, before);
+}
+
 /// The repair's findings; then everything lands once more, and each row is there once.
 async fn comes_back(inner: &Arc<InMemory>, words: &str, context: &str) {
     refused(inner, words).await;
