@@ -1,21 +1,30 @@
 //! `flarelake repair`: what a lake that was tampered with can still be made into.
 
+use std::sync::Arc;
+
 use clap::Args;
 
 use super::{End, Settings, output};
 use crate::base::store::Store;
 use crate::ingest::batch::Tables;
-use crate::recover::repair;
+use crate::recover::Mender;
 use crate::table::Findings;
 
-/// Nothing to choose.
+/// What to look through beside what looks damaged.
 #[derive(Debug, Args)]
-pub struct RepairArguments {}
+pub struct RepairArguments {
+    /// A table below whose folder rows are looked for that had landed and are in no file that it names, as after its files were put back from a copy;
+    /// rows that were deleted from it less than a vacuum ago come back; may be repeated
+    #[arg(long = "table", value_name = "NAME")]
+    tables: Vec<String>,
+}
 
-pub async fn run(_: RepairArguments, settings: Settings) -> anyhow::Result<End> {
+pub async fn run(arguments: RepairArguments, settings: Settings) -> anyhow::Result<End> {
     let Settings { config, catalog } = &settings;
+    let tables = Arc::new(Tables::new(catalog, config.partition));
     let store = Store::open(config.lake()?, &config.reach()).await?;
-    let findings = repair(store, &Tables::new(catalog, config.partition)).await?;
+    let (target, memory) = (config.maintenance.target_file_size.as_u64(), config.memory.as_u64() as usize);
+    let findings = Mender { store, tables, searched: arguments.tables, target, memory }.run().await?;
     output::say(Report(&findings))?;
     Ok(if findings.lost.is_empty() { End::Done } else { End::Incomplete })
 }

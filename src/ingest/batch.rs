@@ -79,6 +79,11 @@ impl Tables {
     fn spec(&self, name: &str) -> &TableSpec {
         self.log_types.iter().find(|s| s.name == name).unwrap_or(&self.failures)
     }
+
+    /// The table of this name. One of a log type that is not configured has the standard columns, as all have.
+    pub fn named(&self, name: &str) -> TableSpec {
+        TableSpec { name: name.to_owned(), ..self.spec(name).clone() }
+    }
 }
 
 /// Rows in memory, by table.

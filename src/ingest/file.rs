@@ -16,7 +16,7 @@ use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderB
 use parquet::arrow::arrow_writer::{ArrowRowGroupWriterFactory, ArrowWriterOptions};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{KeyValue, ParquetMetaData, SortingColumn};
+use parquet::file::metadata::{KeyValue, ParquetMetaData, RowGroupMetaData, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::file::statistics::Statistics;
 use parquet::file::writer::SerializedFileWriter;
@@ -219,6 +219,26 @@ impl<'a, W: Write + Send> FileWriter<'a, W> {
     }
 }
 
+/// What the log has to say of a file that stands in the store, by its footer. `path`: below the table.
+pub fn describe(spec: &TableSpec, path: &str, size: u64, modified_ms: i64, metadata: &ParquetMetaData) -> DataFile {
+    let folders = path.split('/').filter_map(|folder| folder.split_once('='));
+    let time = spec.sort_column.as_ref().and_then(|column| leaf_of(spec, metadata, column));
+    // Whoever sorted its rows says so in every row group.
+    let is_sorted = |leaf: usize| {
+        let mut sorting = metadata.row_groups().iter().map(|group| group.sorting_columns().and_then(|by| by.first()));
+        sorting.all(|by| by.is_some_and(|by| by.column_idx as usize == leaf && !by.descending))
+    };
+    DataFile {
+        path: path.to_owned(),
+        size,
+        rows: metadata.file_metadata().num_rows() as u64,
+        modified_ms,
+        stats: stats(spec, metadata).to_string(),
+        times: time.filter(|leaf| is_sorted(*leaf)).and_then(|leaf| bounds(metadata, leaf)),
+        partition_values: folders.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+    }
+}
+
 /// The order in which rows are written, as (batch, row), and their times.
 struct Sorted {
     rows: Vec<(usize, usize)>,
@@ -306,23 +326,35 @@ fn leaf_index(schema: &SchemaRef, column: usize) -> i32 {
     schema.fields()[..column].iter().map(|f| leaves(f.data_type())).sum()
 }
 
+/// Where a column stands in a file, which may have fewer or more of them than its table.
+fn leaf_of(spec: &TableSpec, metadata: &ParquetMetaData, column: &str) -> Option<usize> {
+    let path = column_path(column, spec.schema.field_with_name(column).ok()?.data_type());
+    metadata.file_metadata().schema_descr().columns().iter().position(|leaf| *leaf.path() == path)
+}
+
+/// The least and the greatest number of a column, as its row groups tell.
+fn bounds(metadata: &ParquetMetaData, leaf: usize) -> Option<(i64, i64)> {
+    let of_group = |group: &RowGroupMetaData| match group.column(leaf).statistics()? {
+        Statistics::Int64(v) => Some((*v.min_opt()?, *v.max_opt()?)),
+        _ => None,
+    };
+    let groups: Option<Vec<(i64, i64)>> = metadata.row_groups().iter().map(of_group).collect();
+    groups?.into_iter().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+}
+
 /// Delta's statistics of a file: true bounds, whoever reads them.
 fn stats(spec: &TableSpec, metadata: &ParquetMetaData) -> Value {
     let (mut least, mut greatest, mut nulls) = (Map::new(), Map::new(), Map::new());
     for name in &spec.stats {
-        let Ok(index) = spec.schema.index_of(name) else { continue };
-        let leaf = leaf_index(&spec.schema, index) as usize;
-        let is_time = matches!(spec.schema.field(index).data_type(), DataType::Timestamp(..));
+        let Ok(field) = spec.schema.field_with_name(name) else { continue };
+        let Some(leaf) = leaf_of(spec, metadata, name) else { continue };
+        let is_time = matches!(field.data_type(), DataType::Timestamp(..));
         let found: Option<Vec<&Statistics>> = metadata.row_groups().iter().map(|g| g.column(leaf).statistics()).collect();
         // A row group that tells nothing makes every bound a guess.
         let Some(found) = found else { continue };
         nulls.insert(name.clone(), json!(found.iter().filter_map(|s| s.null_count_opt()).sum::<u64>()));
         if is_time {
-            let bounds = found.iter().filter_map(|s| match s {
-                Statistics::Int64(v) => Some((*v.min_opt()?, *v.max_opt()?)),
-                _ => None,
-            });
-            if let Some((min, max)) = bounds.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))) {
+            if let Some((min, max)) = bounds(metadata, leaf) {
                 least.insert(name.clone(), json!(milliseconds(min.div_euclid(1000))));
                 // Cut to the millisecond, the greatest time would be too small to be a bound.
                 greatest.insert(name.clone(), json!(milliseconds(-(-max).div_euclid(1000))));

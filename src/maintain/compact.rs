@@ -218,7 +218,7 @@ fn encoders(count: usize) -> Option<Arc<ThreadPool>> {
 }
 
 /// The table with the columns that it really has: another engine may have added some, and they are kept.
-pub(super) fn as_it_is(table: &Upkeep, spec: &TableSpec) -> Result<TableSpec, TableError> {
+pub fn as_it_is(table: &Upkeep, spec: &TableSpec) -> Result<TableSpec, TableError> {
     let (columns, by) = (table.snapshot().columns()?, table.snapshot().partition_columns()?);
     let partitioning = [None, Some(Partitioning::Day), Some(Partitioning::Hour)];
     let found = partitioning.into_iter().find(|p| p.map_or(&[][..], Partitioning::columns).iter().eq(by.iter()));

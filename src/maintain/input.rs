@@ -30,6 +30,8 @@ use crate::table::{DataFile, TableSpec};
 const FETCH_AHEAD: usize = 8;
 /// Files of at most this many bytes are fetched whole, larger ones by row groups.
 const WHOLE_BYTES: u64 = 4 << 20;
+/// Bytes at the end of a file that may hold its footer, if nothing is known of it.
+const FIRST_GUESS: u64 = 64 << 10;
 /// Batches of one input in memory: with the merge, and in what is gathered.
 const IN_MEMORY: usize = 2;
 /// Rows that a batch has at most.
@@ -158,6 +160,12 @@ impl StoredFile {
     }
 }
 
+/// Whether a file is not in the store any more.
+pub fn is_gone(error: &ParquetError) -> bool {
+    let ParquetError::External(source) = error else { return false };
+    matches!(source.downcast_ref(), Some(object_store::Error::NotFound { .. }))
+}
+
 fn external(error: object_store::Error) -> ParquetError {
     ParquetError::External(Box::new(error))
 }
@@ -192,6 +200,12 @@ impl AsyncFileReader for StoredFile {
         }
         .boxed()
     }
+}
+
+/// The footer of a file of which only its size is known.
+pub async fn footer(store: &Store, path: Path, size: u64) -> Result<Arc<ParquetMetaData>> {
+    let mut reader = StoredFile { objects: store.objects.clone(), path, size, footer: FIRST_GUESS.min(size) as usize, whole: None };
+    reader.get_metadata(None).await
 }
 
 /// A stream of a file's rows, in the types that the table has them in, of those columns that `wanted` wants. `whole`: its

@@ -112,8 +112,7 @@ impl RewriteError {
 
     /// Whether an input is not in the store any more.
     pub fn is_gone(&self) -> bool {
-        let Self::Read { source: ParquetError::External(source), .. } = self else { return false };
-        matches!(source.downcast_ref(), Some(object_store::Error::NotFound { .. }))
+        matches!(self, Self::Read { source, .. } if input::is_gone(source))
     }
 }
 

@@ -124,7 +124,7 @@ fn is_data_file(path: &str) -> bool {
 }
 
 /// Every data file below a table.
-async fn list(store: &Store, table: &str) -> Result<Vec<ListedFile>, MaintainError> {
+pub async fn list(store: &Store, table: &str) -> Result<Vec<ListedFile>, MaintainError> {
     let root = store.root.clone().join(table);
     let listed: Result<Vec<_>, _> = store.objects.list(Some(&root)).try_collect().await;
     let listed = listed.map_err(|source| MaintainError::Store { doing: "listing", location: format!("{}{table}/", store.url), source })?;

@@ -14,11 +14,13 @@ mod reconcile;
 mod rejects;
 mod replay;
 mod discard;
+mod salvage;
+mod refill;
 mod repair;
 
 pub use discard::{Discard, Discarded};
 pub use gaps::{Gap, Streams, is_dated};
 pub use reconcile::{Absent, Comparison, Reconciled, State, Tally, Window, reconcile};
 pub use rejects::Chosen;
-pub use repair::{RepairError, repair};
+pub use repair::{Mender, RepairError};
 pub use replay::{Replay, ReplayError, Summary};

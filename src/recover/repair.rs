@@ -1,27 +1,20 @@
-//! A lake whose parts don't fit together any more: the ledger is filled up from the rows of the tables.
+//! A lake whose parts don't fit together any more: the ledger is filled up from the rows of the tables, and tables from the files in
+//! their folders.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::sync::Arc;
 
-use arrow::array::{Array as _, AsArray as _};
-use arrow::datatypes::TimestampMicrosecondType;
-use futures::StreamExt as _;
-use object_store::{ObjectStoreExt as _, PutPayload};
-
-use crate::base::new_uuid;
-use crate::base::store::Store;
-use crate::config::Partitioning;
+use super::refill::Refill;
+use super::salvage::{self, Salvage, Salvaged};
+use crate::base::store::{Store, StoreError};
 use crate::ingest::batch::Tables;
-use crate::ingest::file::{self, EncodedFile, FileError};
-use crate::ingest::keeping::{ObjectOutcome, ledger_rows};
-use crate::ingest::object::{Object, ObjectId, RowId};
-use crate::maintain::{MaintainError, input, lease};
-use crate::schema::Standard;
-use crate::table::{FAILURES_TABLE, Findings, LEDGER_TABLE, Landing, Repair, TableError, TableSpec, open_tables};
-
-/// Objects that one commit tells the ledger of.
-const TOGETHER: usize = 20_000;
-/// Bytes of rows that are read at once.
-const MEMORY: usize = 64 << 20;
+use crate::ingest::file::FileError;
+use crate::ingest::object::ObjectId;
+use crate::maintain::compact::as_it_is;
+use crate::maintain::rewrite::RewriteError;
+use crate::maintain::vacuum::{ListedFile, list};
+use crate::maintain::{MaintainError, lease};
+use crate::table::{Absent, Change, DataFile, FAILURES_TABLE, Findings, LEDGER_TABLE, Repair, Replaced, TableError, TableSpec, Upkeep};
 
 /// Why a repair stopped. It can be begun again.
 #[derive(Debug, thiserror::Error)]
@@ -29,12 +22,26 @@ pub enum RepairError {
     /// A table can't be read or written.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// No such table is there to be looked through.
+    #[error("there is no table {name} in this lake; there are: {there}")]
+    NoTable {
+        /// What was asked for.
+        name: String,
+        /// The tables that are there.
+        there: String,
+    },
     /// Another process keeps the lake up.
-    #[error("another maintainer is at work in this lake: stop it, and every writer, then run it again")]
+    #[error("another process writes to this lake: stop every maintainer and writer, then run it again")]
     Busy,
-    /// The lease can't be taken.
+    /// The lease can't be taken, or a folder not be listed.
     #[error(transparent)]
-    Lease(#[from] MaintainError),
+    Maintain(#[from] MaintainError),
+    /// Rows can't be written anew.
+    #[error(transparent)]
+    Rewrite(#[from] RewriteError),
+    /// The store doesn't tell what time it is.
+    #[error(transparent)]
+    Time(#[from] StoreError),
     /// A file of a table can't be read.
     #[error("{location}: can't be read: {source}; restore it, or take it out of the table, then run it again")]
     Read {
@@ -56,115 +63,200 @@ pub enum RepairError {
     },
 }
 
-/// What the tables tell of an object that the ledger does not know.
-#[derive(Debug, Default)]
-struct Told {
-    rows: BTreeMap<String, u64>,
-    rejects: u64,
-    times: Option<(i64, i64)>,
-    source_id: Option<String>,
+/// A lake whose writers are stopped, to be mended.
+pub struct Mender {
+    /// Where it is.
+    pub store: Store,
+    /// The tables that it may have.
+    pub tables: Arc<Tables>,
+    /// Tables below whose folders rows are looked for, though their logs look whole.
+    pub searched: Vec<String>,
+    /// Bytes that a file is meant to have.
+    pub target: u64,
+    /// Bytes that it may take.
+    pub memory: usize,
 }
 
-/// Makes what can be made of a lake whose writers are stopped. What was mended, and what was lost.
-pub async fn repair(store: Store, tables: &Tables) -> Result<Findings, RepairError> {
-    if !Repair::is_lake(&store).await? {
-        return Err(TableError::NoLake { url: store.url.to_string() }.into());
+impl Mender {
+    /// Makes what can be made of it. What was mended, and what was lost.
+    pub async fn run(&self) -> Result<Findings, RepairError> {
+        if !Repair::is_lake(&self.store).await? {
+            return Err(TableError::NoLake { url: self.store.url.to_string() }.into());
+        }
+        let held = lease::Lease::take(&self.store, "repair", lease::TERM, None).await?.ok_or(RepairError::Busy)?;
+        let done = self.mend().await;
+        held.give_back().await;
+        done
     }
-    let held = lease::Lease::take(&store, "repair", lease::TERM, None).await?.ok_or(RepairError::Busy)?;
-    let done = mend(store, tables).await;
-    held.give_back().await;
-    done
-}
 
-async fn mend(store: Store, tables: &Tables) -> Result<Findings, RepairError> {
-    let specs: Vec<TableSpec> = tables.log_types.iter().chain([&tables.failures]).cloned().collect();
-    let mut repair = Repair::open(store.clone(), &specs).await?;
-    let taken_out = repair.taken_out().into_iter().map(|object| (ObjectId(object), Told::default()));
-    let mut unknown: HashMap<ObjectId, Told> = taken_out.collect();
-    let names: Vec<String> = repair.tables().map(str::to_owned).collect();
-    for name in names {
-        look(&store, &repair, &specs, &name, &mut unknown).await?;
-    }
-    if !unknown.is_empty() {
-        let objects = unknown.len();
-        note(&store, &mut repair, &tables.ledger, unknown).await?;
-        repair.findings.mended.push(format!("{LEDGER_TABLE}: told of {objects} objects that had landed"));
-        repair.findings.lost.push(format!(
-            "{LEDGER_TABLE}: of these {objects} objects it is not known where they came from; the last of them may lack rows in a table that was \
-             not brought up to the ledger"
-        ));
-    }
-    let (_, findings) = repair.finish().await?;
-    Ok(findings)
-}
-
-/// Reads which objects a table's rows are of, as far as the ledger does not know them.
-async fn look(
-    store: &Store,
-    repair: &Repair,
-    specs: &[TableSpec],
-    name: &str,
-    unknown: &mut HashMap<ObjectId, Told>,
-) -> Result<(), RepairError> {
-    let Some(table) = open_tables(store, &[name.to_owned()]).await?.remove(0) else { return Ok(()) };
-    // A table of a log type that is not configured has the same columns that matter here.
-    let spec = specs.iter().find(|spec| spec.name == name).or(specs.last()).expect("there is the table of rejects");
-    let spec = TableSpec { name: name.to_owned(), partitioning: None::<Partitioning>, ..spec.clone() };
-    let wanted = [Standard::RowId, Standard::EventTime, Standard::SourceId].map(Standard::name);
-    for file in table.files()? {
-        let failed = |source| RepairError::Read { location: file.location(store, name).to_string(), source };
-        let mut batches = input::stream(store, &spec, &file, None, MEMORY, |column| wanted.contains(&column)).await.map_err(failed)?;
-        while let Some(batch) = batches.next().await {
-            let batch = batch.map_err(failed)?;
-            let column = |of: Standard| batch.column_by_name(of.name());
-            let Some(ids) = column(Standard::RowId).and_then(|ids| ids.as_string_view_opt()) else { continue };
-            let times = column(Standard::EventTime).and_then(|times| times.as_primitive_opt::<TimestampMicrosecondType>());
-            let sources = column(Standard::SourceId).and_then(|sources| sources.as_string_view_opt());
-            for (row, id) in ids.iter().enumerate() {
-                let Some(RowId { object, .. }) = id.and_then(RowId::parse).filter(|id| !repair.contains(id.object.0)) else { continue };
-                let told = unknown.entry(object).or_default();
-                told.source_id = sources.filter(|sources| sources.is_valid(row)).map(|sources| sources.value(row).to_owned());
-                if name == FAILURES_TABLE {
-                    told.rejects += 1;
-                    continue;
-                }
-                *told.rows.entry(name.to_owned()).or_default() += 1;
-                let time = times.map(|times| (times.value(row), times.value(row)));
-                told.times = [told.times, time].into_iter().flatten().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+    async fn mend(&self) -> Result<Findings, RepairError> {
+        let specs: Vec<TableSpec> = self.tables.log_types.iter().chain([&self.tables.failures]).cloned().collect();
+        let mut repair = Repair::open(self.store.clone(), &specs).await?;
+        let lacking = Refill { store: &self.store, tables: &self.tables }.run(&mut repair).await?;
+        let names: Vec<String> = repair.tables().map(str::to_owned).collect();
+        let is_there = |name: &&String| names.contains(name) || repair.absent.iter().any(|absent| absent.spec.name == **name);
+        if let Some(name) = self.searched.iter().find(|name| !is_there(name)) {
+            return Err(RepairError::NoTable { name: name.clone(), there: names.join(", ") });
+        }
+        let mut searched = Vec::new();
+        for absent in std::mem::take(&mut repair.absent) {
+            if self.make_anew(&mut repair, &absent).await? {
+                searched.push(absent.spec.name);
             }
         }
+        for name in names {
+            if self.make_whole(&mut repair, &name).await? {
+                searched.push(name);
+            } else if let Some(objects) = lacking.get(&name) {
+                self.complete(&mut repair, &name, objects).await?;
+            }
+        }
+        let (lake, mut findings) = repair.finish().await?;
+        drop(lake);
+        self.compare(&searched, &mut findings).await?;
+        Ok(findings)
     }
-    Ok(())
+
+    /// Makes a table anew from the files in its folder. False: nothing ever landed in it.
+    async fn make_anew(&self, repair: &mut Repair, absent: &Absent) -> Result<bool, RepairError> {
+        let name = &absent.spec.name;
+        let listed = list(&self.store, name).await?;
+        let partitioning = salvage::partitioning(&listed).or(absent.spec.partitioning);
+        let spec = Arc::new(TableSpec { partitioning, ..absent.spec.clone() });
+        let salvaged = self.salvage(spec.clone(), &|object| repair.contains(object.0)).run(&[], &listed).await?;
+        if salvaged.files.is_empty() && !absent.is_due {
+            return Ok(false);
+        }
+        repair.make_anew(&spec, &salvaged.files).await?;
+        let found = found(&salvaged.files);
+        repair.findings.mended.push(format!("{name}: {}; it is made anew, with {found} in its folder", absent.why));
+        report(repair, name, salvaged);
+        Ok(true)
+    }
+
+    /// Makes a table whole from the files in its folder, if some that it names are gone or the ledger's log does not go back far enough. False: there
+    /// was no need.
+    async fn make_whole(&self, repair: &mut Repair, name: &str) -> Result<bool, RepairError> {
+        let Some((mut table, named)) = self.open(name).await? else { return Ok(false) };
+        let listed = list(&self.store, name).await?;
+        let (named, gone) = self.sort_out(name, named, &listed);
+        let (_, never) = self.sort_out(name, repair.pending(name), &listed);
+        if gone.is_empty() && never.is_empty() && !repair.is_behind(name) && !self.searched.iter().any(|searched| searched == name) {
+            return Ok(false);
+        }
+        let spec = Arc::new(as_it_is(&table, &self.tables.named(name))?);
+        let salvaged = self.salvage(spec, &|object| repair.contains(object.0)).run(&named, &listed).await?;
+        self.replace(&mut table, &gone, &salvaged.files).await?;
+        repair.made_whole(name);
+        for file in gone.iter().chain(&never) {
+            let rows = file.rows;
+            repair.findings.mended.push(format!("{name}: {} with {rows} rows is gone, and is not named any more", file.path));
+        }
+        if !salvaged.files.is_empty() {
+            repair.findings.mended.push(format!("{name}: {} in its folder are brought in", found(&salvaged.files)));
+        }
+        report(repair, name, salvaged);
+        Ok(true)
+    }
+
+    /// Brings in what a table lacks of objects that only a ledger of before knew. What was taken out of the table stays out.
+    async fn complete(&self, repair: &mut Repair, name: &str, objects: &HashMap<ObjectId, u64>) -> Result<(), RepairError> {
+        let Some((mut table, named)) = self.open(name).await? else { return Ok(()) };
+        let taken_out = table.tombstones().await?;
+        let listed: Vec<ListedFile> =
+            list(&self.store, name).await?.into_iter().filter(|file| !taken_out.contains_key(&file.path)).collect();
+        let spec = Arc::new(as_it_is(&table, &self.tables.named(name))?);
+        let salvaged = self.salvage(spec, &|object| objects.contains_key(&object)).run(&named, &listed).await?;
+        self.replace(&mut table, &[], &salvaged.files).await?;
+        let (lacks, found) = (objects.values().sum::<u64>(), rows(&salvaged.files));
+        if found > 0 {
+            repair.findings.mended.push(format!("{name}: {found} rows that had landed are brought in"));
+        }
+        // Rejects go when they are replayed.
+        if lacks > found && name != FAILURES_TABLE {
+            let count = lacks - found;
+            let lost = format!(
+                "{name}: {count} rows of {} objects that the ledger did not know any more are in no file: they expired, were taken out, or \
+                 were never brought in",
+                objects.len()
+            );
+            repair.findings.lost.push(lost);
+        }
+        Ok(())
+    }
+
+    /// Says how many rows landed in these tables that are not there any more.
+    async fn compare(&self, names: &[String], findings: &mut Findings) -> Result<(), RepairError> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        let landed = Refill { store: &self.store, tables: &self.tables }.landed().await?;
+        for name in names {
+            let (landed, there) =
+                (landed.get(name).copied().unwrap_or_default(), self.open(name).await?.map_or(0, |(_, files)| rows(&files)));
+            if there < landed {
+                findings.lost.push(format!(
+                    "{name}: of {landed} rows that landed, {} are in no file of its folder: they expired, were taken out, or are lost; put back \
+                     from a copy what you have of its folder, then run `flarelake repair --table {name}`",
+                    landed - there
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn salvage<'a>(&'a self, spec: Arc<TableSpec>, wanted: &'a (dyn Fn(ObjectId) -> bool + Sync)) -> Salvage<'a> {
+        Salvage { store: &self.store, spec, target: self.target, memory: self.memory, wanted }
+    }
+
+    /// A table and the files that it names; none if another engine made it one that is not ours to read.
+    async fn open(&self, name: &str) -> Result<Option<(Upkeep, Vec<DataFile>)>, RepairError> {
+        match Upkeep::open(&self.store, name).await {
+            Ok(Some(table)) => {
+                let files = table.snapshot().files()?;
+                Ok(Some((table, files)))
+            }
+            Ok(None) | Err(TableError::Layout { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Those of these files that are there, and those that are gone.
+    fn sort_out(&self, name: &str, files: Vec<DataFile>, listed: &[ListedFile]) -> (Vec<DataFile>, Vec<DataFile>) {
+        let place = |path: &str| crate::table::file_location(&self.store, name, path);
+        let there: std::collections::HashSet<_> = listed.iter().map(|file| place(&file.path)).collect();
+        files.into_iter().partition(|file| there.contains(&place(&file.path)))
+    }
+
+    async fn replace(&self, table: &mut Upkeep, gone: &[DataFile], files: &[DataFile]) -> Result<(), RepairError> {
+        if gone.is_empty() && files.is_empty() {
+            return Ok(());
+        }
+        let now_ms = self.store.now_micros().await? / 1000;
+        match table.replace(Change::Repair, gone, files, now_ms).await? {
+            Replaced::Done => Ok(()),
+            Replaced::Overtaken | Replaced::Stale => Err(RepairError::Busy),
+        }
+    }
 }
 
-/// Tells the ledger of objects.
-async fn note(store: &Store, repair: &mut Repair, spec: &TableSpec, unknown: HashMap<ObjectId, Told>) -> Result<(), RepairError> {
-    let mut outcomes: Vec<ObjectOutcome> = unknown.into_iter().map(|(id, told)| outcome(id, told)).collect();
-    outcomes.sort_unstable_by_key(|outcome| outcome.object.id.0);
-    for outcomes in outcomes.chunks(TOGETHER) {
-        let rows = ledger_rows(spec, outcomes, store.clock.now_micros());
-        let mut encoded = file::encode(spec, &[rows])?;
-        let EncodedFile { file, bytes } = encoded.pop().expect("an unpartitioned table's rows are one file");
-        let path = file.location(store, LEDGER_TABLE);
-        let put = store.objects.put(&path, PutPayload::from(bytes)).await;
-        put.map_err(|source| RepairError::Upload { location: path.to_string(), source })?;
-        let objects = outcomes.iter().map(|outcome| outcome.object.id.0).collect();
-        repair.note(&Landing { batch: new_uuid().to_string(), objects, adds: BTreeMap::new() }, &file).await?;
-    }
-    Ok(())
+fn rows(files: &[DataFile]) -> u64 {
+    files.iter().map(|file| file.rows).sum()
 }
 
-fn outcome(id: ObjectId, told: Told) -> ObjectOutcome {
-    let object = Object {
-        id,
-        bucket: None,
-        key: String::new(),
-        etag: String::new(),
-        size: 0,
-        last_modified: None,
-        source_id: told.source_id,
-        source_label: None,
-    };
-    let rejects = BTreeMap::from_iter((told.rejects > 0).then_some((crate::ingest::reject::Reason::Unclassified, told.rejects)));
-    ObjectOutcome { object, replayed: None, rows: told.rows, rejects, skipped: 0, event_times: told.times }
+fn found(files: &[DataFile]) -> String {
+    format!("{} rows in {} files that were found", rows(files), files.len())
+}
+
+/// Says what was left where it is.
+fn report(repair: &mut Repair, name: &str, salvaged: Salvaged) {
+    let Salvaged { unwanted, left_out, .. } = salvaged;
+    if unwanted > 0 {
+        repair.findings.lost.push(format!(
+            "{name}: {unwanted} rows in its folder are of objects that {LEDGER_TABLE} does not tell of: they are there again once these objects land"
+        ));
+    }
+    for file in left_out {
+        repair.findings.lost.push(format!("{name}: left out is {file}"));
+    }
 }

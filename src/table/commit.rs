@@ -302,6 +302,8 @@ pub enum Change {
     },
     /// Rows go.
     Delete,
+    /// Files that are gone go, and rows that were in no file of it come back.
+    Repair,
     /// Nothing: whoever has not read this version can't commit before it has.
     Fence {
         /// How long files that no version names are kept, in milliseconds.
@@ -314,6 +316,7 @@ impl Change {
         match self {
             Self::Compact { target } => DeltaOperation::Optimize { predicate: None, target_size: target as i64 },
             Self::Delete => DeltaOperation::Delete { predicate: None },
+            Self::Repair => DeltaOperation::FileSystemCheck {},
             Self::Fence { keep_ms } => DeltaOperation::VacuumStart {
                 retention_check_enabled: true,
                 specified_retention_millis: Some(keep_ms),
@@ -325,16 +328,23 @@ impl Change {
 
 /// The commit by which upkeep puts `adds` in the place of `removes`. A table's `txn` stays as it is.
 pub fn replacement(run: &str, change: Change, removes: &[DataFile], adds: &[DataFile], at_ms: i64) -> Result<Bytes, String> {
-    let data_change = change == Change::Delete;
+    let data_change = matches!(change, Change::Delete | Change::Repair);
     let removes = removes.iter().map(|file| Action::Remove(file.remove(data_change, at_ms)));
     let actions = removes.chain(adds.iter().map(|file| Action::Add(file.add(data_change)))).collect();
     let metadata = HashMap::from([(RUN.to_owned(), Value::from(run))]);
     CommitData::new(actions, change.operation(), metadata, Vec::new()).get_bytes().map_err(|e| e.to_string())
 }
 
-/// A table's first commit. `txn`: the ledger's version of that moment; none for the ledger itself.
-pub fn creation(location: &url::Url, protocol: Protocol, metadata: Metadata, txn: Option<u64>) -> Result<Bytes, String> {
-    let actions = vec![Action::Protocol(protocol.clone()), Action::Metadata(metadata.clone())];
+/// A table's first commit, with the files that it begins with. `txn`: the ledger's version of that moment; none for the ledger itself.
+pub fn creation(
+    location: &url::Url,
+    protocol: Protocol,
+    metadata: Metadata,
+    txn: Option<u64>,
+    files: &[DataFile],
+) -> Result<Bytes, String> {
+    let layout = [Action::Protocol(protocol.clone()), Action::Metadata(metadata.clone())];
+    let actions = layout.into_iter().chain(files.iter().map(|file| Action::Add(file.add(true)))).collect();
     let operation = DeltaOperation::Create { mode: SaveMode::ErrorIfExists, location: location.clone(), protocol, metadata };
     let txn = txn.map(|version| Transaction::new(APP, version as i64)).into_iter().collect();
     CommitData::new(actions, operation, HashMap::new(), txn).get_bytes().map_err(|e| e.to_string())

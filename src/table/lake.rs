@@ -82,7 +82,7 @@ impl Lake {
                         return Err(TableError::damaged(&log.table, "it is not there"));
                     }
                     Self::refuse_tables_without_ledger(store).await?;
-                    log.create(&ledger_spec(), None).await?;
+                    log.create(&ledger_spec(), None, &[]).await?;
                 }
                 Beginning::After(checkpoint, written_ms) => {
                     // What landed up to there stands in the ledger's own table. What of it is settled is in the data tables,
@@ -259,7 +259,7 @@ impl Lake {
                 self.catch_up(&mut ledger, None).await?;
                 let txn = ledger.version.unwrap_or(0);
                 drop(ledger);
-                Log::new(&self.store, &spec.name).create(spec, Some(txn)).await?;
+                Log::new(&self.store, &spec.name).create(spec, Some(txn), &[]).await?;
                 let created = Table::open(&self.store, &spec.name).await?;
                 created.ok_or_else(|| TableError::request(&spec.name, "reading the table just created", "it is not there"))?
             }

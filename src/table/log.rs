@@ -16,7 +16,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::ObjectStore as _;
 use object_store::prefix::PrefixStore;
 
-use super::commit::{self, ReadCommit, TableMetadata, Unreadable};
+use super::commit::{self, DataFile, ReadCommit, TableMetadata, Unreadable};
 use super::listing::{LogFile, LogFileKind, Standing, base, newest_checkpoint, standing};
 use super::spec::TableSpec;
 use crate::base::new_uuid;
@@ -87,6 +87,15 @@ pub enum TableError {
 }
 
 impl TableError {
+    /// What is wrong, without where and what to do.
+    pub(super) fn cause(&self) -> String {
+        match self {
+            Self::Damaged { what, .. } => what.clone(),
+            Self::Entry { version, message, .. } => format!("log entry {version} can't be used: {message}"),
+            other => other.to_string(),
+        }
+    }
+
     pub(super) fn request(table: &str, doing: impl Into<String>, error: impl std::fmt::Display) -> Self {
         Self::Request { table: table.to_owned(), doing: doing.into(), message: error.to_string() }
     }
@@ -366,7 +375,7 @@ impl Log {
     }
 
     /// Creates the table unless it is there. `txn`: see [`commit::creation`].
-    pub async fn create(&self, spec: &TableSpec, txn: Option<u64>) -> Result<(), TableError> {
+    pub async fn create(&self, spec: &TableSpec, txn: Option<u64>, files: &[DataFile]) -> Result<(), TableError> {
         let layout = |message: String| TableError::Layout { table: self.table.clone(), message };
         let schema = delta_schema(spec).map_err(layout)?;
         let partitions = spec.partitioning.map_or(&[][..], |p| p.columns());
@@ -380,7 +389,7 @@ impl Log {
         let metadata = new_metadata(&schema, partitions, properties).map_err(|e| layout(e.to_string()))?;
         let protocol: Protocol =
             serde_json::from_value(serde_json::json!({"minReaderVersion": 1, "minWriterVersion": 2})).map_err(|e| layout(e.to_string()))?;
-        let bytes = commit::creation(self.store.root_url(), protocol, metadata, txn).map_err(layout)?;
+        let bytes = commit::creation(self.store.root_url(), protocol, metadata, txn, files).map_err(layout)?;
         match self.put(bytes).await {
             // Whoever made it, its first entry is read like any other.
             Put::Won | Put::Lost => {}

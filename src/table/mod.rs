@@ -33,7 +33,7 @@ pub use commit::{Change, DataFile, Landing};
 pub use lake::{Begun, Lake, LandOutcome};
 pub use listing::{LEAST_LOG, LogFile, LogFileKind, Standing, removable_below, standing};
 pub use log::{TOMBSTONE_DAYS, TableError};
-pub use repair::{Findings, Repair};
+pub use repair::{Absent, Findings, Repair};
 pub use snapshot::{Snapshot, TimeBounds, file_location, open_tables};
 pub use spec::{FAILURES_TABLE, LEDGER_TABLE, TableSpec, failures_spec, ledger_spec, log_type_spec};
 pub use upkeep::{Replaced, Upkeep};

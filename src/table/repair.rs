@@ -2,11 +2,12 @@
 //!
 //! The ledger is the truth about what has landed, and the tables hold it too: each row's id begins with its object's. So a ledger that
 //! was removed, restored or cut is filled up from the tables, and objects that are in them never land twice. What only the
-//! ledger knew is gone with it: where an object came from, and objects without rows.
+//! ledger knew is gone with it: where an object came from, and objects without rows. A table whose log is gone is made anew from the
+//! files in its folder.
 //!
 //! Every step leaves the lake refused as it was before, until the last: whoever is interrupted begins again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::TryStreamExt as _;
 use object_store::path::Path;
@@ -36,6 +37,17 @@ pub struct Findings {
     pub lost: Vec<String>,
 }
 
+/// A table that has to be made anew.
+#[derive(Debug, Clone)]
+pub struct Absent {
+    /// What it looks like.
+    pub spec: TableSpec,
+    /// What is wrong with it.
+    pub why: String,
+    /// Whether the ledger tells of it; else nothing may ever have landed in it.
+    pub is_due: bool,
+}
+
 /// A lake under repair. Nobody else may write to it meanwhile.
 pub struct Repair {
     store: Store,
@@ -44,8 +56,12 @@ pub struct Repair {
     /// The objects in the ledger's rows: its log may tell of more, if another engine took rows out.
     rows: FxHashSet<u128>,
     tables: BTreeMap<String, Table>,
+    /// Tables that were made whole from their folder: the ledger has nothing to give to them any more.
+    whole: BTreeSet<String>,
     /// The version of the ledger after which its log could be read.
     first: u64,
+    /// Tables that have to be made anew.
+    pub absent: Vec<Absent>,
     /// What was done so far.
     pub findings: Findings,
 }
@@ -56,42 +72,34 @@ impl Repair {
         Ok(!tables_below(store).await?.is_empty() || Snapshot::is_there(store, LEDGER_TABLE).await?)
     }
 
-    /// Mends what keeps the logs from being read, makes tables anew that are gone, and opens all; `specs` are all tables that there may be.
+    /// Mends what keeps the logs from being read, and opens all tables that can be; `specs` are all that there may be.
     pub async fn open(store: Store, specs: &[TableSpec]) -> Result<Self, TableError> {
         let mut findings = Findings::default();
-        let mut names = tables_below(&store).await?;
+        let names = tables_below(&store).await?;
         for name in names.iter().map(String::as_str).chain([LEDGER_TABLE]) {
             mend_hint(&store, name, &mut findings).await?;
         }
         let (ledger, known) = open_ledger(&store, &mut findings).await?;
         let first = first_read(&ledger).await?;
         let snapshot = Snapshot::open(&store, LEDGER_TABLE).await?;
+        let mut absent = Vec::new();
         for spec in specs.iter().filter(|spec| spec.name != LEDGER_TABLE) {
             let mut is_due = known.lagging(1).contains(&spec.name);
             if let Some(ledger) = &snapshot {
                 is_due |= ledger.transaction(&commit::table_app(&spec.name)).await?.is_some();
             }
             let why = match Table::open(&store, &spec.name).await {
-                Ok(None) if is_due => "it was not there".to_owned(),
-                Err(error @ (TableError::Damaged { .. } | TableError::Entry { .. })) => match set_aside(&store, &spec.name).await? {
-                    Some(aside) => format!("its log could not be read ({error}) and is set aside in {aside}"),
-                    None => error.to_string(),
-                },
+                Ok(None) if is_due || names.contains(&spec.name) => "it was not there".to_owned(),
+                Err(error @ (TableError::Damaged { .. } | TableError::Entry { .. })) => {
+                    is_due = true;
+                    format!("its log could not be read ({})", error.cause())
+                }
                 _ => continue,
             };
-            Log::new(&store, &spec.name).create(spec, Some(first)).await?;
-            findings.mended.push(format!("{}: {why}; it is made anew, with what the ledger's log gives to it", spec.name));
-            findings.lost.push(format!(
-                "{}: rows that landed up to version {first} of {LEDGER_TABLE} are not in it any more, nor those of files that are gone: restore \
-                 its folder from a copy, or land the objects in another lake",
-                spec.name
-            ));
-            if !names.contains(&spec.name) {
-                names.push(spec.name.clone());
-            }
+            absent.push(Absent { spec: spec.clone(), why, is_due });
         }
         let mut tables = BTreeMap::new();
-        for name in names {
+        for name in names.into_iter().filter(|name| absent.iter().all(|absent| absent.spec.name != *name)) {
             match Table::open(&store, &name).await {
                 Ok(Some(table)) => _ = tables.insert(name, table),
                 Ok(None) => {}
@@ -101,11 +109,11 @@ impl Repair {
                 Err(error) => return Err(error),
             }
         }
-        let rows = match Snapshot::open(&store, LEDGER_TABLE).await? {
+        let rows = match snapshot {
             Some(ledger) => read_object_ids(&ledger).await?,
             None => FxHashSet::default(),
         };
-        Ok(Self { store, ledger, known, rows, tables, first, findings })
+        Ok(Self { store, ledger, known, rows, tables, whole: BTreeSet::new(), first, absent, findings })
     }
 
     /// The names of the tables that are there.
@@ -150,19 +158,39 @@ impl Repair {
         }
     }
 
+    /// Whether a table lacks what the ledger's log can't give to it any more.
+    pub fn is_behind(&self, name: &str) -> bool {
+        let has = self.tables.get(name).and_then(|table| table.txn).unwrap_or_default();
+        has < self.first && self.known.mark(name) > Some(has)
+    }
+
+    /// The files that the ledger has still to give to a table.
+    pub fn pending(&self, name: &str) -> Vec<DataFile> {
+        let has = self.tables.get(name).and_then(|table| table.txn).unwrap_or_default();
+        self.known.missing(name, has).map(|missing| missing.files).unwrap_or_default()
+    }
+
+    /// Makes a table anew, with these files: all that the ledger ever gave to it and that is still there.
+    pub async fn make_anew(&mut self, spec: &TableSpec, files: &[DataFile]) -> Result<(), TableError> {
+        if let Some(aside) = set_aside(&self.store, &spec.name).await? {
+            self.findings.mended.push(format!("{}: what there was of its log is set aside in {aside}", spec.name));
+        }
+        Log::new(&self.store, &spec.name).create(spec, Some(self.ledger.version.unwrap_or_default()), files).await?;
+        let table = Table::reopen(&self.store, &spec.name).await?;
+        self.tables.insert(spec.name.clone(), table);
+        Ok(())
+    }
+
+    /// Takes note that a table holds all that the ledger ever gave to it and that is still there.
+    pub fn made_whole(&mut self, name: &str) {
+        self.whole.insert(name.to_owned());
+    }
+
     /// Brings in what can still be brought in, sets every table to the ledger's version, and opens the lake, to see that it can be.
     pub async fn finish(mut self) -> Result<(Lake, Findings), TableError> {
-        for (name, table) in &self.tables {
-            let has = table.txn.unwrap_or_default();
-            if has < self.first && self.known.mark(name) > Some(has) {
-                let lost = format!(
-                    "{name}: what landed between the versions {has} and {} of {LEDGER_TABLE} may not be in it: restore its folder from a newer copy",
-                    self.first
-                );
-                self.findings.lost.push(lost);
-            }
-        }
-        for name in self.known.lagging(1) {
+        let mut lagging = self.known.lagging(1);
+        lagging.retain(|name| !self.whole.contains(name));
+        for name in lagging {
             self.bring_in(&name).await?;
         }
         let to = self.ledger.version.unwrap_or_default();
@@ -172,7 +200,7 @@ impl Repair {
         self.put(bytes, "").await?;
         for (name, table) in &mut self.tables {
             let (mut unknown, ends) = (0, self.ledger.version.unwrap_or_default());
-            let mark = mark.tables.get(name).copied();
+            let mark = mark.tables.get(name).copied().max(self.whole.contains(name).then_some(ends));
             while table.txn > Some(ends) || table.txn < mark {
                 let was = table.txn.unwrap_or_default();
                 let bytes = commit::projection([], ends);
@@ -188,32 +216,14 @@ impl Repair {
         Ok((Lake::open(self.store).await?, self.findings))
     }
 
-    /// Brings in what the ledger gives to a table, without the files that are gone.
+    /// Brings in what the ledger gives to a table.
     async fn bring_in(&mut self, name: &str) -> Result<(), TableError> {
         let Some(table) = self.tables.get_mut(name) else { return Ok(()) };
         let mut unknown = 0;
-        while let Some(mut missing) = self.known.missing(name, table.txn.unwrap_or(0)) {
-            let (mut there, mut gone) = (Vec::new(), Vec::new());
-            for file in std::mem::take(&mut missing.files) {
-                match self.store.objects.head(&file.location(&self.store, name)).await {
-                    Ok(_) => there.push(file),
-                    Err(object_store::Error::NotFound { .. }) => gone.push(file),
-                    Err(e) => return Err(TableError::request(&table.log.table, format!("looking for {}", file.path), e)),
-                }
-            }
-            (missing.files, missing.foreign) = (there, 0);
+        while let Some(missing) = self.known.missing(name, table.txn.unwrap_or(0)) {
             if table.take(&self.store, name, &missing, &mut unknown).await? {
-                let rows = |files: &[DataFile]| files.iter().map(|file| file.rows).sum::<u64>();
-                if !missing.files.is_empty() {
-                    self.findings.mended.push(format!("{name}: {} rows that had landed are brought in", rows(&missing.files)));
-                }
-                for file in gone {
-                    let lost = format!(
-                        "{name}: {} is gone, with {} rows that had landed: restore it from a copy, or they stay away",
-                        file.path, file.rows
-                    );
-                    self.findings.lost.push(lost);
-                }
+                let rows: u64 = missing.files.iter().map(|file| file.rows).sum();
+                self.findings.mended.push(format!("{name}: {rows} rows that had landed are brought in"));
             } else {
                 table.catch_up(&self.store, name).await?;
             }
@@ -239,11 +249,11 @@ async fn open_ledger(store: &Store, findings: &mut Findings) -> Result<(Log, Kno
         if let Some(aside) = set_aside(store, LEDGER_TABLE).await? {
             findings.mended.push(format!("{LEDGER_TABLE}: its log could not be read ({error}); it is set aside in {aside}"));
         }
-        log.create(&ledger_spec(), None).await?;
+        log.create(&ledger_spec(), None, &[]).await?;
         findings.mended.push(format!("{LEDGER_TABLE}: made anew"));
         findings.lost.push(format!(
-            "{LEDGER_TABLE}: what only it knew is gone: where objects came from, objects without rows, and what had landed and was in no \
-             table yet: `flarelake reconcile` tells what a bucket holds and the lake lacks"
+            "{LEDGER_TABLE}: what only it knew is gone: objects without rows, and what had landed and was in no table yet: `flarelake \
+             reconcile` tells what a bucket holds and the lake lacks"
         ));
     }
     Err(TableError::request(store.url.as_str(), "making a new ledger", "someone else writes to the lake"))

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use flarelake::base::store::Store;
 use flarelake::config::Partitioning;
 use flarelake::ingest::batch::Tables;
-use flarelake::recover::repair;
+use flarelake::recover::{Mender, RepairError};
 use flarelake::schema::Catalog;
 use flarelake::table::{Findings, Lake, TableError, open_tables};
 use futures::{FutureExt as _, TryStreamExt as _};
@@ -22,7 +23,7 @@ use crate::upkeep::{check, maintainer, rows};
 const DAY: i64 = 86_400_000_000;
 
 /// A lake with these objects, each landed by itself.
-async fn lake_of(numbers: std::ops::Range<u64>) -> Arc<InMemory> {
+pub async fn lake_of(numbers: std::ops::Range<u64>) -> Arc<InMemory> {
     let inner = Arc::new(InMemory::new());
     for n in numbers {
         life(memory_lake(inner.clone()), vec![n], n).await.expect("lands");
@@ -30,17 +31,17 @@ async fn lake_of(numbers: std::ops::Range<u64>) -> Arc<InMemory> {
     inner
 }
 
-async fn below(inner: &InMemory, prefix: &str) -> Vec<ObjectMeta> {
+pub async fn below(inner: &InMemory, prefix: &str) -> Vec<ObjectMeta> {
     inner.list(Some(&Path::from(prefix))).try_collect().await.expect("a listing")
 }
 
-async fn remove(inner: &InMemory, prefix: &str) {
+pub async fn remove(inner: &InMemory, prefix: &str) {
     for meta in below(inner, prefix).await {
         inner.delete(&meta.location).await.expect("deleted");
     }
 }
 
-async fn copy(inner: &InMemory, prefix: &str, to: &InMemory) {
+pub async fn copy(inner: &InMemory, prefix: &str, to: &InMemory) {
     for meta in below(inner, prefix).await {
         let bytes = inner.get(&meta.location).await.expect("a file").bytes().await.expect("bytes");
         to.put(&meta.location, bytes.into()).await.expect("put");
@@ -58,7 +59,7 @@ fn is_damaged(error: &TableError, words: &str) {
     assert!(matches!(error, TableError::Damaged { .. }) && text.contains(words) && text.contains("flarelake repair"), "{text}");
 }
 
-async fn refused(inner: &Arc<InMemory>, words: &str) {
+pub async fn refused(inner: &Arc<InMemory>, words: &str) {
     let before = below(inner, "lake").await.len();
     is_damaged(&Lake::open(memory_lake(inner.clone())).await.err().expect("refused"), words);
     assert_eq!(below(inner, "lake").await.len(), before, "nothing is written to it");
@@ -208,14 +209,20 @@ async fn rejects_are_as_old_as_their_rejection() {
     }
 }
 
+/// Mends a lake, and looks through the folders of these tables whatever they look like.
+pub async fn repair(store: Store, searched: &[&str]) -> Result<Findings, RepairError> {
+    let tables = Arc::new(Tables::new(&Catalog::embedded(), Partitioning::Day));
+    let searched = searched.iter().map(|name| (*name).to_owned()).collect();
+    Mender { store, tables, searched, target: 1 << 20, memory: 64 << 20 }.run().await
+}
+
 /// Mends a lake in which objects 0 to 6 had landed, lands all of them again and some more, and finds each row once.
-async fn mends(inner: &Arc<InMemory>, context: &str) -> Findings {
-    let tables = Tables::new(&Catalog::embedded(), Partitioning::Day);
-    let findings = repair(memory_lake(inner.clone()), &tables).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+pub async fn mends(inner: &Arc<InMemory>, context: &str) -> Findings {
+    let findings = repair(memory_lake(inner.clone()), &[]).await.unwrap_or_else(|e| panic!("{context}: {e}"));
     life(memory_lake(inner.clone()), (0..10).collect(), 3).await.unwrap_or_else(|e| panic!("{context}: {e}"));
     maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
     check(inner, &rows(&(0..10).collect()), context).await;
-    let again = repair(memory_lake(inner.clone()), &tables).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+    let again = repair(memory_lake(inner.clone()), &[]).await.unwrap_or_else(|e| panic!("{context}: {e}"));
     assert_eq!(again, Findings::default(), "{context}: there is nothing to mend any more");
     findings
 }
@@ -276,8 +283,7 @@ async fn a_repair_removes_wrong_hints_and_makes_missing_tables_anew() {
     remove(&purged, "lake/classification_failures").await;
     let error = Lake::open(memory_lake(purged.clone())).await.err().expect("refused");
     is_damaged(&error, "gives it files, but it is not there");
-    let tables = Tables::new(&Catalog::embedded(), Partitioning::Day);
-    let findings = repair(memory_lake(purged.clone()), &tables).await.expect("mends");
+    let findings = repair(memory_lake(purged.clone()), &[]).await.expect("mends");
     assert!(findings.mended[0].contains("classification_failures: it was not there; it is made anew"), "{findings:?}");
     assert!(findings.lost.iter().any(|what| what.contains("2 rows") || what.contains("1 rows")), "{findings:?}");
     life(memory_lake(purged.clone()), (0..9).collect(), 3).await.expect("lands");
@@ -310,8 +316,7 @@ async fn a_ledger_of_a_newer_version_is_left_as_it_is() {
     let newer = String::from_utf8(text.to_vec()).expect("text").replace("\"v\":1", "\"v\":9");
     inner.put(&entry, newer.into()).await.expect("put");
     let before = below(&inner, "lake/ingested_objects").await;
-    let tables = Tables::new(&Catalog::embedded(), Partitioning::Day);
-    let error = repair(memory_lake(inner.clone()), &tables).await.expect_err("it is not damaged").to_string();
+    let error = repair(memory_lake(inner.clone()), &[]).await.expect_err("it is not damaged").to_string();
     assert!(error.contains("has format 9") && error.contains("upgrade") && !error.contains("flarelake repair"), "{error}");
     assert_eq!(below(&inner, "lake/ingested_objects").await, before);
 }
@@ -362,9 +367,11 @@ async fn a_table_that_was_removed_or_restored_is_refused_and_filled_from_the_led
         // It was removed with its files: what is lost is said.
         remove(&inner, "lake/cloudflare_httprequest").await;
         refused(&inner, words).await;
-        let tables = Tables::new(&Catalog::embedded(), Partitioning::Day);
-        let findings = repair(memory_lake(inner.clone()), &tables).await.expect("mends");
-        assert!(findings.lost.iter().any(|what| what.starts_with("cloudflare_httprequest: ") && what.contains("is gone")), "{findings:?}");
+        let findings = repair(memory_lake(inner.clone()), &[]).await.expect("mends");
+        assert!(
+            findings.lost.iter().any(|what| what.starts_with("cloudflare_httprequest: of 14 rows that landed, 14 are")),
+            "{findings:?}"
+        );
         life(memory_lake(inner.clone()), (0..9).collect(), 3).await.expect("lands");
     }
 }
@@ -398,8 +405,7 @@ async fn a_repair_beside_a_writer_doubles_nothing() {
             async move { drop(life(memory_lake(others), vec![8], 8).await) }.boxed()
         });
         let store = FaultStore::meanwhile(inner.clone(), operation, meanwhile);
-        let tables = Tables::new(&Catalog::embedded(), Partitioning::Day);
-        let done = repair(memory_lake(store.clone()), &tables).await;
+        let done = repair(memory_lake(store.clone()), &[]).await;
         operations = store.operations.load(std::sync::atomic::Ordering::SeqCst);
         match done {
             Ok(_) => ended += 1,
@@ -423,10 +429,9 @@ async fn a_repair_drops_what_is_gone_and_brings_in_the_rest() {
     let missing = Lake::missing(&memory_lake(inner.clone())).await.expect("a ledger");
     let (name, files) = missing.iter().next().expect("some");
     inner.delete(&files[0].location(&memory_lake(inner.clone()), name)).await.expect("deleted");
-    let tables = Tables::new(&Catalog::embedded(), Partitioning::Day);
-    let findings = repair(memory_lake(inner.clone()), &tables).await.expect("mends");
-    assert!(findings.lost.len() == 1 && findings.lost[0].contains(&files[0].path), "{findings:?}");
-    assert_eq!(findings.mended.len(), missing.len() - usize::from(files.len() == 1), "{findings:?}");
+    let findings = repair(memory_lake(inner.clone()), &[]).await.expect("mends");
+    assert!(findings.mended.iter().any(|what| what.contains(&files[0].path) && what.contains("is gone")), "{findings:?}");
+    assert!(findings.lost.iter().any(|what| what.starts_with(name) && what.contains("are in no file of its folder")), "{findings:?}");
     assert!(Lake::missing(&memory_lake(inner.clone())).await.expect("a ledger").is_empty());
 }
 

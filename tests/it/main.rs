@@ -31,6 +31,7 @@ mod protocol;
 mod queries;
 mod reconcile;
 mod replay;
+mod salvage;
 mod schemas;
 mod search;
 mod service;

@@ -379,6 +379,18 @@ async fn replay(store: Store, flush_rows: u64) -> Result<Summary, String> {
 
 /// The tables are those of a lake that knew the limits from the start, and the ledger's sums are what they hold.
 async fn check(inner: &InMemory, objects: &Objects, context: &str) {
+    let ledger = read_ledger(inner).await;
+    for (table, rows) in check_rows(inner, objects, context).await {
+        let told: i64 = match table {
+            "classification_failures" => ledger.values().map(|(_, rejects)| rejects).sum(),
+            table => ledger.values().filter_map(|(rows, _)| rows.get(table)).sum(),
+        };
+        assert_eq!(told, rows as i64, "{context}: the ledger's sum of {table}");
+    }
+}
+
+/// The tables are those of a lake that knew the limits from the start: so many rows.
+async fn check_rows(inner: &InMemory, objects: &Objects, context: &str) -> BTreeMap<&'static str, usize> {
     let mut expected: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for (object, bytes) in objects {
         let mut offset = 0;
@@ -388,17 +400,12 @@ async fn check(inner: &InMemory, objects: &Objects, context: &str) {
             offset += line.len();
         }
     }
-    let ledger = read_ledger(inner).await;
-    for (table, expected) in expected {
+    for (table, expected) in &expected {
         let ids: Vec<String> = read_table(inner, table).await.into_values().flatten().collect();
         assert_eq!(ids.len(), expected.len(), "{context}: {table} has rows twice");
-        assert_eq!(ids.iter().cloned().collect::<BTreeSet<_>>(), expected, "{context}: {table}");
-        let told: i64 = match table {
-            "classification_failures" => ledger.values().map(|(_, rejects)| rejects).sum(),
-            table => ledger.values().filter_map(|(rows, _)| rows.get(table)).sum(),
-        };
-        assert_eq!(told, expected.len() as i64, "{context}: the ledger's sum of {table}");
+        assert_eq!(ids.into_iter().collect::<BTreeSet<_>>(), *expected, "{context}: {table}");
     }
+    expected.into_iter().map(|(table, rows)| (table, rows.len())).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -431,6 +438,31 @@ async fn a_death_at_any_step_is_healed_by_the_next_replay() {
         check(&inner, &objects, &context).await;
     }
     assert!(removals > 3, "some runs died between the two, not {removals}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_replay_that_died_lands_nothing_twice_though_the_ledger_is_lost() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let objects = objects(dir.path(), 3).await;
+    let landed = Arc::new(InMemory::new());
+    land(memory_lake(landed.clone()), objects.clone()).await;
+    let whole = FaultStore::with(Arc::new(landed.fork()), Faults::default());
+    replay(memory_lake(whole.clone()), u64::MAX).await.expect("nothing fails");
+    let puts = whole.puts.lock().clone();
+    let mut removals = 0;
+    for (n, dies_at) in puts.iter().map(|put| put + 1).enumerate() {
+        let inner = Arc::new(landed.fork());
+        drop(replay(memory_lake(FaultStore::with(inner.clone(), Faults { dies_at, ..Faults::default() })), u64::MAX).await);
+        // Of the old ledger its rows are left, or nothing.
+        let lost = if n % 2 == 0 { "lake/ingested_objects/_delta_log" } else { "lake/ingested_objects" };
+        crate::damage::remove(&inner, lost).await;
+        let context = format!("dies at {dies_at}, {lost} lost");
+        crate::damage::repair(memory_lake(inner.clone()), &[]).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+        let healed = replay(memory_lake(inner.clone()), 2).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+        removals += u64::from(healed.already_there == 7 && healed.removed.rows == 7);
+        check_rows(&inner, &objects, &context).await;
+    }
+    assert!(removals > 1, "some died between landing and removal, not {removals}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -1,0 +1,183 @@
+//! Rows that landed in a table and that its log does not name any more: looked for in the files below its folder, by their ids.
+//!
+//! A merge's outputs hold the rows of its inputs, and both may lie there, whole or in part. So nothing is told from the files' names:
+//! each row is taken once, from the largest file that has it. A file all of whose rows are wanted is taken as it is; of another
+//! the wanted rows are written anew.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::Array as _;
+use futures::StreamExt as _;
+use parking_lot::Mutex;
+use parquet::errors::ParquetError;
+use roaring::RoaringTreemap;
+use rustc_hash::FxHashMap;
+
+use super::repair::RepairError;
+use crate::base::store::Store;
+use crate::config::Partitioning;
+use crate::ingest::file::describe;
+use crate::ingest::object::{ObjectId, RowId};
+use crate::maintain::input;
+use crate::maintain::plan::{Bin, Why};
+use crate::maintain::rewrite::{RewriteError, Rewriter};
+use crate::maintain::vacuum::ListedFile;
+use crate::table::{DataFile, TableSpec, file_location};
+
+/// Bytes of rows that are read at once.
+pub const READING: usize = 64 << 20;
+
+/// Where rows are looked for, and which.
+pub struct Salvage<'a> {
+    /// Where the table is.
+    pub store: &'a Store,
+    /// The table, with the columns and the partitioning that it has.
+    pub spec: Arc<TableSpec>,
+    /// Bytes that a file is meant to have.
+    pub target: u64,
+    /// Bytes that writing a file anew may take.
+    pub memory: usize,
+    /// Whether an object's rows are wanted.
+    pub wanted: &'a (dyn Fn(ObjectId) -> bool + Sync),
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Salvaged {
+    /// The files that hold what was found, which no log names yet.
+    pub files: Vec<DataFile>,
+    /// Rows in files whose objects are not wanted.
+    pub unwanted: u64,
+    /// Files that were left out, and why.
+    pub left_out: Vec<String>,
+}
+
+/// The rows of a folder: by object, their offsets.
+#[derive(Default)]
+struct Rows(FxHashMap<ObjectId, RoaringTreemap>);
+
+impl Rows {
+    /// False if it is there already.
+    fn insert(&mut self, id: RowId) -> bool {
+        self.0.entry(id.object).or_default().insert(id.offset)
+    }
+
+    fn remove(&mut self, id: RowId) -> bool {
+        self.0.get_mut(&id.object).is_some_and(|offsets| offsets.remove(id.offset))
+    }
+}
+
+impl Salvage<'_> {
+    /// Looks through the files of `listed` that are not among `named`, those that the table's log names.
+    pub async fn run(&self, named: &[DataFile], listed: &[ListedFile]) -> Result<Salvaged, RepairError> {
+        let mut folders: BTreeMap<&str, Vec<&ListedFile>> = BTreeMap::new();
+        let known: std::collections::HashSet<_> = named.iter().map(|file| file.location(self.store, &self.spec.name)).collect();
+        for file in listed.iter().filter(|file| !known.contains(&file_location(self.store, &self.spec.name, &file.path))) {
+            folders.entry(folder(&file.path)).or_default().push(file);
+        }
+        let mut found = Salvaged::default();
+        for (name, mut files) in folders {
+            let mut rows = Rows::default();
+            for file in named.iter().filter(|file| folder(&file.path) == name) {
+                let failed = |source| RepairError::Read { location: file.location(self.store, &self.spec.name).to_string(), source };
+                self.ids(file, |id| _ = id.map(|id| rows.insert(id))).await.map_err(failed)?;
+            }
+            files.sort_unstable_by(|a, b| b.size.cmp(&a.size).then_with(|| a.path.cmp(&b.path)));
+            for file in files {
+                match self.take(file, &mut rows, &mut found).await {
+                    Ok(files) => found.files.extend(files),
+                    Err(Failure::Read(source)) => found.left_out.push(format!("{}: it can't be read: {source}", file.path)),
+                    Err(Failure::Rewrite(source)) => return Err(source.into()),
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// What a file has that is wanted and was in none before.
+    async fn take(&self, listed: &ListedFile, rows: &mut Rows, found: &mut Salvaged) -> Result<Vec<DataFile>, Failure> {
+        let place = file_location(self.store, &self.spec.name, &listed.path);
+        let footer = input::footer(self.store, place, listed.size).await?;
+        let file = describe(&self.spec, &listed.path, listed.size, listed.written_ms, &footer);
+        let columns = self.spec.partitioning.map_or(&[][..], Partitioning::columns);
+        if !file.partition_values.keys().map(String::as_str).eq(columns.iter().copied()) {
+            found.left_out.push(format!("{}: it is not in a folder by {}", file.path, columns.join(" and ")));
+            return Ok(Vec::new());
+        }
+        let (mut all, mut unwanted, mut fresh, mut taken) = (0, 0, Rows::default(), 0);
+        self.ids(&file, |id| {
+            all += 1;
+            match id.filter(|id| (self.wanted)(id.object)) {
+                None => unwanted += 1,
+                Some(id) if rows.insert(id) => {
+                    fresh.insert(id);
+                    taken += 1;
+                }
+                Some(_) => {}
+            }
+        })
+        .await?;
+        found.unwanted += unwanted;
+        match taken {
+            0 => Ok(Vec::new()),
+            taken if taken == all => Ok(vec![file]),
+            _ => self.rewritten(file, fresh).await.map_err(Failure::Rewrite),
+        }
+    }
+
+    /// These rows of a file, written anew.
+    async fn rewritten(&self, file: DataFile, rows: Rows) -> Result<Vec<DataFile>, RewriteError> {
+        // Asked once a row: should a file have a row twice, one of them stays.
+        let rows = Mutex::new(rows);
+        let goes = move |id: &str| RowId::parse(id).is_none_or(|id| !rows.lock().remove(id));
+        let rewriter = Rewriter {
+            store: self.store.clone(),
+            spec: self.spec.clone(),
+            target: self.target,
+            memory: self.memory,
+            progress: Arc::default(),
+            threads: None,
+            goes: Some(Arc::new(goes)),
+        };
+        let partition = file.partition_values.clone();
+        rewriter.run(&Bin { partition, inputs: vec![file], cuts: Vec::new(), why: Why::Small }, ()).await
+    }
+
+    /// Goes through the ids of a file's rows; none for those that are not of our writing.
+    async fn ids(&self, file: &DataFile, mut each: impl FnMut(Option<RowId>)) -> Result<(), ParquetError> {
+        let id = self.spec.id_column();
+        let mut batches = input::stream(self.store, &self.spec, file, None, READING, |name| name == id).await?;
+        while let Some(batch) = batches.next().await {
+            let batch = batch?;
+            match input::ids(&self.spec, &batch) {
+                Some(ids) => (0..ids.len()).for_each(|row| each(ids.is_valid(row).then(|| RowId::parse(ids.value(row))).flatten())),
+                None => (0..batch.num_rows()).for_each(|_| each(None)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why a file was not taken.
+enum Failure {
+    Read(ParquetError),
+    Rewrite(RewriteError),
+}
+
+impl From<ParquetError> for Failure {
+    fn from(error: ParquetError) -> Self {
+        Self::Read(error)
+    }
+}
+
+/// How a table is partitioned whose files lie in these folders; none if they don't tell.
+pub fn partitioning(listed: &[ListedFile]) -> Option<Partitioning> {
+    let columns =
+        |file: &ListedFile| folder(&file.path).split('/').filter_map(|part| Some(part.split_once('=')?.0.to_owned())).collect::<Vec<_>>();
+    listed.iter().find_map(|file| [Partitioning::Hour, Partitioning::Day].into_iter().find(|by| columns(file) == by.columns()))
+}
+
+fn folder(path: &str) -> &str {
+    path.rsplit_once('/').map_or("", |(folder, _)| folder)
+}
