@@ -259,9 +259,11 @@ impl Lake {
                 self.catch_up(&mut ledger, None).await?;
                 let txn = ledger.version.unwrap_or(0);
                 drop(ledger);
-                Log::new(&self.store, &spec.name).create(spec, Some(txn), &[]).await?;
-                let created = Table::open(&self.store, &spec.name).await?;
-                created.ok_or_else(|| TableError::request(&spec.name, "reading the table just created", "it is not there"))?
+                // Another process may have made it since, or made it long ago, and it was removed.
+                if !self.known.gave(&spec.name) {
+                    Log::new(&self.store, &spec.name).create(spec, Some(txn), &[]).await?;
+                }
+                Table::reopen(&self.store, &spec.name).await?
             }
         };
         table.fits(spec)?;

@@ -117,6 +117,11 @@ impl Known {
         tables
     }
 
+    /// Whether files were ever given to a table, as far as was read.
+    pub fn gave(&self, table: &str) -> bool {
+        self.given.read().contains_key(table) || self.mark(table).is_some()
+    }
+
     /// The newest fence that was read.
     pub fn fence(&self) -> Option<Fence> {
         *self.fence.read()

@@ -12,12 +12,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{ObjectStore as _, ObjectStoreExt as _};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rustc_hash::FxHashSet;
 
 use super::commit::{self, DataFile, Landing, Settled};
 use super::lake::{Lake, read_object_ids};
 use super::ledger::{self, Known};
-use super::listing::{LogFileKind, newest_checkpoint};
+use super::listing::{LogFile, LogFileKind};
 use super::log::{Log, TableError};
 use super::projection::{Table, tables_below};
 use super::snapshot::Snapshot;
@@ -77,7 +78,7 @@ impl Repair {
         let mut findings = Findings::default();
         let names = tables_below(&store).await?;
         for name in names.iter().map(String::as_str).chain([LEDGER_TABLE]) {
-            mend_hint(&store, name, &mut findings).await?;
+            mend_checkpoints(&store, name, &mut findings).await?;
         }
         let (ledger, known) = open_ledger(&store, &mut findings).await?;
         let first = first_read(&ledger).await?;
@@ -284,15 +285,39 @@ async fn set_aside(store: &Store, name: &str) -> Result<Option<String>, TableErr
     Ok((!files.is_empty()).then(|| aside.to_string()))
 }
 
-/// Removes a hint at a checkpoint that is not there: readers find the others by themselves.
-async fn mend_hint(store: &Store, name: &str, findings: &mut Findings) -> Result<(), TableError> {
+/// Sets checkpoints aside that can't be read, and removes a hint at one that is not there: readers find the others by themselves.
+async fn mend_checkpoints(store: &Store, name: &str, findings: &mut Findings) -> Result<(), TableError> {
     let log = Log::new(store, name);
-    let Some(hint) = log.checkpoint_hint().await? else { return Ok(()) };
-    if newest_checkpoint(&log.list(Some(hint)).await?).is_some() {
+    let hint = log.checkpoint_hint().await?;
+    let mut files = log.list(None).await?;
+    let aside = store.root.clone().join(ASIDE).join(new_uuid().to_string()).join(name).join("_delta_log");
+    let place = |file: &LogFile| store.root.clone().join(name).join("_delta_log").join(file.location.filename().unwrap_or_default());
+    let mut broken = Vec::new();
+    for file in files.iter().filter(|file| file.kind != LogFileKind::Entry) {
+        let failed = |e: object_store::Error| TableError::request(name, format!("reading {}", file.location), e);
+        let bytes = store.objects.get(&place(file)).await.map_err(failed)?.bytes().await.map_err(failed)?;
+        let Err(error) = read_whole(bytes) else { continue };
+        let failed = |e: object_store::Error| TableError::request(name, format!("setting {} aside", file.location), e);
+        store.objects.copy(&place(file), &aside.clone().join(file.location.filename().unwrap_or_default())).await.map_err(failed)?;
+        store.objects.delete(&place(file)).await.map_err(failed)?;
+        let version = file.version;
+        findings
+            .mended
+            .push(format!("{name}: its checkpoint of version {version} could not be read ({error}) and is set aside in {aside}"));
+        broken.push(file.location.clone());
+    }
+    files.retain(|file| !broken.contains(&file.location));
+    let Some(hint) = hint else { return Ok(()) };
+    if files.iter().any(|file| file.kind != LogFileKind::Entry && file.version == hint) {
         return Ok(());
     }
     let path = store.root.clone().join(name).join("_delta_log").join("_last_checkpoint");
     store.objects.delete(&path).await.map_err(|e| TableError::request(name, "removing _last_checkpoint", e))?;
     findings.mended.push(format!("{name}: its _last_checkpoint told of version {hint}, which is not there; it is removed"));
     Ok(())
+}
+
+fn read_whole(bytes: bytes::Bytes) -> Result<(), String> {
+    let rows = ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|builder| builder.build()).map_err(|e| e.to_string())?;
+    rows.map(|rows| rows.map(drop).map_err(|e| e.to_string())).collect()
 }

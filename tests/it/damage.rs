@@ -156,6 +156,18 @@ async fn a_ledger_that_was_removed_restored_or_copied_too_early_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_another_process_made_and_that_was_removed_is_not_made_anew() {
+    // Of these only every third has a row in that table.
+    let inner = lake_of(1..3).await;
+    let lives = Arc::new(Lake::open(memory_lake(inner.clone())).await.expect("opens"));
+    life(memory_lake(inner.clone()), vec![3], 3).await.expect("lands");
+    remove(&inner, "lake/cloudflare_firewall").await;
+    let error = land(lives, vec![6]).await.expect_err("rows of another process would be lost in silence");
+    assert!(error.contains("gives it files, but it is not there") && error.contains("flarelake repair"), "{error}");
+    assert!(below(&inner, "lake/cloudflare_firewall/_delta_log").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hint_beyond_the_log_is_refused() {
     for name in ["ingested_objects", "cloudflare_httprequest"] {
         let inner = lake_of(0..8).await;
@@ -292,6 +304,35 @@ async fn a_repair_removes_wrong_hints_and_makes_missing_tables_anew() {
     let of_8 = crate::ledger::object(8).0.id.to_string();
     left.get_mut("classification_failures").expect("rejects").retain(|id| id.starts_with(&of_8));
     check(&purged, &left, "without its rejects of before").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_does_without_checkpoints_that_cannot_be_read() {
+    for name in ["ingested_objects", "cloudflare_httprequest"] {
+        // With the entries below the checkpoint, and without.
+        for cleaned in [false, true] {
+            let inner = lake_of(0..7).await;
+            maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+            let log = below(&inner, &format!("lake/{name}/_delta_log")).await;
+            let is_checkpoint = |meta: &&ObjectMeta| meta.location.to_string().contains(".checkpoint.");
+            let newest = log.iter().filter(is_checkpoint).map(|meta| meta.location.clone()).max().expect("a checkpoint");
+            if cleaned {
+                for meta in log.iter().filter(|meta| meta.location < newest) {
+                    inner.delete(&meta.location).await.expect("deleted");
+                }
+            }
+            let whole = inner.get(&newest).await.expect("a checkpoint").bytes().await.expect("bytes");
+            let mut flipped = whole.to_vec();
+            flipped[whole.len() / 3..whole.len() / 2].fill(0x5a);
+            for broken in [Vec::new(), whole[..whole.len() / 2].to_vec(), flipped] {
+                let context = format!("{name}, cleaned up: {cleaned}, {} of {} bytes", broken.len(), whole.len());
+                let damaged = Arc::new(inner.fork());
+                damaged.put(&newest, broken.into()).await.expect("put");
+                let findings = mends(&damaged, &context).await;
+                assert!(findings.mended.iter().any(|what| what.contains("checkpoint of version")), "{context}: {findings:?}");
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
