@@ -144,6 +144,8 @@ pub struct ReadCommit {
     pub landing: Option<Landing>,
     /// The table's layout, if the commit sets it.
     pub metadata: Option<TableMetadata>,
+    /// All of the same action.
+    pub layout: Option<Metadata>,
     /// The protocol versions (reader, writer), if the commit sets them.
     pub protocol: Option<(i64, i64)>,
     /// The paths of files that it takes out of the table.
@@ -230,6 +232,8 @@ pub fn read(bytes: &[u8]) -> Result<ReadCommit, Unreadable> {
             commit.objects = txn["version"].as_u64();
         }
         if let Some(metadata) = action.get_mut("metaData") {
+            // Whatever else another engine may have put there.
+            commit.layout = serde_json::from_value(metadata.clone()).ok();
             commit.metadata =
                 Some(serde_json::from_value(metadata.take()).map_err(|e| Unreadable::Broken(format!("its metaData can't be read: {e}")))?);
         }
@@ -327,10 +331,22 @@ impl Change {
 }
 
 /// The commit by which upkeep puts `adds` in the place of `removes`. A table's `txn` stays as it is.
-pub fn replacement(run: &str, change: Change, removes: &[DataFile], adds: &[DataFile], at_ms: i64) -> Result<Bytes, String> {
+///
+/// `layout` is the table's own metaData, which stands in a compaction once more. delta-rs takes it for no conflict if a file that it is about
+/// to take out was taken out meanwhile without a change of data: the rows would be there twice, in our files and in its. A metaData
+/// that came meanwhile makes every engine give up.
+pub fn replacement(
+    run: &str,
+    change: Change,
+    removes: &[DataFile],
+    adds: &[DataFile],
+    at_ms: i64,
+    layout: &Metadata,
+) -> Result<Bytes, String> {
     let data_change = matches!(change, Change::Delete | Change::Repair);
+    let layout = (!data_change && !removes.is_empty()).then(|| Action::Metadata(layout.clone()));
     let removes = removes.iter().map(|file| Action::Remove(file.remove(data_change, at_ms)));
-    let actions = removes.chain(adds.iter().map(|file| Action::Add(file.add(data_change)))).collect();
+    let actions = layout.into_iter().chain(removes).chain(adds.iter().map(|file| Action::Add(file.add(data_change)))).collect();
     let metadata = HashMap::from([(RUN.to_owned(), Value::from(run))]);
     CommitData::new(actions, change.operation(), metadata, Vec::new()).get_bytes().map_err(|e| e.to_string())
 }

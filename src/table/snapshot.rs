@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use arrow::datatypes::Schema;
 use chrono::{DateTime, NaiveDate};
 use deltalake::DeltaTable;
-use deltalake::kernel::LogicalFileView;
 use deltalake::kernel::engine::arrow_conversion::TryIntoArrow as _;
+use deltalake::kernel::{LogicalFileView, Metadata};
 use futures::future::join_all;
 use object_store::path::Path;
 use serde_json::Value;
@@ -90,6 +90,12 @@ impl Snapshot {
     pub fn partition_columns(&self) -> Result<Vec<String>, TableError> {
         let snapshot = self.0.snapshot().map_err(|e| self.failed("reading the log", e))?;
         Ok(snapshot.metadata().partition_columns().to_vec())
+    }
+
+    /// Its metaData.
+    pub(super) fn layout(&self) -> Result<Metadata, TableError> {
+        let snapshot = self.0.snapshot().map_err(|e| self.failed("reading the log", e))?;
+        Ok(snapshot.metadata().clone())
     }
 
     /// Every file.

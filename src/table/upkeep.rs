@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use deltalake::checkpoints::create_checkpoint;
+use deltalake::kernel::Metadata;
 use futures::TryStreamExt as _;
 
 use super::commit::{self, Change, DataFile};
@@ -42,6 +43,8 @@ pub struct Upkeep {
     gone: HashSet<String>,
     /// The newest fence since.
     fence: Option<Fence>,
+    /// Its metaData as it was opened.
+    layout: Metadata,
     /// Whether its layout was changed since.
     laid_out_anew: bool,
 }
@@ -58,7 +61,8 @@ impl Upkeep {
             if newest_checkpoint(&files) == before {
                 let log = log.at(snapshot.0.version(), &files);
                 let (store, name) = (store.clone(), name.to_owned());
-                return Ok(Some(Self { store, name, log, snapshot, gone: HashSet::new(), fence: None, laid_out_anew: false }));
+                let layout = snapshot.layout()?;
+                return Ok(Some(Self { store, name, log, snapshot, gone: HashSet::new(), fence: None, layout, laid_out_anew: false }));
             }
         }
         Err(TableError::request(name, "opening the table", "its log was checkpointed again and again meanwhile"))
@@ -114,11 +118,13 @@ impl Upkeep {
 
     /// Reads the newer versions. True if one of them is of `run`.
     async fn read_on(&mut self, run: &str) -> Result<bool, TableError> {
-        let Self { log, gone, fence, laid_out_anew, .. } = self;
+        let Self { log, gone, fence, layout, laid_out_anew, .. } = self;
         let mut is_there = false;
         log.catch_up(|version, commit, written_ms| {
             is_there |= commit.run.as_deref() == Some(run);
-            *laid_out_anew |= commit.metadata.is_some() || commit.protocol.is_some();
+            // Compactions have it once more.
+            let is_other = commit.metadata.is_some() && commit.layout.as_ref() != Some(layout);
+            *laid_out_anew |= is_other || commit.protocol.is_some();
             if commit.fence {
                 *fence = Some(Fence { version, written_ms });
             }
@@ -143,7 +149,7 @@ impl Upkeep {
     }
 
     fn bytes(&self, run: &str, change: Change, removes: &[DataFile], adds: &[DataFile], now_ms: i64) -> Result<bytes::Bytes, TableError> {
-        let bytes = commit::replacement(run, change, removes, adds, now_ms);
+        let bytes = commit::replacement(run, change, removes, adds, now_ms, &self.layout);
         bytes.map_err(|message| TableError::Layout { table: self.log.table.clone(), message })
     }
 
