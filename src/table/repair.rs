@@ -318,6 +318,6 @@ async fn mend_checkpoints(store: &Store, name: &str, findings: &mut Findings) ->
 }
 
 fn read_whole(bytes: bytes::Bytes) -> Result<(), String> {
-    let rows = ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|builder| builder.build()).map_err(|e| e.to_string())?;
-    rows.map(|rows| rows.map(drop).map_err(|e| e.to_string())).collect()
+    let mut rows = ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|builder| builder.build()).map_err(|e| e.to_string())?;
+    rows.try_for_each(|rows| rows.map(drop).map_err(|e| e.to_string()))
 }
