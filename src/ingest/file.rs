@@ -14,9 +14,9 @@ use arrow::record_batch::RecordBatch;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use parquet::arrow::arrow_writer::{ArrowRowGroupWriterFactory, ArrowWriterOptions};
-use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::basic::{Compression, Encoding, LogicalType, TimeUnit, ZstdLevel};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{KeyValue, ParquetMetaData, RowGroupMetaData, SortingColumn};
+use parquet::file::metadata::{KeyValue, ParquetMetaData, SortingColumn};
 use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterPropertiesBuilder};
 use parquet::file::statistics::Statistics;
 use parquet::file::writer::SerializedFileWriter;
@@ -234,7 +234,7 @@ pub fn describe(spec: &TableSpec, path: &str, size: u64, modified_ms: i64, metad
         rows: metadata.file_metadata().num_rows() as u64,
         modified_ms,
         stats: stats(spec, metadata).to_string(),
-        times: time.filter(|leaf| is_sorted(*leaf)).and_then(|leaf| bounds(metadata, leaf)),
+        times: time.filter(|leaf| is_sorted(*leaf)).and_then(|leaf| time_bounds(metadata, leaf)),
         partition_values: folders.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
     }
 }
@@ -332,14 +332,42 @@ fn leaf_of(spec: &TableSpec, metadata: &ParquetMetaData, column: &str) -> Option
     metadata.file_metadata().schema_descr().columns().iter().position(|leaf| *leaf.path() == path)
 }
 
-/// The least and the greatest number of a column, as its row groups tell.
-fn bounds(metadata: &ParquetMetaData, leaf: usize) -> Option<(i64, i64)> {
-    let of_group = |group: &RowGroupMetaData| match group.column(leaf).statistics()? {
+/// The least and the greatest value of a column, as its row groups tell by `of`. A row group of nothing but nulls has none; one that does
+/// not tell makes every bound a guess.
+fn bounds<T: Ord>(metadata: &ParquetMetaData, leaf: usize, of: impl Fn(&Statistics) -> Option<(T, T)>) -> Option<(T, T)> {
+    let mut all = None;
+    for group in metadata.row_groups() {
+        let statistics = group.column(leaf).statistics()?;
+        if statistics.null_count_opt() == Some(group.num_rows() as u64) {
+            continue;
+        }
+        let (least, greatest) = of(statistics)?;
+        all = Some(match all {
+            None => (least, greatest),
+            Some((min, max)) => (least.min(min), greatest.max(max)),
+        });
+    }
+    all
+}
+
+/// [`bounds`] of a time, in microseconds. Another engine may have written it in another unit.
+fn time_bounds(metadata: &ParquetMetaData, leaf: usize) -> Option<(i64, i64)> {
+    let column = metadata.file_metadata().schema_descr().column(leaf);
+    if !matches!(column.logical_type_ref(), Some(LogicalType::Timestamp(time)) if time.unit == TimeUnit::MICROS) {
+        return None;
+    }
+    bounds(metadata, leaf, |statistics| match statistics {
         Statistics::Int64(v) => Some((*v.min_opt()?, *v.max_opt()?)),
         _ => None,
-    };
-    let groups: Option<Vec<(i64, i64)>> = metadata.row_groups().iter().map(of_group).collect();
-    groups?.into_iter().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
+    })
+}
+
+fn text_bounds(metadata: &ParquetMetaData, leaf: usize) -> Option<(String, String)> {
+    let text = |bytes: &parquet::data_type::ByteArray| Some(bytes.as_utf8().ok()?.to_owned());
+    bounds(metadata, leaf, |statistics| match statistics {
+        Statistics::ByteArray(v) => Some((text(v.min_opt()?)?, text(v.max_opt()?)?)),
+        _ => None,
+    })
 }
 
 /// Delta's statistics of a file: true bounds, whoever reads them.
@@ -354,20 +382,14 @@ fn stats(spec: &TableSpec, metadata: &ParquetMetaData) -> Value {
         let Some(found) = found else { continue };
         nulls.insert(name.clone(), json!(found.iter().filter_map(|s| s.null_count_opt()).sum::<u64>()));
         if is_time {
-            if let Some((min, max)) = bounds(metadata, leaf) {
+            if let Some((min, max)) = time_bounds(metadata, leaf) {
                 least.insert(name.clone(), json!(milliseconds(min.div_euclid(1000))));
                 // Cut to the millisecond, the greatest time would be too small to be a bound.
                 greatest.insert(name.clone(), json!(milliseconds(-(-max).div_euclid(1000))));
             }
-        } else {
-            let bounds = found.iter().filter_map(|s| match s {
-                Statistics::ByteArray(v) => Some((v.min_opt()?.as_utf8().ok()?, v.max_opt()?.as_utf8().ok()?)),
-                _ => None,
-            });
-            if let Some((min, max)) = bounds.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))) {
-                least.insert(name.clone(), json!(min));
-                greatest.insert(name.clone(), json!(max));
-            }
+        } else if let Some((min, max)) = text_bounds(metadata, leaf) {
+            least.insert(name.clone(), json!(min));
+            greatest.insert(name.clone(), json!(max));
         }
     }
     json!({"numRecords": metadata.file_metadata().num_rows(), "minValues": least, "maxValues": greatest, "nullCount": nulls})

@@ -1,6 +1,6 @@
 //! The ledger filled up: from the rows of the tables, and from what is left of a ledger of before.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use arrow::array::{Array as _, AsArray as _, BooleanArray, StringViewArray};
 use arrow::compute::filter_record_batch;
@@ -25,11 +25,8 @@ use crate::maintain::vacuum::{ListedFile, list};
 use crate::schema::Standard;
 use crate::table::{DataFile, FAILURES_TABLE, LEDGER_TABLE, Landing, Repair, TableError, file_location, open_tables};
 
-/// Objects that one commit tells the ledger of.
+/// Objects, and a batch at most, that one commit tells the ledger of.
 const TOGETHER: usize = 20_000;
-
-/// Files of a ledger of before whose rows are told of together.
-const FILES_TOGETHER: usize = 1000;
 
 /// By table and object: how many rows had landed, and are in no file that the table names.
 pub type Lacking = BTreeMap<String, HashMap<ObjectId, u64>>;
@@ -88,8 +85,15 @@ impl Refill<'_> {
         }
         unknown.values_mut().for_each(Told::find_replays);
         let remembered = self.remember(&mut unknown).await?;
-        for rows in remembered.chunks(FILES_TOGETHER) {
-            self.note(repair, rows).await?;
+        let mut together = Vec::new();
+        for rows in remembered {
+            together.push(rows);
+            if together.iter().map(RecordBatch::num_rows).sum::<usize>() >= TOGETHER {
+                self.note(repair, &std::mem::take(&mut together)).await?;
+            }
+        }
+        if !together.is_empty() {
+            self.note(repair, &together).await?;
         }
         let forgotten = unknown.values().filter(|told| !told.is_remembered).count();
         let mut outcomes: Vec<ObjectOutcome> = unknown.iter().flat_map(|(id, told)| outcomes(*id, told)).collect();
@@ -168,7 +172,7 @@ impl Refill<'_> {
     async fn remember(&self, unknown: &mut Unknown) -> Result<Vec<RecordBatch>, RepairError> {
         let replays = unknown.iter().flat_map(|(id, told)| told.replayed.iter().map(|offset| RowId { object: *id, offset }));
         let replays: HashMap<ObjectId, RowId> = replays.map(|reject| (ObjectId::of_replay(reject), reject)).collect();
-        let named: Vec<String> = self.ledger_files().await?.into_iter().map(|file| file.path).collect();
+        let named: HashSet<String> = self.ledger_files().await?.into_iter().map(|file| file.path).collect();
         let mut remembered = Vec::new();
         for listed in list(self.store, LEDGER_TABLE).await?.into_iter().filter(|listed| !named.contains(&listed.path)) {
             // What can't be read tells nothing.

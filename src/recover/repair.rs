@@ -1,7 +1,7 @@
 //! A lake whose parts don't fit together any more: the ledger is filled up from the rows of the tables, and tables from the files in
 //! their folders.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::refill::Refill;
@@ -14,7 +14,12 @@ use crate::maintain::compact::as_it_is;
 use crate::maintain::rewrite::RewriteError;
 use crate::maintain::vacuum::{ListedFile, list};
 use crate::maintain::{MaintainError, lease};
-use crate::table::{Absent, Change, DataFile, FAILURES_TABLE, Findings, LEDGER_TABLE, Repair, Replaced, TableError, TableSpec, Upkeep};
+use crate::table::{
+    Absent, Change, DataFile, FAILURES_TABLE, Findings, LEDGER_TABLE, Repair, Replaced, TableError, TableSpec, Upkeep, file_location,
+};
+
+/// What a log alone tells, and files don't.
+const COMES_BACK: &str = "; rows that were deleted less than a vacuum ago are among them";
 
 /// Why a repair stopped. It can be begun again.
 #[derive(Debug, thiserror::Error)]
@@ -92,12 +97,12 @@ impl Mender {
     async fn mend(&self) -> Result<Findings, RepairError> {
         let specs: Vec<TableSpec> = self.tables.log_types.iter().chain([&self.tables.failures]).cloned().collect();
         let mut repair = Repair::open(self.store.clone(), &specs).await?;
-        let lacking = Refill { store: &self.store, tables: &self.tables }.run(&mut repair).await?;
         let names: Vec<String> = repair.tables().map(str::to_owned).collect();
         let is_there = |name: &&String| names.contains(name) || repair.absent.iter().any(|absent| absent.spec.name == **name);
         if let Some(name) = self.searched.iter().find(|name| !is_there(name)) {
             return Err(RepairError::NoTable { name: name.clone(), there: names.join(", ") });
         }
+        let lacking = Refill { store: &self.store, tables: &self.tables }.run(&mut repair).await?;
         let mut searched = Vec::new();
         for absent in std::mem::take(&mut repair.absent) {
             if self.make_anew(&mut repair, &absent).await? {
@@ -129,7 +134,7 @@ impl Mender {
         }
         repair.make_anew(&spec, &salvaged.files).await?;
         let found = found(&salvaged.files);
-        repair.findings.mended.push(format!("{name}: {}; it is made anew, with {found} in its folder", absent.why));
+        repair.findings.mended.push(format!("{name}: {}; it is made anew, with {found} in its folder{COMES_BACK}", absent.why));
         report(repair, name, salvaged);
         Ok(true)
     }
@@ -153,7 +158,7 @@ impl Mender {
             repair.findings.mended.push(format!("{name}: {} with {rows} rows is gone, and is not named any more", file.path));
         }
         if !salvaged.files.is_empty() {
-            repair.findings.mended.push(format!("{name}: {} in its folder are brought in", found(&salvaged.files)));
+            repair.findings.mended.push(format!("{name}: {} in its folder are brought in{COMES_BACK}", found(&salvaged.files)));
         }
         report(repair, name, salvaged);
         Ok(true)
@@ -223,8 +228,8 @@ impl Mender {
 
     /// Those of these files that are there, and those that are gone.
     fn sort_out(&self, name: &str, files: Vec<DataFile>, listed: &[ListedFile]) -> (Vec<DataFile>, Vec<DataFile>) {
-        let place = |path: &str| crate::table::file_location(&self.store, name, path);
-        let there: std::collections::HashSet<_> = listed.iter().map(|file| place(&file.path)).collect();
+        let place = |path: &str| file_location(&self.store, name, path);
+        let there: HashSet<_> = listed.iter().map(|file| place(&file.path)).collect();
         files.into_iter().partition(|file| there.contains(&place(&file.path)))
     }
 

@@ -4,7 +4,7 @@
 //! each row is taken once, from the largest file that has it. A file all of whose rows are wanted is taken as it is; of another
 //! the wanted rows are written anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use arrow::array::Array as _;
@@ -54,13 +54,21 @@ pub struct Salvaged {
 }
 
 /// The rows of a folder: by object, their offsets.
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Rows(FxHashMap<ObjectId, RoaringTreemap>);
 
 impl Rows {
     /// False if it is there already.
     fn insert(&mut self, id: RowId) -> bool {
         self.0.entry(id.object).or_default().insert(id.offset)
+    }
+
+    fn contains(&self, id: RowId) -> bool {
+        self.0.get(&id.object).is_some_and(|offsets| offsets.contains(id.offset))
+    }
+
+    fn add(&mut self, others: Self) {
+        others.0.into_iter().for_each(|(object, offsets)| *self.0.entry(object).or_default() |= offsets);
     }
 
     fn remove(&mut self, id: RowId) -> bool {
@@ -72,7 +80,7 @@ impl Salvage<'_> {
     /// Looks through the files of `listed` that are not among `named`, those that the table's log names.
     pub async fn run(&self, named: &[DataFile], listed: &[ListedFile]) -> Result<Salvaged, RepairError> {
         let mut folders: BTreeMap<&str, Vec<&ListedFile>> = BTreeMap::new();
-        let known: std::collections::HashSet<_> = named.iter().map(|file| file.location(self.store, &self.spec.name)).collect();
+        let known: HashSet<_> = named.iter().map(|file| file.location(self.store, &self.spec.name)).collect();
         for file in listed.iter().filter(|file| !known.contains(&file_location(self.store, &self.spec.name, &file.path))) {
             folders.entry(folder(&file.path)).or_default().push(file);
         }
@@ -85,45 +93,54 @@ impl Salvage<'_> {
             }
             files.sort_unstable_by(|a, b| b.size.cmp(&a.size).then_with(|| a.path.cmp(&b.path)));
             for file in files {
-                match self.take(file, &mut rows, &mut found).await {
-                    Ok(files) => found.files.extend(files),
-                    Err(Failure::Read(source)) => found.left_out.push(format!("{}: it can't be read: {source}", file.path)),
-                    Err(Failure::Rewrite(source)) => return Err(source.into()),
+                if let Err(source) = self.take(file, &mut rows, &mut found).await? {
+                    found.left_out.push(format!("{}: it can't be read: {source}", file.path));
                 }
             }
         }
         Ok(found)
     }
 
-    /// What a file has that is wanted and was in none before.
-    async fn take(&self, listed: &ListedFile, rows: &mut Rows, found: &mut Salvaged) -> Result<Vec<DataFile>, Failure> {
+    /// Takes what a file has that is wanted and was in none before. Of a file that can't be read nothing is taken, and its rows are still looked
+    /// for in the others.
+    async fn take(&self, listed: &ListedFile, rows: &mut Rows, found: &mut Salvaged) -> Result<Result<(), ParquetError>, RewriteError> {
         let place = file_location(self.store, &self.spec.name, &listed.path);
-        let footer = input::footer(self.store, place, listed.size).await?;
+        let footer = match input::footer(self.store, place, listed.size).await {
+            Ok(footer) => footer,
+            Err(error) => return Ok(Err(error)),
+        };
         let file = describe(&self.spec, &listed.path, listed.size, listed.written_ms, &footer);
         let columns = self.spec.partitioning.map_or(&[][..], Partitioning::columns);
         if !file.partition_values.keys().map(String::as_str).eq(columns.iter().copied()) {
             found.left_out.push(format!("{}: it is not in a folder by {}", file.path, columns.join(" and ")));
-            return Ok(Vec::new());
+            return Ok(Ok(()));
         }
-        let (mut all, mut unwanted, mut fresh, mut taken) = (0, 0, Rows::default(), 0);
-        self.ids(&file, |id| {
-            all += 1;
-            match id.filter(|id| (self.wanted)(id.object)) {
-                None => unwanted += 1,
-                Some(id) if rows.insert(id) => {
-                    fresh.insert(id);
-                    taken += 1;
+        let (mut all, mut unwanted, mut taken, mut fresh) = (0, 0, 0, Rows::default());
+        let read = self
+            .ids(&file, |id| {
+                all += 1;
+                match id.filter(|id| (self.wanted)(id.object)) {
+                    None => unwanted += 1,
+                    Some(id) if !rows.contains(id) && fresh.insert(id) => taken += 1,
+                    Some(_) => {}
                 }
-                Some(_) => {}
-            }
-        })
-        .await?;
-        found.unwanted += unwanted;
-        match taken {
-            0 => Ok(Vec::new()),
-            taken if taken == all => Ok(vec![file]),
-            _ => self.rewritten(file, fresh).await.map_err(Failure::Rewrite),
+            })
+            .await;
+        if let Err(error) = read {
+            return Ok(Err(error));
         }
+        match taken {
+            0 => {}
+            taken if taken == all => found.files.push(file),
+            _ => match self.rewritten(file, fresh.clone()).await {
+                Ok(files) => found.files.extend(files),
+                Err(RewriteError::Read { source, .. }) => return Ok(Err(source)),
+                Err(error) => return Err(error),
+            },
+        }
+        rows.add(fresh);
+        found.unwanted += unwanted;
+        Ok(Ok(()))
     }
 
     /// These rows of a file, written anew.
@@ -156,18 +173,6 @@ impl Salvage<'_> {
             }
         }
         Ok(())
-    }
-}
-
-/// Why a file was not taken.
-enum Failure {
-    Read(ParquetError),
-    Rewrite(RewriteError),
-}
-
-impl From<ParquetError> for Failure {
-    fn from(error: ParquetError) -> Self {
-        Self::Read(error)
     }
 }
 

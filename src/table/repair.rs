@@ -18,7 +18,7 @@ use rustc_hash::FxHashSet;
 use super::commit::{self, DataFile, Landing, Settled};
 use super::lake::{Lake, read_object_ids};
 use super::ledger::{self, Known};
-use super::listing::{LogFile, LogFileKind};
+use super::listing::LogFileKind;
 use super::log::{Log, TableError};
 use super::projection::{Table, tables_below};
 use super::snapshot::Snapshot;
@@ -268,21 +268,28 @@ async fn first_read(ledger: &Log) -> Result<u64, TableError> {
 }
 
 /// Moves a table's log out of the way. Where it is now; none if there was nothing.
-async fn set_aside(store: &Store, name: &str) -> Result<Option<String>, TableError> {
-    let failed = |e: object_store::Error| TableError::request(name, "setting its log aside", e);
+async fn set_aside(store: &Store, name: &str) -> Result<Option<Path>, TableError> {
+    let log = store.root.clone().join(name).join("_delta_log");
+    let listed: Result<Vec<_>, _> = store.objects.list(Some(&log)).map_ok(|meta| meta.location).try_collect().await;
+    let files = listed.map_err(|e| TableError::request(name, "listing its log", e))?;
+    if files.is_empty() { Ok(None) } else { move_aside(store, name, &files).await.map(Some) }
+}
+
+/// Moves files of a table's log out of the way. Where they are now.
+async fn move_aside(store: &Store, name: &str, files: &[Path]) -> Result<Path, TableError> {
+    let failed = |file: &Path, e: object_store::Error| TableError::request(name, format!("setting {file} aside"), e);
     let log = store.root.clone().join(name).join("_delta_log");
     let aside = store.root.clone().join(ASIDE).join(new_uuid().to_string()).join(name).join("_delta_log");
-    let files: Vec<_> = store.objects.list(Some(&log)).try_collect().await.map_err(failed)?;
-    for file in &files {
-        let below: Path = file.location.prefix_match(&log).into_iter().flatten().collect();
+    for file in files {
+        let below: Path = file.prefix_match(&log).into_iter().flatten().collect();
         let to: Path = aside.parts().chain(below.parts()).collect();
-        store.objects.copy(&file.location, &to).await.map_err(failed)?;
+        store.objects.copy(file, &to).await.map_err(|e| failed(file, e))?;
     }
     // Only now: whoever is interrupted has it whole in one place or the other.
-    for file in &files {
-        store.objects.delete(&file.location).await.map_err(failed)?;
+    for file in files {
+        store.objects.delete(file).await.map_err(|e| failed(file, e))?;
     }
-    Ok((!files.is_empty()).then(|| aside.to_string()))
+    Ok(aside)
 }
 
 /// Sets checkpoints aside that can't be read, and removes a hint at one that is not there: readers find the others by themselves.
@@ -290,16 +297,13 @@ async fn mend_checkpoints(store: &Store, name: &str, findings: &mut Findings) ->
     let log = Log::new(store, name);
     let hint = log.checkpoint_hint().await?;
     let mut files = log.list(None).await?;
-    let aside = store.root.clone().join(ASIDE).join(new_uuid().to_string()).join(name).join("_delta_log");
-    let place = |file: &LogFile| store.root.clone().join(name).join("_delta_log").join(file.location.filename().unwrap_or_default());
     let mut broken = Vec::new();
     for file in files.iter().filter(|file| file.kind != LogFileKind::Entry) {
-        let failed = |e: object_store::Error| TableError::request(name, format!("reading {}", file.location), e);
-        let bytes = store.objects.get(&place(file)).await.map_err(failed)?.bytes().await.map_err(failed)?;
+        let place = store.root.clone().join(name).join("_delta_log").join(file.location.filename().unwrap_or_default());
+        let failed = |e: object_store::Error| TableError::request(name, format!("reading {place}"), e);
+        let bytes = store.objects.get(&place).await.map_err(failed)?.bytes().await.map_err(failed)?;
         let Err(error) = read_whole(bytes) else { continue };
-        let failed = |e: object_store::Error| TableError::request(name, format!("setting {} aside", file.location), e);
-        store.objects.copy(&place(file), &aside.clone().join(file.location.filename().unwrap_or_default())).await.map_err(failed)?;
-        store.objects.delete(&place(file)).await.map_err(failed)?;
+        let aside = move_aside(store, name, &[place]).await?;
         let version = file.version;
         findings
             .mended

@@ -332,10 +332,10 @@ fn object(n: u64) -> (Object, Vec<u8>) {
     (object, lines.join("\n").into_bytes())
 }
 
-type Objects = Vec<(Object, Vec<u8>)>;
+pub type Objects = Vec<(Object, Vec<u8>)>;
 
 /// So many of them, and a file that is too large by the old limits, of which nothing can mend one record.
-async fn objects(dir: &Path, many: u64) -> Objects {
+pub async fn objects(dir: &Path, many: u64) -> Objects {
     let path = dir.join("large.log");
     let bytes = format!("{}\n{{broken\n{}", http("large.test", 2000), http("large.test", 0)).into_bytes();
     fs::write(&path, &bytes).expect("written");
@@ -344,7 +344,7 @@ async fn objects(dir: &Path, many: u64) -> Objects {
 }
 
 /// Lands objects by the old limits, a batch each: so the table of rejects has as many files.
-async fn land(store: Store, objects: Objects) {
+pub async fn land(store: Store, objects: Objects) {
     let lake = Arc::new(Lake::open(store).await.expect("opens"));
     let work = move || {
         let catalog = Catalog::embedded();
@@ -358,7 +358,7 @@ async fn land(store: Store, objects: Objects) {
     tokio::task::spawn_blocking(work).await.expect("no panic");
 }
 
-async fn replay(store: Store, flush_rows: u64) -> Result<Summary, String> {
+pub async fn replay(store: Store, flush_rows: u64) -> Result<Summary, String> {
     let lake = Arc::new(Lake::open(store.clone()).await.map_err(|e| e.to_string())?);
     let catalog = Catalog::embedded();
     let replay = Replay {
@@ -390,7 +390,7 @@ async fn check(inner: &InMemory, objects: &Objects, context: &str) {
 }
 
 /// The tables are those of a lake that knew the limits from the start: so many rows.
-async fn check_rows(inner: &InMemory, objects: &Objects, context: &str) -> BTreeMap<&'static str, usize> {
+pub async fn check_rows(inner: &InMemory, objects: &Objects, context: &str) -> BTreeMap<&'static str, usize> {
     let mut expected: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for (object, bytes) in objects {
         let mut offset = 0;
@@ -438,31 +438,6 @@ async fn a_death_at_any_step_is_healed_by_the_next_replay() {
         check(&inner, &objects, &context).await;
     }
     assert!(removals > 3, "some runs died between the two, not {removals}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_replay_that_died_lands_nothing_twice_though_the_ledger_is_lost() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let objects = objects(dir.path(), 3).await;
-    let landed = Arc::new(InMemory::new());
-    land(memory_lake(landed.clone()), objects.clone()).await;
-    let whole = FaultStore::with(Arc::new(landed.fork()), Faults::default());
-    replay(memory_lake(whole.clone()), u64::MAX).await.expect("nothing fails");
-    let puts = whole.puts.lock().clone();
-    let mut removals = 0;
-    for (n, dies_at) in puts.iter().map(|put| put + 1).enumerate() {
-        let inner = Arc::new(landed.fork());
-        drop(replay(memory_lake(FaultStore::with(inner.clone(), Faults { dies_at, ..Faults::default() })), u64::MAX).await);
-        // Of the old ledger its rows are left, or nothing.
-        let lost = if n % 2 == 0 { "lake/ingested_objects/_delta_log" } else { "lake/ingested_objects" };
-        crate::damage::remove(&inner, lost).await;
-        let context = format!("dies at {dies_at}, {lost} lost");
-        crate::damage::repair(memory_lake(inner.clone()), &[]).await.unwrap_or_else(|e| panic!("{context}: {e}"));
-        let healed = replay(memory_lake(inner.clone()), 2).await.unwrap_or_else(|e| panic!("{context}: {e}"));
-        removals += u64::from(healed.already_there == 7 && healed.removed.rows == 7);
-        check_rows(&inner, &objects, &context).await;
-    }
-    assert!(removals > 1, "some died between landing and removal, not {removals}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

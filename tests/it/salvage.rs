@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use arrow::array::AsArray as _;
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
+use bytes::Bytes;
 use flarelake::table::{Lake, open_tables};
 use object_store::ObjectStoreExt as _;
 use object_store::memory::InMemory;
@@ -19,6 +20,7 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use crate::damage::{below, copy, lake_of, mends, refused, remove, repair};
 use crate::ledger::{life, object};
+use crate::replay;
 use crate::support::{FaultStore, Faults, memory_lake, read_ledger, read_table, row_ids, runs};
 use crate::upkeep::{check, maintainer, rows};
 
@@ -94,6 +96,40 @@ async fn a_table_without_its_log_is_made_whole_whatever_merges_left_in_its_folde
         let findings = mends(&inner, &context).await;
         assert_eq!(findings.lost, Vec::<String>::new(), "{context}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_a_broken_file_are_taken_from_the_others() {
+    let inner = lake_of(0..7).await;
+    let before = data_files(&inner, REQUESTS).await;
+    keep_up(&inner).await;
+    for is_footer in [false, true] {
+        let damaged = Arc::new(inner.fork());
+        let mut broken = 0;
+        for path in named(&inner, REQUESTS).await.difference(&before) {
+            let whole = damaged.get(path).await.expect("a file").bytes().await.expect("bytes");
+            // Where its ids are, or its end.
+            let range = if is_footer { whole.len() - 20..whole.len() } else { ids_of(&whole) };
+            let mut bytes = whole.to_vec();
+            bytes[range].fill(0x5a);
+            damaged.put(path, bytes.into()).await.expect("put");
+            broken += 1;
+        }
+        assert!(broken > 0);
+        remove(&damaged, &format!("lake/{REQUESTS}/_delta_log")).await;
+        let findings = repair(memory_lake(damaged.clone()), &[]).await.expect("mends");
+        let left_out = findings.lost.iter().filter(|what| what.contains("left out is") && what.contains("can't be read")).count();
+        assert_eq!((left_out, findings.lost.len()), (broken, broken), "{findings:?}");
+        check(&damaged, &rows(&(0..7).collect()), &format!("the end is broken: {is_footer}")).await;
+    }
+}
+
+/// Where the ids of a file's rows stand in it.
+fn ids_of(file: &Bytes) -> std::ops::Range<usize> {
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file.clone()).expect("a Parquet file");
+    let column = builder.metadata().row_group(0).columns().iter().find(|column| column.column_path().string() == "p_row_id");
+    let (start, length) = column.expect("ids").byte_range();
+    start as usize..(start + length) as usize
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -198,6 +234,31 @@ async fn what_a_table_still_lacked_when_its_ledger_was_lost_comes_in() {
     assert!(findings.mended.iter().any(|what| what.contains("rows that had landed are brought in")), "{findings:?}");
     life(memory_lake(inner.clone()), vec![12], 7).await.expect("lands");
     check(&inner, &rows(&[0, 1, 2, 3, 12].into()), "brought in").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_replay_that_died_lands_nothing_twice_though_the_ledger_is_lost() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let objects = replay::objects(dir.path(), 3).await;
+    let landed = Arc::new(InMemory::new());
+    replay::land(memory_lake(landed.clone()), objects.clone()).await;
+    let whole = FaultStore::with(Arc::new(landed.fork()), Faults::default());
+    replay::replay(memory_lake(whole.clone()), u64::MAX).await.expect("nothing fails");
+    let puts = whole.puts.lock().clone();
+    let mut removals = 0;
+    for (n, dies_at) in puts.iter().map(|put| put + 1).enumerate() {
+        let inner = Arc::new(landed.fork());
+        drop(replay::replay(memory_lake(FaultStore::with(inner.clone(), Faults { dies_at, ..Faults::default() })), u64::MAX).await);
+        // Of the old ledger its rows are left, or nothing.
+        let lost = if n % 2 == 0 { "lake/ingested_objects/_delta_log" } else { "lake/ingested_objects" };
+        remove(&inner, lost).await;
+        let context = format!("dies at {dies_at}, {lost} lost");
+        repair(memory_lake(inner.clone()), &[]).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+        let healed = replay::replay(memory_lake(inner.clone()), 2).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+        removals += u64::from(healed.already_there == 7 && healed.removed.rows == 7);
+        replay::check_rows(&inner, &objects, &context).await;
+    }
+    assert!(removals > 1, "some died between landing and removal, not {removals}");
 }
 
 #[test]
