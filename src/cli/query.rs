@@ -15,6 +15,9 @@ use crate::query::{Cells, Expanded, Format, QueryError, Renderer, SavedError, Sa
 /// How long a statement may take to notice a signal.
 const SIGNAL_PATIENCE: Duration = Duration::from_secs(1);
 
+/// Links that are followed, one to the other, as many as the system does.
+const MOST_LINKS: usize = 40;
+
 /// What to ask.
 #[derive(Debug, Args)]
 pub struct QueryArguments {
@@ -130,7 +133,7 @@ pub async fn run(arguments: QueryArguments, settings: Settings) -> anyhow::Resul
     let answer = async {
         for (sql, values) in &statements {
             match &arguments.output {
-                Some(path) => write_file(&session, sql, values, arguments.form.format(Expanded::Off, false), path).await?,
+                Some(path) => write_file(&session, sql, values, arguments.form, path).await?,
                 None => print_to_stdout(&session, sql, values, arguments.form).await?,
             }
         }
@@ -208,27 +211,62 @@ pub async fn print(session: &Session, sql: &str, values: &[(String, Value)], for
     Ok(())
 }
 
-/// Writes a file that is there whole, or not at all.
-async fn write_file(session: &Session, sql: &str, values: &[(String, Value)], format: Format, path: &Path) -> anyhow::Result<()> {
+/// Writes a file that is there whole, or not at all. What is no file (a pipe, a device) is written to, not replaced; so is a
+/// descriptor of ours: others may have written before us where it leads, and may go on.
+async fn write_file(session: &Session, sql: &str, values: &[(String, Value)], form: Form, path: &Path) -> anyhow::Result<()> {
     let cant = || format!("can't write {}", path.display());
-    // A link means what it points to; and what is no file (a pipe, a device) is written to, not replaced.
-    let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    if path.exists() && !path.is_file() {
-        let file = std::fs::OpenOptions::new().write(true).open(path).with_context(cant)?;
-        return print(session, sql, values, format, io::BufWriter::new(file)).await;
+    // A link means what it points to.
+    let target = followed(path).with_context(cant)?;
+    match descriptor(&target) {
+        Some(1) => return print_to_stdout(session, sql, values, form).await,
+        Some(2) => {
+            let format = form.format(Expanded::Off, io::stderr().is_terminal());
+            return print(session, sql, values, format, io::BufWriter::new(io::stderr())).await;
+        }
+        own => {
+            if own.is_some() || target.exists() && !target.is_file() {
+                let file = std::fs::OpenOptions::new().append(true).open(&target).with_context(cant)?;
+                let format = form.format(Expanded::Off, file.is_terminal());
+                return print(session, sql, values, format, io::BufWriter::new(file)).await;
+            }
+        }
     }
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let before = std::fs::metadata(path).ok();
+    let folder = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let before = std::fs::metadata(&target).ok();
     // A new file by the umask, as any; in the place of another nobody sees more than of that.
     let mode = std::os::unix::fs::PermissionsExt::from_mode(if before.is_some() { 0o600 } else { 0o666 });
     let file = tempfile::Builder::new().permissions(mode).tempfile_in(folder).with_context(cant)?;
+    let format = form.format(Expanded::Off, false);
     print(session, sql, values, format, io::BufWriter::new(file.reopen().with_context(cant)?)).await?;
     if let Some(before) = before {
         keep_mode(file.as_file(), &before).with_context(cant)?;
     }
     file.as_file().sync_all().with_context(cant)?;
-    file.persist(path).with_context(cant)?;
+    file.persist(&target).with_context(cant)?;
     Ok(())
+}
+
+/// Where a path's links lead, be something there or not; as far as to a descriptor of ours, which is a link that only looks like one.
+fn followed(path: &Path) -> io::Result<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).canonicalize()?;
+        let Some(name) = path.file_name() else { return path.canonicalize() };
+        path = folder.join(name);
+        match path.read_link() {
+            Ok(to) if descriptor(&path).is_none() => path = folder.join(to),
+            _ => return Ok(path),
+        }
+    }
+    Err(io::Error::other("too many links, one to the other"))
+}
+
+/// Which descriptor of ours a path names that was followed, as /dev/stdout and /dev/fd/3 do.
+fn descriptor(path: &Path) -> Option<u32> {
+    let (folder, number) = (path.parent()?, path.file_name()?.to_str()?.parse().ok()?);
+    // /proc/self is a link to our own number; where there is no /proc, /dev/fd is the folder itself.
+    let is_ours = folder == Path::new("/dev/fd") || folder.starts_with(format!("/proc/{}", std::process::id())) && folder.ends_with("fd");
+    is_ours.then_some(number)
 }
 
 /// Gives a file the mode of the one that it replaces; without the group's part if the group can't be kept.

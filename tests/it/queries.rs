@@ -494,6 +494,57 @@ async fn the_command_takes_files_parameters_and_standard_input() {
     assert_eq!(stdout(&child.wait_with_output().expect("ends")), "{\"a\":1}\n{\"B\":2}\n");
 }
 
+/// What is no file is written to as it is; what others write to goes on where we end; and a link stays one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_output_that_is_no_file_is_written_to_and_never_replaced() {
+    use std::os::unix::fs::FileTypeExt as _;
+    use std::os::unix::net::UnixStream;
+    let (dir, _session) = asked().await;
+    let lake = dir.path().join("lake");
+    let binary = env!("CARGO_BIN_EXE_flarelake");
+    // As a shell has it: others write before and after to the same descriptor.
+    let shell = |script: &str| {
+        let query = format!("{binary} --lake {} query 'SELECT 1 AS a' --format csv -o", text(&lake));
+        let output = Command::new("sh").args(["-c", &script.replace("QUERY", &query)]).current_dir(dir.path()).output().expect("started");
+        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let all = "before\na\n1\nafter\n";
+    for own in ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/proc/thread-self/fd/1"] {
+        assert_eq!(shell(&format!("{{ echo before; QUERY {own}; echo after; }} > out; cat out")), all, "{own}");
+        assert_eq!(shell(&format!("echo before > out; QUERY {own} >> out; echo after >> out; cat out")), all, "{own}");
+        assert_eq!(shell(&format!("{{ echo before; QUERY {own}; echo after; }} | cat")), all, "{own}");
+    }
+    assert_eq!(shell("{ echo before >&2; QUERY /dev/stderr; echo after >&2; } 2> out; cat out"), all);
+    assert_eq!(shell("{ echo before >&3; QUERY /dev/fd/3; } 3> out; echo after >> out; cat out"), all);
+    assert_eq!(shell("ln -s /dev/stdout ours; { echo before; QUERY ours; echo after; } > out; test -L ours; cat out"), all);
+    // A file that has no name any more.
+    assert_eq!(shell("exec 3>gone 4<gone; rm gone; QUERY /dev/fd/3; cat <&4; ls gone* 2>/dev/null || true"), "a\n1\n");
+    // A FIFO, and a link to one.
+    assert_eq!(shell("mkfifo fifo; ln -s fifo link; cat fifo & QUERY link; wait; test -p fifo && test -L link"), "a\n1\n");
+    let kind = |name: &str| dir.path().join(name).symlink_metadata().expect("there").file_type();
+    assert!(kind("fifo").is_fifo() && kind("link").is_symlink());
+    assert_eq!(shell("QUERY /dev/null"), "");
+    assert!(std::fs::metadata("/dev/null").expect("there").file_type().is_char_device());
+    // A link to what is not there yet.
+    assert_eq!(shell("mkdir sub; ln -s sub/new dangling; QUERY dangling; test -L dangling; cat sub/new"), "a\n1\n");
+    // A device that takes nothing is said.
+    let full = command(&["--lake", text(&lake), "query", "SELECT 1 AS a", "-o", "/dev/full"]).output().expect("started");
+    assert_eq!(full.status.code(), Some(1));
+    // A socket can't be opened by its name.
+    let (ours, theirs) = UnixStream::pair().expect("a socket");
+    let mut child = command(&["--lake", text(&lake), "query", "SELECT 1 AS a", "--format", "csv", "-o", "/dev/stdout"]);
+    let status = child.stdout(Stdio::from(std::os::fd::OwnedFd::from(theirs))).status().expect("started");
+    drop(child);
+    assert!(status.success());
+    assert_eq!(std::io::read_to_string(ours).expect("text"), "a\n1\n");
+    let loops = dir.path().join("loops");
+    std::os::unix::fs::symlink(&loops, &loops).expect("linked");
+    let looped = command(&["--lake", text(&lake), "query", "SELECT 1 AS a", "-o", text(&loops)]).output().expect("started");
+    assert_eq!(looped.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&looped.stderr).contains("too many links"), "{looped:?}");
+}
+
 /// The shell on a terminal of its own, typed to by Python.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_shell_remembers_completes_and_goes_on_after_errors() {
