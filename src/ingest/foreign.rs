@@ -91,6 +91,12 @@ pub fn sniff(bytes: &[u8], at_start: bool, last: bool) -> Sniffed {
     table((0..DELIMITERS.len()).find(|n| cells[*n] > 0 && cells[*n] == next[*n]))
 }
 
+/// Whether a long text begins as no JSON does, where a line begins. It is looked at as far as [`sniff`] looks.
+pub fn is_foreign(beginning: &[u8]) -> bool {
+    let opens = beginning.first().is_some_and(|first| matches!(first, b'{' | b'['));
+    !opens && matches!(sniff(&beginning[..beginning.len().min(SNIFFED)], true, false), Sniffed::Foreign(_))
+}
+
 /// Formats that one line tells.
 fn told_by_line(line: &[u8], at_start: bool) -> Option<&'static str> {
     let directive = line.strip_prefix(b"#").and_then(|rest| Some((rest, memchr::memchr(b':', rest)?)));

@@ -13,6 +13,7 @@ use crate::base::aws::{Access, FailureKind};
 use crate::config;
 use crate::ingest::backfill::Sources;
 use crate::ingest::bucket::{Buckets, Head, Wanted};
+use crate::ingest::foreign::is_foreign;
 use crate::ingest::inflate::{InflateError, Inflater, cause};
 use crate::ingest::local::{Links, LocalFile};
 use crate::ingest::object::{Object, ObjectId};
@@ -65,6 +66,8 @@ impl<'a> Objects<'a> {
             // A notification: it holds no record, and what it announces is found by reconciling.
             (Some(Reason::InvalidMessage), ..) => Err(Lost::Stays(None)),
             (_, Some(_), None) => Ok(Rejected::Record(Cow::Borrowed(kept.payload))),
+            // It may be as long as its object, and what was kept tells as much as all of it.
+            (Some(Reason::ForeignFormat), Some(_), Some(_)) if is_foreign(kept.payload) => Err(Lost::Stays(None)),
             (_, Some(_), Some(length)) if length > self.settings.records.max_record as u64 => {
                 Err(Lost::Stays(Some(Reason::RecordTooLarge)))
             }

@@ -302,6 +302,26 @@ fn objects_that_are_not_what_they_were_stay_rejected() {
     stage.check_sums("lake");
 }
 
+/// A table's first lines tell that it is one: its object, which may be large, is not read again for that.
+#[test]
+fn what_is_foreign_still_stays_without_being_read_again() {
+    let stage = Stage::new();
+    let logs = stage.dir.path().join("logs");
+    fs::create_dir(&logs).expect("a folder");
+    let table = |rows: usize| format!("time,host,status\n{}", "2025-03-24T19:10:40Z,table.test,200\n".repeat(rows));
+    // Of one all is kept, of one the first MiB, and one is longer than a record may be, too.
+    for (name, rows) in [("small.csv", 10), ("large.csv", 60_000), ("larger.csv", 600_000)] {
+        fs::write(logs.join(name), table(rows)).expect("written");
+    }
+    let (_, out, err) = stage.run("mended.toml", "lake", &["backfill", text(&logs)]);
+    assert!(out.contains("rejects: 3") && out.contains("foreign_format 3"), "{out}{err}");
+    fs::remove_dir_all(&logs).expect("removed");
+    let (code, out, err) = stage.run("mended.toml", "lake", &["replay"]);
+    assert!(code == Some(0) && out.contains("stay:    3\n") && !out.contains("could not be read"), "{code:?} {out}{err}");
+    assert!(out.contains("         foreign_format 3\n"), "{out}");
+    assert_eq!(stage.rows("lake", "classification_failures").len(), 3);
+}
+
 // In one process, over a store in memory.
 
 const MENDED: RecordLimits = RecordLimits { max_record: 1 << 20, max_depth: 32 };
