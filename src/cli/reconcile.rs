@@ -148,7 +148,7 @@ impl Report<'_> {
 
     fn listed(&self) -> Tally {
         let mut all = Tally::default();
-        self.found.tallies.values().for_each(|tally| all += *tally);
+        self.found.tallies.values().for_each(|tally| all.add(tally.objects, tally.bytes));
         all
     }
 

@@ -53,10 +53,10 @@ pub struct Tally {
     pub bytes: u64,
 }
 
-impl std::ops::AddAssign for Tally {
-    fn add_assign(&mut self, other: Self) {
-        self.objects += other.objects;
-        self.bytes += other.bytes;
+impl Tally {
+    /// Counts so many more.
+    pub fn add(&mut self, objects: u64, bytes: u64) {
+        (self.objects, self.bytes) = (self.objects + objects, self.bytes + bytes);
     }
 }
 
@@ -122,7 +122,7 @@ impl Comparison {
         let mut found = Reconciled { tallies: BTreeMap::new(), absent: Vec::new(), streams: Streams::default() };
         for (object, known) in self.listed.into_iter().zip(self.known) {
             let state = window.state(&object, known);
-            *found.tallies.entry(state).or_default() += Tally { objects: 1, bytes: object.head.size };
+            found.tallies.entry(state).or_default().add(1, object.head.size);
             if !matches!(state, State::NoLog | State::Older) {
                 found.streams.add(&object.key);
             }
