@@ -4,23 +4,26 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use arrow::array::{Array as _, ArrayRef, AsArray as _};
+use arrow::array::{Array, ArrayRef, AsArray as _};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, FieldRef, Int64Type, IntervalUnit, TimeUnit};
-use datafusion::common::ScalarValue;
 use datafusion::common::tree_node::{Transformed, TreeNode as _, TreeNodeRecursion};
+use datafusion::common::{DFSchema, ScalarValue};
 use datafusion::error::{DataFusionError, Result};
-use datafusion::execution::FunctionRegistry as _;
 use datafusion::execution::context::SessionContext;
+use datafusion::execution::{FunctionRegistry as _, SessionStateBuilder};
+use datafusion::logical_expr::expr::ScalarFunction;
 use datafusion::logical_expr::interval_arithmetic::Interval;
+use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawDictionaryExpr};
 use datafusion::logical_expr::simplify::{ExprSimplifyResult, SimplifyContext};
 use datafusion::logical_expr::sort_properties::{ExprProperties, SortProperties};
 use datafusion::logical_expr::{
-    ColumnarValue, Documentation, Expr, LogicalPlan, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
+    BinaryExpr, ColumnarValue, Documentation, Expr, LogicalPlan, Operator, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl,
+    Signature, StructFieldMapping, Volatility,
 };
 
 /// The functions whose result may be much larger than what they are given, or twice as large and then twice as large again.
-const GROWING: [&str; 20] = [
+const GROWING: [&str; 27] = [
     "repeat",
     "lpad",
     "rpad",
@@ -37,22 +40,115 @@ const GROWING: [&str; 20] = [
     "array_concat",
     "array_append",
     "array_prepend",
+    "array_replace_all",
+    "array_replace_n",
     "encode",
     "overlay",
+    "to_char",
     "translate",
     "arrays_zip",
+    "make_array",
+    "map",
+    "named_struct",
+    "struct",
 ];
+/// Those that put together what they are given: what they make shares its bytes with that, and is as large as all of it.
+const GATHERING: [&str; 4] = ["make_array", "map", "named_struct", "struct"];
 /// What a result may take of the memory, for one batch of rows.
 const RESULT_SHARE: usize = 4;
 /// What a batch's constants may take of it.
 const CONSTANTS_SHARE: usize = 8;
+/// Bytes of what is put between texts; more is joined only where it is bounded.
+const LONG: usize = 1024;
+/// Fields of a type, with those of its fields: a structure of two structures of two has as many again at each level.
+const MAX_FIELDS: usize = 10_000;
 
-/// Bounds what these functions make in this session.
-pub fn bound(context: &SessionContext, memory: usize) -> Result<()> {
+/// The session in which what these functions make is bounded.
+pub fn bound(context: &SessionContext, memory: usize) -> Result<SessionContext> {
+    let share = Share { memory, calls: 1 };
     for name in GROWING {
-        context.register_udf(Bounded::over(context.udf(name)?, memory / RESULT_SHARE));
+        context.register_udf(Bounded::over(context.udf(name)?, share));
     }
-    Ok(())
+    let literals: Arc<dyn ExprPlanner> = Arc::new(Literals { plain: context.udf("struct")?, named: context.udf("named_struct")? });
+    let state = context.state();
+    let planners = std::iter::once(literals).chain(state.expr_planners().iter().cloned()).collect();
+    Ok(SessionContext::new_with_state(SessionStateBuilder::new_from_existing(state).with_expr_planners(planners).build()))
+}
+
+/// Structures that are written as literals: the bounded functions make them. Their types have to be refused before the planner looks at
+/// them, which would not end.
+#[derive(Debug)]
+struct Literals {
+    plain: Arc<ScalarUDF>,
+    named: Arc<ScalarUDF>,
+}
+
+impl ExprPlanner for Literals {
+    fn plan_struct_literal(&self, arguments: Vec<Expr>, is_named: bool) -> Result<PlannerResult<Vec<Expr>>> {
+        let function = if is_named { &self.named } else { &self.plain };
+        Ok(PlannerResult::Planned(Expr::ScalarFunction(ScalarFunction::new_udf(function.clone(), arguments))))
+    }
+
+    fn plan_dictionary_literal(&self, literal: RawDictionaryExpr, _: &DFSchema) -> Result<PlannerResult<RawDictionaryExpr>> {
+        let arguments = literal.keys.into_iter().zip(literal.values).flat_map(|(key, value)| [key, value]).collect();
+        Ok(PlannerResult::Planned(Expr::ScalarFunction(ScalarFunction::new_udf(self.named.clone(), arguments))))
+    }
+}
+
+/// The same plan, in which all calls of these functions together keep to the memory, and in which those that the planner itself has put
+/// there (`[a, b]`, `a || b`) are bounded, too.
+pub fn bound_together(plan: LogicalPlan, memory: usize) -> Result<LogicalPlan> {
+    let mut calls = 0;
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            expr.apply(|part| {
+                calls += usize::from(is_growing(part));
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    })?;
+    if calls == 0 {
+        return Ok(plan);
+    }
+    let share = Share { memory, calls };
+    let bounded = plan.transform_up_with_subqueries(|node| node.map_expressions(|expr| expr.transform_up(|part| Ok(bounded(part, share)))));
+    Ok(bounded?.data)
+}
+
+fn is_growing(expr: &Expr) -> bool {
+    match expr {
+        Expr::ScalarFunction(call) => GROWING.contains(&call.func.name()),
+        Expr::BinaryExpr(BinaryExpr { op, .. }) => *op == Operator::StringConcat,
+        _ => false,
+    }
+}
+
+/// What one call may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Share {
+    memory: usize,
+    /// How many calls the statement has.
+    calls: usize,
+}
+
+impl Share {
+    /// Constants are made while the statement is planned, and stand in the plan all at once; of rows one batch after the other is made.
+    fn most(self, is_constant: bool) -> usize {
+        let of_rows = self.memory / self.calls.max(RESULT_SHARE);
+        if is_constant { of_rows.min(self.memory / RESULT_SHARE / self.calls.max(1)) } else { of_rows }
+    }
+
+    fn check(self, name: &str, bytes: u128, is_constant: bool) -> Result<()> {
+        let most = self.most(is_constant);
+        if bytes <= most as u128 {
+            return Ok(());
+        }
+        let what = if is_constant { "from constants" } else { "of some rows" };
+        Err(DataFusionError::ResourcesExhausted(format!(
+            "{name} would make {bytes} bytes {what}, and may make {most} (its share of the memory among {} such calls)",
+            self.calls
+        )))
+    }
 }
 
 /// How many rows a batch may have, so that the plan's constants, which stand in every row, fit.
@@ -83,22 +179,12 @@ pub fn rows_of_constants(plan: &LogicalPlan, memory: usize) -> Result<usize> {
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Bounded {
     function: Arc<ScalarUDF>,
-    most: usize,
+    share: Share,
 }
 
 impl Bounded {
-    fn over(function: Arc<ScalarUDF>, most: usize) -> ScalarUDF {
-        ScalarUDF::new_from_impl(Self { function, most })
-    }
-
-    fn check(&self, bytes: u128) -> Result<()> {
-        if bytes <= self.most as u128 {
-            return Ok(());
-        }
-        let (name, most) = (self.name(), self.most);
-        Err(DataFusionError::ResourcesExhausted(format!(
-            "{name} would make {bytes} bytes of some rows, and may make {most} (a quarter of it)"
-        )))
+    fn over(function: Arc<ScalarUDF>, share: Share) -> ScalarUDF {
+        ScalarUDF::new_from_impl(Self { function, share })
     }
 }
 
@@ -111,6 +197,10 @@ impl ScalarUDFImpl for Bounded {
         self.function.aliases()
     }
 
+    fn schema_name(&self, arguments: &[Expr]) -> Result<String> {
+        self.function.schema_name(arguments)
+    }
+
     fn signature(&self) -> &Signature {
         self.function.signature()
     }
@@ -120,6 +210,14 @@ impl ScalarUDFImpl for Bounded {
     }
 
     fn return_field_from_args(&self, arguments: ReturnFieldArgs) -> Result<FieldRef> {
+        // Before the type is made: to look at it would already take long.
+        let fields = arguments.arg_fields.iter().map(|field| fields(field.data_type(), MAX_FIELDS)).fold(1, usize::saturating_add);
+        if fields > MAX_FIELDS {
+            return Err(DataFusionError::Plan(format!(
+                "{} would make a type of more than {MAX_FIELDS} fields, counting those in its fields: nest less",
+                self.name()
+            )));
+        }
         self.function.return_field_from_args(arguments)
     }
 
@@ -128,26 +226,36 @@ impl ScalarUDFImpl for Bounded {
     }
 
     fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        self.check(expected(self.name(), &arguments))?;
+        let is_constant = arguments.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
+        self.share.check(self.name(), expected(self.name(), &arguments), is_constant)?;
         let result = self.function.invoke_with_args(arguments)?;
-        let size = match &result {
-            ColumnarValue::Array(array) => array.get_array_memory_size(),
-            ColumnarValue::Scalar(value) => value.size(),
-        };
-        self.check(size as u128)?;
+        if !GATHERING.contains(&self.name()) {
+            self.share.check(self.name(), size(&result) as u128, is_constant)?;
+        }
         Ok(result)
     }
 
     fn simplify(&self, arguments: Vec<Expr>, context: &SimplifyContext) -> Result<ExprSimplifyResult> {
+        // Constants are joined there, before anyone is asked.
+        let is_long = |expr: &Expr| matches!(expr, Expr::Literal(value, _) if value.size() > LONG);
+        if self.name() == "concat_ws" && arguments.first().is_some_and(is_long) {
+            return Ok(ExprSimplifyResult::Original(arguments));
+        }
         // It may become another one of these functions, as DataFusion has it.
         Ok(match self.function.simplify(arguments, context)? {
-            ExprSimplifyResult::Simplified(expr) => ExprSimplifyResult::Simplified(expr.transform(|e| Ok(bounded(e, self.most)))?.data),
+            ExprSimplifyResult::Simplified(expr) => {
+                ExprSimplifyResult::Simplified(expr.transform(|part| Ok(bounded(part, self.share)))?.data)
+            }
             same => same,
         })
     }
 
     fn short_circuits(&self) -> bool {
         self.function.short_circuits()
+    }
+
+    fn is_strict(&self) -> bool {
+        self.function.is_strict()
     }
 
     fn evaluate_bounds(&self, input: &[&Interval]) -> Result<Interval> {
@@ -158,19 +266,95 @@ impl ScalarUDFImpl for Bounded {
         self.function.output_ordering(input)
     }
 
+    fn struct_field_mapping(&self, literals: &[Option<ScalarValue>]) -> Option<StructFieldMapping> {
+        self.function.struct_field_mapping(literals)
+    }
+
     fn documentation(&self) -> Option<&Documentation> {
         self.function.documentation()
     }
 }
 
-fn bounded(expr: Expr, most: usize) -> Transformed<Expr> {
-    let Expr::ScalarFunction(mut call) = expr else { return Transformed::no(expr) };
-    let is_bounded = (call.func.inner().as_ref() as &dyn Any).is::<Bounded>();
-    if is_bounded || !GROWING.contains(&call.func.name()) {
-        return Transformed::no(Expr::ScalarFunction(call));
+/// What it is given, if that is not too much: around operators, which can't be asked to make less.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Within {
+    share: Share,
+    signature: Signature,
+}
+
+impl ScalarUDFImpl for Within {
+    fn name(&self) -> &str {
+        "within"
     }
-    call.func = Arc::new(Bounded::over(call.func, most));
-    Transformed::yes(Expr::ScalarFunction(call))
+
+    fn schema_name(&self, arguments: &[Expr]) -> Result<String> {
+        Ok(arguments.iter().map(|expr| expr.schema_name().to_string()).collect())
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
+        Ok(arguments[0].clone())
+    }
+
+    fn return_field_from_args(&self, arguments: ReturnFieldArgs) -> Result<FieldRef> {
+        Ok(arguments.arg_fields[0].clone())
+    }
+
+    fn invoke_with_args(&self, mut arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let value = arguments.args.swap_remove(0);
+        self.share.check("||", size(&value) as u128, matches!(value, ColumnarValue::Scalar(_)))?;
+        Ok(value)
+    }
+}
+
+fn bounded(expr: Expr, share: Share) -> Transformed<Expr> {
+    match expr {
+        Expr::ScalarFunction(mut call) if GROWING.contains(&call.func.name()) => {
+            let known = (call.func.inner().as_ref() as &dyn Any).downcast_ref::<Bounded>();
+            if known.is_some_and(|known| known.share == share) {
+                return Transformed::no(Expr::ScalarFunction(call));
+            }
+            let function = known.map_or_else(|| call.func.clone(), |known| known.function.clone());
+            call.func = Arc::new(Bounded::over(function, share));
+            Transformed::yes(Expr::ScalarFunction(call))
+        }
+        Expr::BinaryExpr(BinaryExpr { op: Operator::StringConcat, .. }) => {
+            let within = ScalarUDF::new_from_impl(Within { share, signature: Signature::any(1, Volatility::Immutable) });
+            Transformed::yes(Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(within), vec![expr])))
+        }
+        expr => Transformed::no(expr),
+    }
+}
+
+fn size(value: &ColumnarValue) -> usize {
+    match value {
+        ColumnarValue::Array(array) => array.get_array_memory_size(),
+        ColumnarValue::Scalar(value) => value.size(),
+    }
+}
+
+/// How many fields a type has, with those of its fields; hardly more than `most` are counted.
+fn fields(kind: &DataType, most: usize) -> usize {
+    let of = |parts: &mut dyn Iterator<Item = &FieldRef>| {
+        let mut all = 1;
+        for part in parts {
+            if all > most {
+                break;
+            }
+            all += fields(part.data_type(), most - all);
+        }
+        all
+    };
+    match kind {
+        DataType::Struct(parts) => of(&mut parts.iter()),
+        DataType::List(part) | DataType::LargeList(part) | DataType::FixedSizeList(part, _) | DataType::Map(part, _) => {
+            of(&mut std::iter::once(part))
+        }
+        _ => 1,
+    }
 }
 
 /// How many bytes a call is going to make, at most; nothing where that is not known beforehand.
@@ -205,12 +389,50 @@ fn expected(name: &str, call: &ScalarFunctionArgs) -> u128 {
             (0..rows).map(each).fold(0, u128::saturating_add)
         }
         "array_to_string" => {
-            let (list, between) = (sizes(&call.args[0], rows), length(1));
-            // At least a few bytes a value.
-            (0..rows).map(|n| (list[n] / 4 + 1).saturating_mul(between[n])).fold(0, u128::saturating_add)
+            // At least a byte a value.
+            (counts(&call.args[0], rows).into_iter().zip(length(1)))
+                .map(|(n, between)| n.saturating_mul(between + 1))
+                .fold(0, u128::saturating_add)
+        }
+        // The longest of what stands for two bytes: %+.
+        "to_char" => length(1).into_iter().map(|format| format.saturating_mul(18)).fold(0, u128::saturating_add),
+        "array_replace_all" | "array_replace_n" => {
+            let (list, to) = (counts(&call.args[0], rows), weights(&call.args[2], rows));
+            product(list, to)
+        }
+        "concat_ws" => {
+            let between = length(0).into_iter().fold(0, u128::saturating_add);
+            let texts = call.args[1..].iter().flat_map(|text| weights(text, rows)).fold(0, u128::saturating_add);
+            between.saturating_mul(call.args.len().saturating_sub(2) as u128).saturating_add(texts)
+        }
+        _ if GATHERING.contains(&name) || name == "concat" || name == "array_concat" => {
+            call.args.iter().flat_map(|part| weights(part, rows)).fold(0, u128::saturating_add)
         }
         _ => 0,
     }
+}
+
+/// How many values each row's list has.
+fn counts(value: &ColumnarValue, rows: usize) -> Vec<u128> {
+    let of = |array: &dyn Array| {
+        let length = |from: i64, to: i64| (to - from).max(0).unsigned_abs().into();
+        match array.data_type() {
+            DataType::List(_) => array.as_list::<i32>().offsets().windows(2).map(|w| length(w[0].into(), w[1].into())).collect(),
+            DataType::LargeList(_) => array.as_list::<i64>().offsets().windows(2).map(|w| length(w[0], w[1])).collect(),
+            _ => Vec::new(),
+        }
+    };
+    let mut counts: Vec<u128> = match value {
+        ColumnarValue::Array(array) => of(array.as_ref()),
+        ColumnarValue::Scalar(value) => value.to_array().map_or_else(|_| Vec::new(), |array| of(array.as_ref()).repeat(rows)),
+    };
+    counts.resize(rows, 0);
+    counts
+}
+
+/// About the bytes of each row's value, be it text or not.
+fn weights(value: &ColumnarValue, rows: usize) -> Vec<u128> {
+    if value.data_type().is_string() { lengths(value, rows) } else { sizes(value, rows) }
 }
 
 /// The bytes of each row's text.

@@ -6,6 +6,7 @@ pub mod limits;
 mod dialect;
 mod files;
 mod functions;
+mod gathering;
 mod growth;
 mod lookup;
 mod names;

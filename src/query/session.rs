@@ -26,6 +26,7 @@ use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 
 use super::dialect::translate;
 use super::functions::DateTrunc;
+use super::gathering;
 use super::growth;
 use super::limits::{TooLarge, check_nesting, settle};
 use super::names::Vocabulary;
@@ -95,7 +96,8 @@ impl Session {
         runtime.register_object_store(store_url(store)?.as_ref(), store.objects.clone());
         let context = SessionContext::new_with_config_rt(config, runtime);
         context.register_udf(DateTrunc::over(context.udf("date_trunc")?));
-        growth::bound(&context, memory)?;
+        let context = growth::bound(&context, memory)?;
+        gathering::bound(&context, memory)?;
         let tables = LakeTables::open(store, catalog, partitioning).await?;
         let mut vocabulary = tables.register(&context)?;
         vocabulary.add_functions(context.udfs().into_iter().chain(context.udafs()).chain(context.udwfs()));
@@ -155,7 +157,9 @@ impl Session {
 
     /// Carries a statement out as far as its first rows: before these, most that takes memory is done.
     async fn begun(&self, context: &SessionContext, logical: &LogicalPlan) -> Result<SendableRecordBatchStream, DataFusionError> {
-        let optimized = context.state().optimize(logical)?;
+        // Constants are computed while the statement is planned.
+        let bounded = growth::bound_together(logical.clone(), self.memory)?;
+        let optimized = context.state().optimize(&bounded)?;
         let context = &self.in_small_batches(context, &optimized)?;
         let state = context.state();
         let plan = state.query_planner().create_physical_plan(&optimized, &state).await?;

@@ -146,3 +146,84 @@ fn functions_make_no_more_than_the_memory_allows() {
         assert_eq!(answered(dir.path(), &lake, sql), json!({"n": expected}), "{sql}");
     }
 }
+
+/// A WITH of so many steps, each made of the one before, `s`.
+fn steps(first: &str, each: &str, many: usize, last: &str) -> String {
+    let steps: String = (1..=many).map(|n| format!(", t{n} AS (SELECT {each} AS s FROM t{})", n - 1)).collect();
+    format!("WITH t0 AS ({first}){steps} SELECT {last} AS n FROM t{many}")
+}
+
+#[test]
+fn what_doubles_again_and_again_keeps_to_the_memory() {
+    let (dir, lake) = lake();
+    let of = "FROM cloudflare_httprequest";
+    let rows = format!("SELECT RayID AS s {of}");
+    let many =
+        |what: &str, times: usize, between: &str| (0..times).map(|n| what.replace('#', &n.to_string())).collect::<Vec<_>>().join(between);
+    for sql in [
+        // What operators and brackets make, which are no functions of ours.
+        steps("SELECT repeat('x', 1000000) AS s", "s || s", 12, "length(s)"),
+        steps(&rows, "s || s", 30, "max(length(s))"),
+        steps("SELECT [1, 2, 3] AS s", "s || s", 30, "cardinality(s)"),
+        steps("SELECT [1, 2, 3] AS s", "[s, s]", 30, "cardinality(s)"),
+        steps(&format!("SELECT [RayID] AS s {of}"), "make_array(s, s)", 30, "max(cardinality(s))"),
+        format!("SELECT length({}) AS n", many("repeat('x', 1000000#)", 60, " || ")),
+        format!("SELECT max(length({})) AS n {of}", many("repeat(RayID, 1000000#)", 60, " || ")),
+        "WITH RECURSIVE t(n, s) AS (SELECT 1, 'x' UNION ALL SELECT n + 1, s || s FROM t WHERE n < 40) SELECT max(length(s)) AS n FROM t".to_owned(),
+        // Many that are none too large by themselves.
+        format!("SELECT cardinality(make_array({})) AS n", many("range(1, 100000#)", 40, ", ")),
+        format!("SELECT named_struct({}) AS n", many("'a#', repeat('x', 1000000#)", 40, ", ")),
+        format!("SELECT {}", many("repeat('x', 1000000#) AS a#", 40, ", ")),
+        format!("SELECT {} {of}", many("repeat(RayID, 50000#) AS a#", 40, ", ")),
+        many("SELECT length(repeat('x', 1000000#)) AS n", 100, " UNION ALL "),
+        format!("SELECT count(*) AS n FROM (VALUES {})", many("(repeat('x', 100000#))", 200, ", ")),
+        format!("SELECT count(*) AS n {of} WHERE RayID IN ({})", many("repeat('x', 100000#)", 200, ", ")),
+        format!("SELECT count(*) AS n {of} WHERE {}", many("RayID LIKE repeat('x', 100000#)", 100, " OR ")),
+        // One thing in the place of many.
+        "SELECT length(array_to_string(range(1, 1900000), '-----------------------')) AS n".to_owned(),
+        format!("SELECT length(concat_ws(repeat('y', 1000000), {})) AS n", many("'x#'", 100, ", ")),
+        "SELECT cardinality(array_replace_all(array_repeat('x', 100000), 'x', repeat('y', 1000000))) AS n".to_owned(),
+        "SELECT length(to_char(timestamp '2026-01-01', repeat('%c', 4000000))) AS n".to_owned(),
+        // Aggregates: of groups, and of each row all rows before it.
+        "SELECT max(length(s)) AS n FROM (SELECT string_agg(repeat('x', 1000), '') AS s FROM generate_series(1, 300000) GROUP BY value % 10)".to_owned(),
+        "SELECT max(length(s)) AS n FROM (SELECT string_agg('xxxxxxxxxxxx', '') OVER (ORDER BY value) AS s FROM generate_series(1, 20000))".to_owned(),
+        "SELECT sum(cardinality(s)) AS n FROM (SELECT array_agg(value) OVER (ORDER BY value) AS s FROM generate_series(1, 20000))".to_owned(),
+    ] {
+        let told = refused(dir.path(), &lake, &sql);
+        assert!(told.contains("needs more memory than it may take"), "{}: {told}", &sql[..sql.len().min(120)]);
+    }
+    for each in ["named_struct('a', s, 'b', s)", "struct(s, s)", "{'a': s, 'b': s}"] {
+        let told = refused(dir.path(), &lake, &steps(&rows, each, 30, "s"));
+        assert!(told.contains("more than 10000 fields"), "{each}: {told}");
+    }
+    // What is not too much is what it was.
+    let answers = [
+        ("SELECT 'a' || 'b' || 1 AS n", json!("ab1")),
+        ("SELECT 'a' || NULL AS n", json!(null)),
+        ("SELECT [1] || [2, 3] AS n", json!([1, 2, 3])),
+        ("SELECT [RayID, 'x'] AS n FROM cloudflare_httprequest WHERE ZoneID = 2", json!(["r2", "x"])),
+        ("SELECT named_struct('a', RayID, 'b', [1]) AS n FROM cloudflare_httprequest WHERE ZoneID = 1", json!({"a": "r1", "b": [1]})),
+        ("SELECT {'a': RayID, 'b': 2} AS n FROM cloudflare_httprequest WHERE ZoneID = 1", json!({"a": "r1", "b": 2})),
+        ("SELECT struct(RayID, 2) AS n FROM cloudflare_httprequest WHERE ZoneID = 1", json!({"c0": "r1", "c1": 2})),
+        ("SELECT named_struct('a', RayID)['a'] AS n FROM cloudflare_httprequest WHERE ZoneID = 1", json!("r1")),
+        ("SELECT array_has([RayID, 'x'], 'r1') AS n FROM cloudflare_httprequest WHERE RayID || 'y' = 'r1y'", json!(true)),
+        (
+            "SELECT max(RayID || 'x') AS n FROM cloudflare_httprequest GROUP BY RayID || 'x' HAVING RayID || 'x' > 'r2y' ORDER BY RayID || 'x'",
+            json!("r3x"),
+        ),
+        ("SELECT count(*) AS n FROM (SELECT RayID || 'x', count(*) FROM cloudflare_httprequest GROUP BY ROLLUP (RayID || 'x'))", json!(4)),
+        ("SELECT string_agg(RayID, '+' ORDER BY RayID DESC) AS n FROM cloudflare_httprequest", json!("r3+r2+r1")),
+        ("SELECT array_agg(DISTINCT ZoneID ORDER BY ZoneID) AS n FROM cloudflare_httprequest", json!([1, 2, 3])),
+        ("SELECT array_agg(ZoneID ORDER BY ZoneID DESC) FILTER (WHERE ZoneID > 1) AS n FROM cloudflare_httprequest", json!([3, 2])),
+        (
+            "SELECT max(s) AS n FROM (SELECT string_agg(RayID, '+') OVER (ORDER BY RayID) AS s FROM cloudflare_httprequest)",
+            json!("r1+r2+r3"),
+        ),
+        ("SELECT length(string_agg(repeat('x', 100), '')) AS n FROM generate_series(1, 10000)", json!(1_000_000)),
+        ("SELECT to_char(timestamp '2026-01-02', '%Y-%m-%d') AS n", json!("2026-01-02")),
+        ("SELECT CASE WHEN 1 = 2 THEN repeat('x', 2000000000) ELSE 'y' END AS n", json!("y")),
+    ];
+    for (sql, expected) in answers {
+        assert_eq!(answered(dir.path(), &lake, sql), json!({"n": expected}), "{sql}");
+    }
+}
