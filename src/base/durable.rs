@@ -3,6 +3,9 @@
 //! `object_store`'s own writes atomically but syncs nothing: after a power loss, a file that a log names could be
 //! empty. Here a put writes a staging file, syncs it, links or renames it to its name, and syncs the
 //! folders that changed. Reading and listing are passed on.
+//!
+//! A listing from a name on is what every put of a log entry asks for, of a folder that may hold tens of thousands of them:
+//! the folder is read, and nothing is done for a name before that one.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -12,18 +15,21 @@ use std::path::{Path as FilePath, PathBuf};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::stream::BoxStream;
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt as _, TryFutureExt as _};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions,
-    PutOptions, PutPayload, PutResult, Result, UploadPart,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 
 const STORE: &str = "DurableFileSystem";
+/// Files that are asked for one by one.
+const MOST_ASKED: usize = 64;
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct DurableFileSystem {
     inner: LocalFileSystem,
 }
@@ -33,6 +39,44 @@ impl DurableFileSystem {
     pub fn new() -> Self {
         Self { inner: LocalFileSystem::new() }
     }
+}
+
+impl DurableFileSystem {
+    /// What there is to tell of a file that a folder named; nothing if it is gone again.
+    async fn found(&self, location: Path) -> Result<Option<ObjectMeta>> {
+        match self.inner.head(&location).await {
+            Ok(meta) => Ok(Some(meta)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The files of a folder that come after a name; none if something else there may come after it, too: a folder, a link.
+fn names_after(folder: &FilePath, prefix: &Path, offset: &Path) -> Option<Vec<Path>> {
+    let after = offset.as_ref().strip_prefix(prefix.as_ref())?.strip_prefix('/')?;
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).ok()? {
+        let entry = entry.ok()?;
+        let name = entry.file_name();
+        let name = name.to_str()?;
+        let (kind, folder) = (entry.file_type().ok()?, format!("{name}/"));
+        // Staging files are no objects.
+        if kind.is_file() && name.split_once('#').is_some_and(|(_, n)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())) {
+            continue;
+        }
+        // Names with other signs are spelled differently in a path.
+        let is_plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'='));
+        let is_before = kind.is_file() && name <= after || kind.is_dir() && *folder < *after && !after.starts_with(&folder);
+        if is_plain && is_before {
+            continue;
+        }
+        if !is_plain || !kind.is_file() {
+            return None;
+        }
+        names.push(prefix.clone().join(name));
+    }
+    Some(names)
 }
 
 impl std::fmt::Display for DurableFileSystem {
@@ -84,7 +128,28 @@ impl ObjectStore for DurableFileSystem {
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list_with_offset(prefix, offset)
+        let Some(prefix) = prefix.cloned() else { return self.inner.list_with_offset(None, offset) };
+        let (folder, offset) = (self.inner.path_to_filesystem(&prefix), offset.clone());
+        let own = self.clone();
+        let listing = async move {
+            let folder = folder?;
+            let names = {
+                let (prefix, offset) = (prefix.clone(), offset.clone());
+                let task = tokio::task::spawn_blocking(move || names_after(&folder, &prefix, &offset));
+                task.await.map_err(|e| Error::Generic { store: STORE, source: e.into() })?
+            };
+            // Of many, and of what is no plain file, the walk that is passed on tells as much in less time.
+            Ok::<_, Error>(match names {
+                Some(names) if names.len() <= MOST_ASKED => stream::iter(names)
+                    .filter_map(move |name| {
+                        let own = own.clone();
+                        async move { own.found(name).await.transpose() }
+                    })
+                    .boxed(),
+                _ => own.inner.list_with_offset(Some(&prefix), &offset),
+            })
+        };
+        listing.try_flatten_stream().boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {

@@ -4,6 +4,10 @@ use std::fs;
 
 use arrow::array::AsArray as _;
 use arrow::datatypes::TimestampMicrosecondType;
+use flarelake::base::store::Store;
+use futures::TryStreamExt as _;
+use object_store::ObjectMeta;
+use object_store::path::Path;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::Compression;
 use parquet::file::properties::ReaderProperties;
@@ -59,4 +63,58 @@ fn files_are_sorted_compressed_and_indexed() {
     assert!(filter.is_some_and(|f| f.check(&"0000000000000001") && !f.check(&"not there")), "the filter tells what is there");
     assert!(group.columns().iter().all(|c| matches!(c.compression(), Compression::ZSTD(_))));
     assert!(metadata.file_metadata().created_by().is_some_and(|by| by.starts_with("flarelake ")));
+}
+
+/// A listing from a name on tells what a whole one does from there on, whatever lies in the folder.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_local_listing_from_a_name_on_is_the_rest_of_a_whole_one() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = Store::open(dir.path().to_str().expect("a path"), &Default::default()).await.expect("a folder");
+    let (log, folder) = (dir.path().join("_delta_log"), store.root.clone().join("_delta_log"));
+    fs::create_dir(&log).expect("a folder");
+    let check = async |context: &str| {
+        let sorted = |mut found: Vec<ObjectMeta>| {
+            found.sort_by(|a, b| a.location.cmp(&b.location));
+            found
+        };
+        let all: Vec<ObjectMeta> = store.objects.list(Some(&folder)).try_collect().await.expect("a listing");
+        let mut offsets: Vec<Path> = all.iter().map(|meta| meta.location.clone()).collect();
+        offsets.extend(
+            ["", "0", "00000000000000000150", "00000000000000000150.json.x", "A", "_", "_last_checkpoint/x", "a-b.c", "~"]
+                .map(|name| folder.clone().join(name)),
+        );
+        offsets.extend([
+            folder.clone(),
+            store.root.clone().join("A"),
+            store.root.clone().join("zzz"),
+            store.root.clone().join("_delta_logs"),
+        ]);
+        for offset in offsets {
+            let after: Vec<_> = store.objects.list_with_offset(Some(&folder), &offset).try_collect().await.expect("a listing");
+            let expected: Vec<_> = all.iter().filter(|meta| meta.location > offset).cloned().collect();
+            assert_eq!(sorted(after), sorted(expected), "{context}: from {offset}");
+        }
+    };
+    check("nothing").await;
+    for version in 0..200 {
+        fs::write(log.join(format!("{version:020}.json")), vec![b'x'; version]).expect("written");
+    }
+    fs::write(log.join("_last_checkpoint"), "{}").expect("written");
+    fs::write(log.join("put123#0"), "staging").expect("written");
+    fs::write(log.join("00000000000000000199.json#7"), "staging").expect("written");
+    check("a log").await;
+    fs::create_dir(log.join("a-b")).expect("a folder");
+    fs::write(log.join("a-b/x.parquet"), "x").expect("written");
+    check("a folder").await;
+    fs::write(log.join("00000000000000000150.#x.json"), "x").expect("written");
+    fs::write(log.join("\u{fc}ber 1%.json"), "x").expect("written");
+    check("odd names").await;
+    for name in ["0", "A", "_sidecars", "a", "00000000000000000150"] {
+        fs::create_dir(log.join(name)).expect("a folder");
+        fs::write(log.join(name).join("x.parquet"), "x").expect("written");
+    }
+    check("folders").await;
+    std::os::unix::fs::symlink(log.join("A/x.parquet"), log.join("00000000000000000198.link")).expect("linked");
+    std::os::unix::fs::symlink(log.join("nowhere"), log.join("00000000000000000197.link")).expect("linked");
+    check("links").await;
 }
