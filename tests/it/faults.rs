@@ -8,16 +8,23 @@ use std::time::Duration;
 
 use flarelake::base::Clock;
 use flarelake::base::store::Store;
+use flarelake::config::Partitioning;
+use flarelake::ingest::batch::{Batch, Flushed, Tables};
+use flarelake::ingest::decode::{Counts, Decoder, ObjectContext};
+use flarelake::ingest::object::Object;
+use flarelake::ingest::split::Place;
 use flarelake::maintain::MaintainError;
-use flarelake::table::{Lake, Standing, standing};
+use flarelake::schema::Catalog;
+use flarelake::table::{Change, DataFile, Lake, Replaced, Standing, Upkeep, standing};
 use futures::{FutureExt as _, TryStreamExt as _};
 use object_store::memory::InMemory;
-use object_store::{ObjectMeta, ObjectStore};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
+use tokio::runtime::Handle;
 
 use crate::ledger::{check_tables, expected, land, life, object};
-use crate::support::{FaultStore, Faults, Meanwhile, TimedStore, memory_lake, runs};
+use crate::support::{FaultStore, Faults, LIMITS, Meanwhile, TimedStore, WRITTEN, context, memory_lake, runs};
 use crate::upkeep::{check, maintainer, rows};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -225,6 +232,166 @@ async fn a_maintainer_that_goes_on_after_any_failure_does_no_harm() {
             world.check((0..2).chain(20..24), &context).await;
         }
     }
+}
+
+/// A merge whose process stood still between writing its files and naming them: others may take these for a dead writer's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_merge_that_stood_still_for_over_an_hour_before_a_fence_is_given_up() {
+    let name = "cloudflare_httprequest";
+    for (minutes, told) in [(0, Replaced::Done), (59, Replaced::Done), (61, Replaced::Stale), (600, Replaced::Stale)] {
+        let world = World::new().await;
+        // Its own clocks tell it nothing.
+        let store = world.paused(world.store.clone());
+        let mut merge = Upkeep::open(&store, name).await.expect("a store").expect("a table");
+        let before = merge.snapshot().files().expect("files").remove(0);
+        let mut after = before.clone();
+        after.path = before.path.replace(".parquet", "-merged.parquet");
+        let bytes = store.objects.get(&before.location(&store, name)).await.expect("there").bytes().await.expect("bytes");
+        store.objects.put(&after.location(&store, name), bytes.into()).await.expect("written");
+        world.time.pass(Duration::from_secs(60 * minutes));
+        let mut vacuum = Upkeep::open(&world.lake(), name).await.expect("a store").expect("a table");
+        vacuum.fence(0).await.expect("a fence");
+        let change = Change::Compact { target: 1 << 20 };
+        let replaced = merge.replace(change, std::slice::from_ref(&before), std::slice::from_ref(&after), 0).await.expect("a store");
+        assert_eq!(replaced, told, "after {minutes} minutes");
+        let table = Upkeep::open(&store, name).await.expect("a store").expect("a table");
+        let named: Vec<String> = table.snapshot().files().expect("files").into_iter().map(|file| file.path).collect();
+        let done = told == Replaced::Done;
+        assert_eq!((named.contains(&before.path), named.contains(&after.path)), (!done, done), "after {minutes} minutes");
+        world.check(20..24, &format!("after {minutes} minutes")).await;
+    }
+    // Files that are gone are never named, however young the fence says that they are.
+    let world = World::new().await;
+    let mut merge = Upkeep::open(&world.lake(), name).await.expect("a store").expect("a table");
+    let before = merge.snapshot().files().expect("files").remove(0);
+    let after = DataFile { path: before.path.replace(".parquet", "-merged.parquet"), ..before.clone() };
+    let mut vacuum = Upkeep::open(&world.lake(), name).await.expect("a store").expect("a table");
+    vacuum.fence(0).await.expect("a fence");
+    let replaced = merge.replace(Change::Compact { target: 1 << 20 }, &[before], &[after], 0).await.expect("a store");
+    assert_eq!(replaced, Replaced::Stale);
+}
+
+/// A batch, and what decodes for it, off the runtime's threads.
+struct Batching {
+    batch: Batch,
+    decoder: Decoder,
+}
+
+impl Batching {
+    fn new(lake: Arc<Lake>) -> Self {
+        let catalog = Catalog::embedded();
+        let tables = Arc::new(Tables::new(&catalog, Partitioning::Day));
+        Self { batch: Batch::new(Some(lake), tables, Handle::current()), decoder: Decoder::new(&catalog, LIMITS) }
+    }
+
+    /// An object's rows are added; what closes it.
+    fn add(&mut self, n: u64) -> (Object, Counts) {
+        let (object, bytes) = object(n);
+        self.decoder.begin(ObjectContext { id: object.id, ..context(None) }, Place::START);
+        self.decoder.decode(&bytes, 0, true);
+        let decoded = self.decoder.take();
+        self.batch.add(&object, decoded, WRITTEN);
+        (object, self.decoder.counts())
+    }
+}
+
+/// While a batch waits, files that it wrote early are vacuumed, and its process reads of it.
+async fn away(world: &World, lake: &Arc<Lake>) {
+    world.goes_by(25 * HOUR)().await;
+    land(lake.clone(), vec![30]).await.expect("lands");
+}
+
+/// Runs `first`, lets a day go by, runs `then`; what became of the batch.
+async fn batch_over_a_day(
+    world: &World,
+    first: impl FnOnce(&mut Batching) + Send + 'static,
+    then: impl FnOnce(&mut Batching) + Send + 'static,
+) -> Flushed {
+    let lake = Arc::new(Lake::open(world.lake()).await.expect("opens"));
+    let mut batching = Batching::new(lake.clone());
+    let begun = move || {
+        first(&mut batching);
+        batching
+    };
+    let mut batching = tokio::task::spawn_blocking(begun).await.expect("no panic");
+    away(world, &lake).await;
+    let ended = move || {
+        then(&mut batching);
+        batching.batch.flush().expect("a store")
+    };
+    tokio::task::spawn_blocking(ended).await.expect("no panic")
+}
+
+/// A batch begins with the first file that it wrote and still means to land: all fences since then concern it, and no earlier one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_batch_is_as_old_as_the_oldest_file_that_it_lands() {
+    let close = |batching: &mut Batching, n: u64| {
+        let (object, counts) = batching.add(n);
+        batching.batch.close(object, counts);
+    };
+    let spilled = |batching: &mut Batching, n: u64| {
+        let (object, counts) = batching.add(n);
+        batching.batch.spill().expect("a store");
+        (object, counts)
+    };
+    let ids = |numbers: &[u64]| numbers.iter().map(|n| object(*n).0.id).collect::<Vec<_>>();
+    let others = (20..26).chain([30]);
+
+    // One object's files are in it, and the next object can't be read: the files are as old as they are.
+    let world = World::new().await;
+    let first = move |batching: &mut Batching| {
+        let (object, counts) = spilled(batching, 0);
+        batching.batch.close(object, counts);
+        spilled(batching, 1);
+    };
+    let flushed = batch_over_a_day(&world, first, |batching| batching.batch.abandon_open()).await;
+    assert_eq!((flushed.stale, flushed.landed.len()), (ids(&[0]), 0));
+    world.check(others.clone(), "the next object was abandoned").await;
+
+    // Others of the batch landed while an object was at hand of which files were written: that object is as old as before.
+    let world = World::new().await;
+    let at_hand = Arc::new(parking_lot::Mutex::new(None));
+    let kept = at_hand.clone();
+    let first = move |batching: &mut Batching| {
+        close(batching, 0);
+        *kept.lock() = Some(spilled(batching, 1));
+        assert_eq!(batching.batch.flush().expect("a store").landed.len(), 1);
+    };
+    let then = move |batching: &mut Batching| {
+        let (object, counts) = at_hand.lock().take().expect("it is at hand");
+        batching.batch.close(object, counts);
+    };
+    let flushed = batch_over_a_day(&world, first, then).await;
+    assert_eq!((flushed.stale, flushed.landed.len()), (ids(&[1]), 0));
+    world.check(others.clone().chain([0]), "an object was at hand").await;
+
+    // Nothing of an object that could not be read lands: the batch is as young as what comes after it, and no file is looked after.
+    let mut requests = Vec::new();
+    for is_abandoned in [false, true] {
+        let world = World::new().await;
+        let store = FaultStore::with(world.store.clone(), Faults::default());
+        let lake = Arc::new(Lake::open(Store { clock: world.time.clone(), ..memory_lake(store.clone()) }).await.expect("opens"));
+        let mut batching = Batching::new(lake.clone());
+        let begun = move || {
+            if is_abandoned {
+                spilled(&mut batching, 1);
+                batching.batch.abandon_open();
+            }
+            batching
+        };
+        let mut batching = tokio::task::spawn_blocking(begun).await.expect("no panic");
+        away(&world, &lake).await;
+        let before = store.operations.load(Ordering::SeqCst);
+        let ended = move || {
+            close(&mut batching, 0);
+            batching.batch.flush().expect("a store")
+        };
+        let flushed = tokio::task::spawn_blocking(ended).await.expect("no panic");
+        requests.push(store.operations.load(Ordering::SeqCst) - before);
+        assert_eq!((flushed.stale.len(), flushed.landed.len()), (0, 1));
+        world.check(others.clone().chain([0]), "an object was abandoned").await;
+    }
+    assert_eq!(requests[0], requests[1]);
 }
 
 async fn keep_up(store: Store) -> Result<(), MaintainError> {

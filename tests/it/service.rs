@@ -4,18 +4,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use flarelake::base::aws::FailureKind;
 use flarelake::config::{Every, Route};
 use flarelake::ingest::metrics::{BySource, Metrics};
 use flarelake::ingest::object::ObjectId;
 use flarelake::ingest::panics::to_the_end;
-use flarelake::ingest::queue::Queue as _;
 use flarelake::ingest::queue::memory::MemoryQueue;
+use flarelake::ingest::queue::{Entry, Message, Queue, QueueError};
 use flarelake::ingest::service::{Ended, Ingest, IngestError};
 use flarelake::table::Lake;
 use object_store::memory::InMemory;
 use parking_lot::Mutex;
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger::object;
@@ -323,6 +325,63 @@ async fn a_stop_gives_back_at_once_what_has_not_landed() {
     let ended = run.await.expect("no panic").expect("ends");
     assert!(began.elapsed() < Duration::from_secs(3), "it took {:?}", began.elapsed());
     assert_eq!((ended.released, stage.queue.visible()), (40, 40));
+}
+
+/// A queue whose polls wait to be let through.
+#[derive(Debug)]
+struct GatedQueue {
+    inner: Arc<MemoryQueue>,
+    polls: Semaphore,
+    gate: Semaphore,
+}
+
+#[async_trait]
+impl Queue for GatedQueue {
+    fn url(&self) -> &str {
+        self.inner.url()
+    }
+
+    async fn visibility_timeout(&self) -> Result<Duration, QueueError> {
+        self.inner.visibility_timeout().await
+    }
+
+    async fn receive(&self, _: Duration) -> Result<Vec<Message>, QueueError> {
+        self.polls.add_permits(1);
+        self.gate.acquire().await.expect("nobody closes it").forget();
+        let messages = self.inner.receive(Duration::ZERO).await?;
+        // They are handed out, and their answer is on its way.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        Ok(messages)
+    }
+
+    async fn delete(&self, receipts: &[String]) -> Result<Vec<Entry>, QueueError> {
+        self.inner.delete(receipts).await
+    }
+
+    async fn hide(&self, receipts: &[String], timeout: Duration) -> Result<Vec<Entry>, QueueError> {
+        self.inner.hide(receipts, timeout).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_poll_brings_after_a_stop_goes_back_at_once_and_no_poll_is_begun() {
+    let stage = Stage::new(Duration::from_secs(600));
+    let queue = Arc::new(GatedQueue { inner: stage.queue.clone(), polls: Semaphore::new(0), gate: Semaphore::new(0) });
+    let lake = Arc::new(Lake::open(memory_lake(stage.lake.clone())).await.expect("opens"));
+    let mut ingest = ingest(lake, vec![feed(queue.clone(), stage.buckets.clone())]);
+    (ingest.pace.until_idle, ingest.pace.drain) = (None, Duration::from_secs(20));
+    let (stop, polls) = (CancellationToken::new(), ingest.pace.receivers as u32);
+    let run = tokio::spawn(ingest.run(stop.clone()));
+    queue.polls.acquire_many(polls).await.expect("nobody closes it").forget();
+    // Every receiver waits for an answer, and now it is to stop.
+    stop.cancel();
+    stage.put("logs/1.log", 1);
+    queue.gate.add_permits(100);
+    let ended = run.await.expect("no panic").expect("ends");
+    assert_eq!((stage.queue.len(), stage.queue.visible()), (1, 1), "nobody has to wait ten minutes for it");
+    // It was never held, and nothing was read for it.
+    assert_eq!((ended.released, stage.buckets.reads(), stage.rows().await.len()), (0, 0, 0));
+    assert_eq!(queue.polls.available_permits(), 0, "polls that were begun after the stop");
 }
 
 #[tokio::test(flavor = "multi_thread")]
