@@ -15,6 +15,7 @@ mod rejects;
 mod replay;
 mod discard;
 mod salvage;
+mod doubles;
 mod refill;
 mod repair;
 

@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use super::doubles::{Doubles, Undoubled};
 use super::refill::Refill;
 use super::salvage::{self, Salvage, Salvaged};
 use crate::base::store::{Store, StoreError};
@@ -102,6 +103,7 @@ impl Mender {
         if let Some(name) = self.searched.iter().find(|name| !is_there(name)) {
             return Err(RepairError::NoTable { name: name.clone(), there: names.join(", ") });
         }
+        self.undouble(&mut repair).await?;
         let lacking = Refill { store: &self.store, tables: &self.tables }.run(&mut repair).await?;
         let mut searched = Vec::new();
         for absent in std::mem::take(&mut repair.absent) {
@@ -120,6 +122,21 @@ impl Mender {
         drop(lake);
         self.compare(&searched, &mut findings).await?;
         Ok(findings)
+    }
+
+    /// Takes out of the ledger what stands in it twice.
+    async fn undouble(&self, repair: &mut Repair) -> Result<(), RepairError> {
+        let Some((mut ledger, files)) = self.open(LEDGER_TABLE).await? else { return Ok(()) };
+        let spec = Arc::new(as_it_is(&ledger, &self.tables.ledger)?);
+        let Undoubled { removes, adds } = Doubles { store: &self.store, spec, target: self.target, memory: self.memory }.run(files).await?;
+        if removes.is_empty() {
+            return Ok(());
+        }
+        self.replace(&mut ledger, &removes, &adds).await?;
+        repair.goes_past().await?;
+        let count = rows(&removes) - rows(&adds);
+        repair.findings.mended.push(format!("{LEDGER_TABLE}: {count} rows of objects that others of its rows are of, too, are taken out"));
+        Ok(())
     }
 
     /// Makes a table anew from the files in its folder. False: nothing ever landed in it.

@@ -138,7 +138,9 @@ pub struct ReadCommit {
     pub fence: bool,
     /// It takes rows out, and flarelake did not make it.
     pub foreign_delete: bool,
-    /// It makes up for what foreign deletes took out before.
+    /// It adds rows, and flarelake did not make it.
+    pub foreign_append: bool,
+    /// It makes up for what other engines took out or added before.
     pub repair: bool,
     /// What a ledger's commit lands.
     pub landing: Option<Landing>,
@@ -152,6 +154,18 @@ pub struct ReadCommit {
     pub removed: Vec<String>,
     /// The run of upkeep that made it.
     pub run: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct AddLine {
+    add: AddedFile,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AddedFile {
+    #[serde(default)]
+    data_change: bool,
 }
 
 #[derive(Deserialize)]
@@ -199,7 +213,7 @@ pub fn read(bytes: &[u8]) -> Result<ReadCommit, Unreadable> {
         is_empty = false;
         // Most lines are files, whose statistics we have no use for: only that the line is whole.
         if line.starts_with(br#"{"add":"#) {
-            serde_json::from_slice::<serde::de::IgnoredAny>(line)?;
+            commit.foreign_append |= serde_json::from_slice::<AddLine>(line)?.add.data_change;
             continue;
         }
         if line.starts_with(br#"{"remove":"#) {
@@ -243,6 +257,8 @@ pub fn read(bytes: &[u8]) -> Result<ReadCommit, Unreadable> {
         }
     }
     commit.foreign_delete &= commit.run.is_none();
+    // A projection tells by its txn whose it is.
+    commit.foreign_append &= commit.run.is_none() && commit.landing.is_none() && commit.txn.is_none();
     if is_empty { Err(Unreadable::Broken("it is empty: it was not written, or not copied, to its end".to_owned())) } else { Ok(commit) }
 }
 

@@ -74,7 +74,7 @@ impl Lake {
     async fn begin_as(store: &Store, known: &Known, batch: Option<&str>, strictly: bool) -> Result<(Log, bool), TableError> {
         for _ in 0..MAX_BEGINNINGS {
             let mut log = Log::new(store, LEDGER_TABLE);
-            let (mut below, mut objects, mut base) = (FxHashSet::default(), None, None);
+            let (mut below, mut doubled, mut objects, mut base) = (FxHashSet::default(), 0, None, None);
             match log.beginning().await? {
                 Beginning::First => {}
                 Beginning::Empty => {
@@ -89,7 +89,7 @@ impl Lake {
                     // too; the entries beyond are read, since another engine may have written the checkpoint.
                     let snapshot = Snapshot::open(store, LEDGER_TABLE).await?;
                     let snapshot = snapshot.ok_or_else(|| TableError::request(&log.table, "opening its checkpoint", "it is not there"))?;
-                    below = read_object_ids(&snapshot).await?;
+                    (below, doubled) = read_object_ids(&snapshot).await?;
                     objects = snapshot.transaction(commit::OBJECTS).await?;
                     read_marks(store, &snapshot, known).await?;
                     let settled = match snapshot.transaction(commit::APP).await? {
@@ -119,7 +119,7 @@ impl Lake {
             known.extend(below);
             known.reaches(log.version.unwrap_or_default());
             if strictly {
-                check_whole(&log, known, objects)?;
+                check_whole(&log, known, objects, doubled)?;
             }
             return Ok((log, is_there));
         }
@@ -151,7 +151,7 @@ impl Lake {
             Err(TableError::Outrun { .. }) => self.begin_anew(ledger, batch).await,
             other => {
                 let is_there = other?;
-                check_whole(ledger, &self.known, None)?;
+                check_whole(ledger, &self.known, None, 0)?;
                 Ok(is_there)
             }
         }
@@ -401,20 +401,22 @@ impl Lake {
     }
 }
 
-/// Refuses a ledger that another engine took rows out of: the objects that they told of would land again. `objects`: how many there
-/// were at least, as a settled mark tells.
-fn check_whole(log: &Log, known: &Known, objects: Option<u64>) -> Result<(), TableError> {
-    let what = match (known.foreign_delete(), objects) {
-        (Some(version), _) => {
-            format!("with version {version} another engine took rows out of it: the objects that they told of would land again")
-        }
-        (None, Some(objects)) if (known.len() as u64) < objects => {
-            format!(
-                "it told of {objects} objects and now tells of {}: another engine took rows out of it, and those objects would land again",
-                known.len()
-            )
-        }
-        _ => return Ok(()),
+/// Refuses a ledger that another engine took rows out of, whose objects would land again, or added rows to, of which it would tell
+/// twice. `objects`: how many there were at least, as a settled mark tells; `doubled`: rows of objects that others of its rows are of.
+fn check_whole(log: &Log, known: &Known, objects: Option<u64>, doubled: usize) -> Result<(), TableError> {
+    let there = known.len() as u64;
+    let what = if let Some(version) = known.foreign_delete() {
+        format!("with version {version} another engine took rows out of it: the objects that they told of would land again")
+    } else if let Some(version) = known.foreign_append() {
+        format!("with version {version} another engine added rows to it: it tells of objects twice, or of some that never landed")
+    } else if doubled > 0 {
+        format!("{doubled} of its rows are of objects that others of its rows are of: another engine added rows to it")
+    } else if let Some(objects) = objects.filter(|objects| there < *objects) {
+        format!(
+            "it told of {objects} objects and now tells of {there}: another engine took rows out of it, and those objects would land again"
+        )
+    } else {
+        return Ok(());
     };
     Err(TableError::damaged(&log.table, what))
 }
@@ -440,23 +442,24 @@ async fn first_unbroken(log: &Log, checkpoint: u64) -> Result<u64, TableError> {
     Ok(first.map_or(checkpoint, |first| first.saturating_sub(1)))
 }
 
-/// The ids of every object in a snapshot of the ledger.
-pub(super) async fn read_object_ids(ledger: &Snapshot) -> Result<FxHashSet<u128>, TableError> {
+/// The ids of every object in a snapshot of the ledger, and how many rows are of one that another row is of.
+pub(super) async fn read_object_ids(ledger: &Snapshot) -> Result<(FxHashSet<u128>, usize), TableError> {
     use datafusion::prelude::{SessionContext, col};
     let failed = |e: String| TableError::request("the ledger", "reading object ids", e);
     let context = SessionContext::new();
     let provider = ledger.0.table_provider().await.map_err(|e| failed(e.to_string()))?;
     let frame = context.read_table(provider).and_then(|f| f.select(vec![col("object_id")])).map_err(|e| failed(e.to_string()))?;
     let batches = frame.collect().await.map_err(|e| failed(e.to_string()))?;
-    let mut ids = FxHashSet::default();
+    let (mut ids, mut doubled) = (FxHashSet::default(), 0);
     for batch in batches {
         let texts = arrow::compute::cast(batch.column(0), &arrow::datatypes::DataType::Utf8).map_err(|e| failed(e.to_string()))?;
         for text in arrow::array::AsArray::as_string::<i32>(&texts).iter().flatten() {
             let id = u128::from_str_radix(text, 16);
-            ids.insert(id.map_err(|_| {
+            let is_new = ids.insert(id.map_err(|_| {
                 TableError::damaged("the ledger", format!("`{text}` in its rows is no object id: another engine wrote it"))
             })?);
+            doubled += usize::from(!is_new);
         }
     }
-    Ok(ids)
+    Ok((ids, doubled))
 }

@@ -42,6 +42,8 @@ pub struct Known {
     settled: RwLock<Option<u64>>,
     /// The version by which another engine took rows out of the ledger, unless a repair made up for it.
     foreign_delete: RwLock<Option<u64>>,
+    /// The version by which another engine added rows to it, unless a repair looked after them.
+    foreign_append: RwLock<Option<u64>>,
     /// By table: the last version that was read or put and that gave files to it.
     given: RwLock<BTreeMap<String, u64>>,
     /// By table: what the newest settled mark tells of it; and of how many tables it tells.
@@ -140,6 +142,11 @@ impl Known {
         *self.foreign_delete.read()
     }
 
+    /// The version by which another engine added rows to the ledger, unless a repair looked after them.
+    pub fn foreign_append(&self) -> Option<u64> {
+        *self.foreign_append.read()
+    }
+
     /// Takes note of what a ledger version lands; `own`: by this process, moments ago.
     pub fn apply(&self, version: u64, landing: Landing, own: bool) {
         let mut pending = self.pending.write();
@@ -197,6 +204,9 @@ pub async fn catch_up(log: &mut Log, known: &Known, batch: Option<&str>, base: O
         }
         if commit.foreign_delete || commit.repair {
             *known.foreign_delete.write() = commit.foreign_delete.then_some(version);
+        }
+        if commit.foreign_append || commit.repair {
+            *known.foreign_append.write() = commit.foreign_append.then_some(version);
         }
         if let (Some(landing), Some((checkpoint, ids))) = (&commit.landing, base)
             && version <= checkpoint

@@ -111,7 +111,7 @@ impl Repair {
             }
         }
         let rows = match snapshot {
-            Some(ledger) => read_object_ids(&ledger).await?,
+            Some(ledger) => read_object_ids(&ledger).await?.0,
             None => FxHashSet::default(),
         };
         Ok(Self { store, ledger, known, rows, tables, whole: BTreeSet::new(), first, absent, findings })
@@ -132,6 +132,18 @@ impl Repair {
         self.known.beyond(&self.rows)
     }
 
+    /// Goes past the one entry that this repair has put into the ledger beside [`Repair::note`].
+    pub async fn goes_past(&mut self) -> Result<(), TableError> {
+        let own = self.ledger.version.map_or(0, |version| version + 1);
+        ledger::catch_up(&mut self.ledger, &self.known, None, None).await?;
+        if self.ledger.version == Some(own) { Ok(()) } else { Err(self.beside_others()) }
+    }
+
+    fn beside_others(&self) -> TableError {
+        let error = "another process writes to the lake: stop every writer first";
+        TableError::request(&self.ledger.table, "repairing it", error)
+    }
+
     /// Tells the ledger of objects whose rows are in the tables already; `ledger_file` holds their rows of the ledger.
     pub async fn note(&mut self, landing: &Landing, ledger_file: &DataFile) -> Result<(), TableError> {
         let bytes = commit::landing(landing, ledger_file).map_err(|message| self.layout(message))?;
@@ -150,8 +162,7 @@ impl Repair {
                 return Ok(());
             }
             if self.ledger.version != before {
-                let error = "another process writes to the lake: stop every writer first";
-                return Err(TableError::request(&self.ledger.table, "repairing it", error));
+                return Err(self.beside_others());
             }
             if self.ledger.try_put(bytes.clone(), &mut unknown).await? {
                 return Ok(());

@@ -112,6 +112,59 @@ async fn rows_that_another_engine_takes_out_of_the_ledger_stop_every_writer() {
     }
 }
 
+/// A row of the ledger's files, written into it once more by another engine.
+async fn append_again(inner: &Arc<InMemory>, files: usize) -> deltalake::DeltaTable {
+    let ledger = table(inner, "ingested_objects").await;
+    let store = memory_lake(inner.clone());
+    let named =
+        open_tables(&store, &["ingested_objects".to_owned()]).await.expect("opens").remove(0).expect("is there").files().expect("files");
+    let mut again = Vec::new();
+    for file in named.iter().take(files) {
+        let bytes = inner.get(&file.location(&store, "ingested_objects")).await.expect("there").bytes().await.expect("bytes");
+        let rows = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|b| b.build()).expect("Parquet");
+        again.extend(rows.map(|batch| batch.expect("rows")));
+    }
+    ledger.write(again).await.expect("writes")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_another_engine_adds_to_the_ledger_stop_every_writer_until_a_repair_takes_them_out() {
+    // Seen in the log; or only in the rows, from a checkpoint on; merged by the other engine into one file; of some objects and of all.
+    for (hidden, optimized, files) in [(false, false, 100), (true, false, 100), (false, true, 100), (true, true, 100), (true, true, 2)] {
+        let context = format!("hidden {hidden}, optimized {optimized}, {files} files");
+        let inner = lake_of(0..4).await;
+        if hidden {
+            maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+            life(memory_lake(inner.clone()), vec![4], 4).await.expect("lands");
+        }
+        let lives = Arc::new(Lake::open(memory_lake(inner.clone())).await.expect("opens"));
+        let mut ledger = append_again(&inner, files).await;
+        if hidden {
+            // An engine that says of new rows that nothing changes.
+            let entry = Path::from(format!("lake/ingested_objects/_delta_log/{:020}.json", ledger.version().expect("a version")));
+            let told = inner.get(&entry).await.expect("there").bytes().await.expect("bytes");
+            let told = String::from_utf8_lossy(&told).replace("\"dataChange\":true", "\"dataChange\":false");
+            inner.put(&entry, told.into()).await.expect("put");
+        }
+        if optimized {
+            ledger = ledger.optimize().await.expect("optimizes").0;
+        }
+        if hidden {
+            deltalake::checkpoints::create_checkpoint(&ledger, None).await.expect("a checkpoint");
+        }
+        refused(&inner, "another engine added rows").await;
+        if !hidden {
+            let error = land(lives, vec![9]).await.expect_err("a process that lives finds it, too");
+            assert!(error.contains("another engine added rows"), "{context}: {error}");
+        }
+        let findings = mends(&inner, &context).await;
+        assert!(
+            findings.mended.iter().any(|mended| mended.contains("are taken out")) && findings.lost.is_empty(),
+            "{context}: {findings:?}"
+        );
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn other_engines_may_optimize_the_ledger_and_delete_from_data_tables() {
     let inner = lake_of(0..8).await;

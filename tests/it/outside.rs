@@ -168,7 +168,19 @@ fn another_engine_that_writes_loses_and_doubles_nothing_or_is_refused() {
     engine("delete", "cloudflare_httprequest");
     stdout(&flarelake(&["--lake", &lake, "backfill", &logs]));
     assert_eq!(count(), 0);
-    // Rows of the ledger are not.
+    // Rows of the ledger that are added once more are refused, too, until a repair takes them out.
+    let told = || query_one(Path::new(&lake), "SELECT count(*) * 1000 + count(DISTINCT object_id) FROM ingested_objects");
+    let before = told();
+    engine("append", "ingested_objects");
+    let refused = flarelake(&["--lake", &lake, "backfill", &logs]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && said.contains("another engine added rows") && said.contains("flarelake repair"), "{said}");
+    assert_ne!(told(), before);
+    let mended = stdout(&flarelake(&["--lake", &lake, "repair"]));
+    assert!(mended.contains("8 rows of objects that others of its rows are of, too, are taken out"), "{mended}");
+    stdout(&flarelake(&["--lake", &lake, "backfill", &logs]));
+    assert_eq!((told(), count()), (before, 0.into()));
+    // Nor are they anyone's to delete.
     engine("delete", "ingested_objects");
     for hidden in [false, true] {
         if hidden {
