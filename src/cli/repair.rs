@@ -24,9 +24,18 @@ pub async fn run(arguments: RepairArguments, settings: Settings) -> anyhow::Resu
     let tables = Arc::new(Tables::new(catalog, config.partition));
     let store = Store::open(config.lake()?, &config.reach()).await?;
     let (target, memory) = (config.maintenance.target_file_size.as_u64(), config.memory.as_u64() as usize);
-    let findings = Mender { store, tables, searched: arguments.tables, target, memory }.run().await?;
-    output::say(Report(&findings))?;
-    Ok(if findings.lost.is_empty() { End::Done } else { End::Incomplete })
+    let (mut told, mut is_lost, mut is_mended) = (Ok(()), false, false);
+    let mut tell = |findings: Findings| {
+        is_lost |= !findings.lost.is_empty();
+        is_mended |= findings != Findings::default();
+        told = std::mem::replace(&mut told, Ok(())).and(output::say(Report(&findings)));
+    };
+    Mender { store, tables, searched: arguments.tables, target, memory }.run(&mut tell).await?;
+    told?;
+    if !is_mended {
+        output::say("nothing to mend: the ledger and the tables fit together\n")?;
+    }
+    Ok(if is_lost { End::Incomplete } else { End::Done })
 }
 
 struct Report<'a>(&'a Findings);
@@ -35,10 +44,6 @@ impl std::fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Findings { mended, lost } = self.0;
         mended.iter().try_for_each(|what| writeln!(f, "mended: {what}"))?;
-        lost.iter().try_for_each(|what| writeln!(f, "lost: {what}"))?;
-        if mended.is_empty() && lost.is_empty() {
-            writeln!(f, "nothing to mend: the ledger and the tables fit together")?;
-        }
-        Ok(())
+        lost.iter().try_for_each(|what| writeln!(f, "lost: {what}"))
     }
 }

@@ -40,6 +40,10 @@ const PAGE_ROWS: usize = 16 * 1024;
 /// A list's lookup index is kept up to this part of the file.
 const LOOKUP_SHARE: usize = 10;
 const BLOOM_FALSE_POSITIVES: f64 = 0.01;
+/// Tells Spark that times are by the calendar of today, whatever their century. Of a file that doesn't, it refuses times before 1900, which
+/// a single header of a single origin server may bring: <https://spark.apache.org/docs/latest/sql-data-sources-parquet.html>, under
+/// `datetimeRebaseModeInRead`. The first version that wrote them so.
+const CALENDAR: (&str, &str) = ("org.apache.spark.version", "3.0.0");
 
 /// How long the footer of a file may be, measured on realistic rows: what is read at its end in the hope that it is all of it.
 pub fn footer_guess(columns: usize, rows: u64) -> u64 {
@@ -204,6 +208,7 @@ impl<'a, W: Write + Send> FileWriter<'a, W> {
                 let places = serde_json::to_string(&places).map_err(|e| ParquetError::External(Box::new(e)))?;
                 writer.append_key_value_metadata(KeyValue::new(lookup::METADATA_KEY.to_owned(), places));
             }
+            writer.append_key_value_metadata(KeyValue::new(CALENDAR.0.to_owned(), CALENDAR.1.to_owned()));
             Ok::<_, ParquetError>((writer.finish()?, writer.bytes_written()))
         };
         let (metadata, size) = finish().map_err(|e| failed(spec, e))?;

@@ -224,7 +224,16 @@ pub async fn stream(
     // By the Parquet types alone: whoever wrote the file, text is text of one kind.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
     let metadata = ArrowReaderMetadata::load_async(&mut reader, options.clone()).await?;
-    let fields: Fields = metadata.schema().fields().iter().map(|field| Arc::new(in_views(field, spec))).collect();
+    let is_int96 = |name: &str| {
+        let columns = metadata.metadata().file_metadata().schema_descr().columns();
+        columns.iter().any(|column| column.path().parts() == [name] && column.physical_type() == parquet::basic::Type::INT96)
+    };
+    let field = |field: &Arc<Field>| match spec.schema.field_with_name(field.name()) {
+        // In nanoseconds, times after 2262 would be others.
+        Ok(wanted) if is_int96(field.name()) => field.as_ref().clone().with_data_type(wanted.data_type().clone()),
+        _ => in_views(field, spec),
+    };
+    let fields: Fields = metadata.schema().fields().iter().map(|of| Arc::new(field(of))).collect();
     let options = options.with_schema(Arc::new(Schema::new(fields)));
     let metadata = ArrowReaderMetadata::try_new(metadata.metadata().clone(), options)?;
     let groups = metadata.metadata().row_groups();

@@ -90,7 +90,10 @@ impl Session {
             .with_information_schema(true)
             // Columns keep the documented spelling: ClientIP is ClientIP, with or without quotes.
             .set_bool("datafusion.sql_parser.enable_ident_normalization", false)
-            .set_str("datafusion.execution.time_zone", "UTC");
+            .set_str("datafusion.execution.time_zone", "UTC")
+            // As other engines write times; in nanoseconds those after 2262 would be others.
+            .set_str("datafusion.execution.parquet.coerce_int96", "us")
+            .set_str("datafusion.execution.parquet.coerce_int96_tz", "UTC");
         // What can go on on disk gets even shares, so that none starves another.
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(memory))).build_arc()?;
         runtime.register_object_store(store_url(store)?.as_ref(), store.objects.clone());

@@ -53,12 +53,16 @@ struct Told {
     remembered: RoaringTreemap,
     /// How many rows had landed by these, by table.
     landed: BTreeMap<String, i64>,
+    /// The ledger tells of it, and only of replays of its rejects it does not.
+    is_known: bool,
 }
 
 impl Told {
     /// A row of the same record tells that a reject was replayed; and anything else of its object, if it is the whole of that.
-    fn find_replays(&mut self) {
-        if self.rejects.contains(RowId::WHOLE_OBJECT) && (self.rejects.len() > 1 || !self.rows.is_empty()) {
+    fn find_replays(&mut self, id: ObjectId, old: &HashSet<ObjectId>) {
+        let has_landed = self.rejects.len() > 1 || !self.rows.is_empty();
+        let was_replayed = old.contains(&ObjectId::of_replay(RowId { object: id, offset: RowId::WHOLE_OBJECT }));
+        if has_landed && (was_replayed || self.rejects.contains(RowId::WHOLE_OBJECT)) {
             self.replayed.insert(RowId::WHOLE_OBJECT);
         }
     }
@@ -73,17 +77,18 @@ type Unknown = HashMap<ObjectId, Told>;
 impl Refill<'_> {
     /// Tells the ledger of the objects whose rows are in tables, and that it does not know. What these lack.
     pub async fn run(&self, repair: &mut Repair) -> Result<Lacking, RepairError> {
+        let old = self.old_ids(repair).await?;
         let taken_out = repair.taken_out().into_iter().map(|object| (ObjectId(object), Told::default()));
         let mut unknown: Unknown = taken_out.collect();
         // Rejects come first: a row of the same record tells that one was replayed.
         let (rejects, others): (Vec<_>, Vec<_>) = repair.tables().map(str::to_owned).partition(|name| name == FAILURES_TABLE);
         for name in rejects.into_iter().chain(others) {
-            self.look(repair, &name, &mut unknown).await?;
+            self.look(repair, &name, &old, &mut unknown).await?;
         }
         if unknown.is_empty() {
             return Ok(Lacking::new());
         }
-        unknown.values_mut().for_each(Told::find_replays);
+        unknown.iter_mut().for_each(|(id, told)| told.find_replays(*id, &old));
         let remembered = self.remember(&mut unknown).await?;
         let mut together = Vec::new();
         for rows in remembered {
@@ -142,7 +147,7 @@ impl Refill<'_> {
     }
 
     /// Reads which objects a table's rows are of, as far as the ledger does not know them.
-    async fn look(&self, repair: &mut Repair, name: &str, unknown: &mut Unknown) -> Result<(), RepairError> {
+    async fn look(&self, repair: &mut Repair, name: &str, old: &HashSet<ObjectId>, unknown: &mut Unknown) -> Result<(), RepairError> {
         let table = match open_tables(self.store, &[name.to_owned()]).await {
             Ok(mut tables) => tables.remove(0),
             Err(error @ TableError::Layout { .. }) => {
@@ -162,7 +167,7 @@ impl Refill<'_> {
                 other => other.map_err(failed)?,
             };
             while let Some(batch) = batches.next().await {
-                tell(repair, name, &batch.map_err(failed)?, unknown);
+                tell(repair, name, &batch.map_err(failed)?, old, unknown);
             }
         }
         Ok(())
@@ -172,7 +177,7 @@ impl Refill<'_> {
     async fn remember(&self, unknown: &mut Unknown) -> Result<Vec<RecordBatch>, RepairError> {
         let replays = unknown.iter().flat_map(|(id, told)| told.replayed.iter().map(|offset| RowId { object: *id, offset }));
         let replays: HashMap<ObjectId, RowId> = replays.map(|reject| (ObjectId::of_replay(reject), reject)).collect();
-        let named: HashSet<String> = self.ledger_files().await?.into_iter().map(|file| file.path).collect();
+        let named = self.named().await?;
         let mut remembered = Vec::new();
         for listed in list(self.store, LEDGER_TABLE).await?.into_iter().filter(|listed| !named.contains(&listed.path)) {
             // What can't be read tells nothing.
@@ -180,6 +185,28 @@ impl Refill<'_> {
             drop(self.read_ledger(&file, |rows| remembered.extend(recall(rows, unknown, &replays))).await);
         }
         Ok(remembered)
+    }
+
+    /// The objects that files of a ledger of before tell of, and the ledger does not.
+    async fn old_ids(&self, repair: &Repair) -> Result<HashSet<ObjectId>, RepairError> {
+        let (named, spec) = (self.named().await?, &self.tables.ledger);
+        let mut old = HashSet::new();
+        for listed in list(self.store, LEDGER_TABLE).await?.into_iter().filter(|listed| !named.contains(&listed.path)) {
+            let Ok(file) = self.describe(&listed).await else { continue };
+            let Ok(mut batches) = input::stream(self.store, spec, &file, None, READING, |name| name == spec.id_column()).await else {
+                continue;
+            };
+            // What can't be read tells nothing.
+            while let Some(Ok(batch)) = batches.next().await {
+                let ids = input::ids(spec, &batch).into_iter().flatten();
+                old.extend(ids.flatten().filter_map(ObjectId::parse).filter(|id| !repair.contains(id.0)));
+            }
+        }
+        Ok(old)
+    }
+
+    async fn named(&self) -> Result<HashSet<String>, RepairError> {
+        Ok(self.ledger_files().await?.into_iter().map(|file| file.path).collect())
     }
 
     async fn describe(&self, listed: &ListedFile) -> Result<DataFile, ParquetError> {
@@ -203,20 +230,32 @@ impl Refill<'_> {
 }
 
 /// Takes note of a table's rows whose objects the ledger does not know.
-fn tell(repair: &Repair, name: &str, batch: &RecordBatch, unknown: &mut Unknown) {
+fn tell(repair: &Repair, name: &str, batch: &RecordBatch, old: &HashSet<ObjectId>, unknown: &mut Unknown) {
     let column = |of: Standard| batch.column_by_name(of.name());
     let Some(ids) = column(Standard::RowId).and_then(|ids| ids.as_string_view_opt()) else { return };
     let times = column(Standard::EventTime).and_then(|times| times.as_primitive_opt::<TimestampMicrosecondType>());
     let sources = column(Standard::SourceId).and_then(|sources| sources.as_string_view_opt());
     for (row, id) in ids.iter().enumerate() {
-        let Some(RowId { object, offset }) = id.and_then(RowId::parse).filter(|id| !repair.contains(id.object.0)) else { continue };
+        let Some(id) = id.and_then(RowId::parse) else { continue };
+        let RowId { object, offset } = id;
+        // Its reject may have left its table long ago: the old ledger tells of the replay, and this row that it landed.
+        let is_replay = |offset| !old.is_empty() && old.contains(&ObjectId::of_replay(RowId { object, offset }));
+        let was_replayed = name != FAILURES_TABLE && is_replay(offset);
+        if repair.contains(object.0) {
+            for offset in [offset, RowId::WHOLE_OBJECT].into_iter().filter(|offset| name != FAILURES_TABLE && is_replay(*offset)) {
+                let told = unknown.entry(object).or_default();
+                (told.is_known, told.is_remembered) = (true, true);
+                told.replayed.insert(offset);
+            }
+            continue;
+        }
         let told = unknown.entry(object).or_default();
         told.source_id = sources.filter(|sources| sources.is_valid(row)).map(|sources| sources.value(row).to_owned());
         if name == FAILURES_TABLE {
             told.rejects.insert(offset);
             continue;
         }
-        if told.rejects.contains(offset) {
+        if was_replayed || told.rejects.contains(offset) {
             told.replayed.insert(offset);
         }
         *told.rows.entry(name.to_owned()).or_default() += 1;
@@ -247,7 +286,7 @@ fn recall(rows: &RecordBatch, unknown: &mut Unknown, replays: &HashMap<ObjectId,
 /// What had landed of these objects and is in no file.
 fn lacking(unknown: &Unknown) -> Lacking {
     let mut lacking = Lacking::new();
-    for (id, told) in unknown {
+    for (id, told) in unknown.iter().filter(|(_, told)| !told.is_known) {
         // A reject that was replayed and is there all the same is one to be taken out.
         let waiting = |table: &str| if table == FAILURES_TABLE { told.replayed.len() } else { 0 };
         for (table, landed) in &told.landed {

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use super::doubles::{Doubles, Undoubled};
 use super::refill::Refill;
-use super::salvage::{self, Salvage, Salvaged};
+use super::salvage::{self, Salvage, Salvaged, Told};
 use crate::base::store::{Store, StoreError};
 use crate::ingest::batch::Tables;
 use crate::ingest::file::FileError;
-use crate::ingest::object::ObjectId;
+use crate::ingest::object::{ObjectId, RowId};
 use crate::maintain::compact::as_it_is;
 use crate::maintain::rewrite::RewriteError;
 use crate::maintain::vacuum::{ListedFile, list};
@@ -84,20 +84,23 @@ pub struct Mender {
 }
 
 impl Mender {
-    /// Makes what can be made of it. What was mended, and what was lost.
-    pub async fn run(&self) -> Result<Findings, RepairError> {
+    /// Makes what can be made of it. What was mended, and what was lost, goes to `tell`: before the last step, after which the lake is
+    /// taken for whole again, so that nothing is lost that nobody was told of; and once more if there is more to tell.
+    pub async fn run(&self, tell: &mut (dyn FnMut(Findings) + Send)) -> Result<(), RepairError> {
         if !Repair::is_lake(&self.store).await? {
             return Err(TableError::NoLake { url: self.store.url.to_string() }.into());
         }
         let held = lease::Lease::take(&self.store, "repair", lease::TERM, None).await?.ok_or(RepairError::Busy)?;
-        let done = self.mend().await;
+        let done = self.mend(tell).await;
         held.give_back().await;
         done
     }
 
-    async fn mend(&self) -> Result<Findings, RepairError> {
+    async fn mend(&self, tell: &mut (dyn FnMut(Findings) + Send)) -> Result<(), RepairError> {
         let specs: Vec<TableSpec> = self.tables.log_types.iter().chain([&self.tables.failures]).cloned().collect();
+        let gone = self.drop_gone_of_ledger().await?;
         let mut repair = Repair::open(self.store.clone(), &specs).await?;
+        repair.findings.mended.extend(gone);
         let names: Vec<String> = repair.tables().map(str::to_owned).collect();
         let is_there = |name: &&String| names.contains(name) || repair.absent.iter().any(|absent| absent.spec.name == **name);
         if let Some(name) = self.searched.iter().find(|name| !is_there(name)) {
@@ -118,10 +121,22 @@ impl Mender {
                 self.complete(&mut repair, &name, objects).await?;
             }
         }
-        let (lake, mut findings) = repair.finish().await?;
+        repair.bring_in_all().await?;
+        self.compare(&searched, &mut repair.findings).await?;
+        tell(std::mem::take(&mut repair.findings));
+        let (lake, findings) = repair.finish().await?;
         drop(lake);
-        self.compare(&searched, &mut findings).await?;
-        Ok(findings)
+        tell(findings);
+        Ok(())
+    }
+
+    /// Takes files out of the ledger that are gone: its rows are then told of anew, as far as tables and files tell. What was done.
+    async fn drop_gone_of_ledger(&self) -> Result<Vec<String>, RepairError> {
+        // One that can't be opened is mended first.
+        let Ok(Some((mut ledger, named))) = self.open(LEDGER_TABLE).await else { return Ok(Vec::new()) };
+        let (_, gone) = self.sort_out(LEDGER_TABLE, named, &list(&self.store, LEDGER_TABLE).await?);
+        self.replace(&mut ledger, &gone, &[]).await?;
+        Ok(gone.iter().map(|file| is_gone(LEDGER_TABLE, file)).collect())
     }
 
     /// Takes out of the ledger what stands in it twice.
@@ -145,7 +160,7 @@ impl Mender {
         let listed = list(&self.store, name).await?;
         let partitioning = salvage::partitioning(&listed).or(absent.spec.partitioning);
         let spec = Arc::new(TableSpec { partitioning, ..absent.spec.clone() });
-        let salvaged = self.salvage(spec.clone(), &|object| repair.contains(object.0)).run(&[], &listed).await?;
+        let salvaged = self.salvage(spec.clone(), &|row| told(repair, name, row)).run(&[], &listed).await?;
         if salvaged.files.is_empty() && !absent.is_due {
             return Ok(false);
         }
@@ -167,12 +182,13 @@ impl Mender {
             return Ok(false);
         }
         let spec = Arc::new(as_it_is(&table, &self.tables.named(name))?);
-        let salvaged = self.salvage(spec, &|object| repair.contains(object.0)).run(&named, &listed).await?;
+        let salvaged = self.salvage(spec, &|row| told(repair, name, row)).run(&named, &listed).await?;
+        // Told before nothing names it any more.
+        gone.iter().for_each(|file| tracing::warn!("{}", is_gone(name, file)));
         self.replace(&mut table, &gone, &salvaged.files).await?;
         repair.made_whole(name);
         for file in gone.iter().chain(&never) {
-            let rows = file.rows;
-            repair.findings.mended.push(format!("{name}: {} with {rows} rows is gone, and is not named any more", file.path));
+            repair.findings.mended.push(is_gone(name, file));
         }
         if !salvaged.files.is_empty() {
             repair.findings.mended.push(format!("{name}: {} in its folder are brought in{COMES_BACK}", found(&salvaged.files)));
@@ -188,7 +204,8 @@ impl Mender {
         let listed: Vec<ListedFile> =
             list(&self.store, name).await?.into_iter().filter(|file| !taken_out.contains_key(&file.path)).collect();
         let spec = Arc::new(as_it_is(&table, &self.tables.named(name))?);
-        let salvaged = self.salvage(spec, &|object| objects.contains_key(&object)).run(&named, &listed).await?;
+        let told = |row: RowId| if objects.contains_key(&row.object) { told(repair, name, row) } else { Told::Nothing };
+        let salvaged = self.salvage(spec, &told).run(&named, &listed).await?;
         self.replace(&mut table, &[], &salvaged.files).await?;
         let (lacks, found) = (objects.values().sum::<u64>(), rows(&salvaged.files));
         if found > 0 {
@@ -227,8 +244,8 @@ impl Mender {
         Ok(())
     }
 
-    fn salvage<'a>(&'a self, spec: Arc<TableSpec>, wanted: &'a (dyn Fn(ObjectId) -> bool + Sync)) -> Salvage<'a> {
-        Salvage { store: &self.store, spec, target: self.target, memory: self.memory, wanted }
+    fn salvage<'a>(&'a self, spec: Arc<TableSpec>, told: &'a (dyn Fn(RowId) -> Told + Sync)) -> Salvage<'a> {
+        Salvage { store: &self.store, spec, target: self.target, memory: self.memory, told }
     }
 
     /// A table and the files that it names; none if another engine made it one that is not ours to read.
@@ -262,8 +279,20 @@ impl Mender {
     }
 }
 
+fn told(repair: &Repair, table: &str, row: RowId) -> Told {
+    match repair.contains(row.object.0) {
+        true if table == FAILURES_TABLE && repair.contains(ObjectId::of_replay(row).0) => Told::Replayed,
+        true => Told::Landed,
+        false => Told::Nothing,
+    }
+}
+
 fn rows(files: &[DataFile]) -> u64 {
     files.iter().map(|file| file.rows).sum()
+}
+
+fn is_gone(table: &str, file: &DataFile) -> String {
+    format!("{table}: {} with {} rows is gone, and is not named any more", file.path, file.rows)
 }
 
 fn found(files: &[DataFile]) -> String {

@@ -38,8 +38,19 @@ pub struct Salvage<'a> {
     pub target: u64,
     /// Bytes that writing a file anew may take.
     pub memory: usize,
-    /// Whether an object's rows are wanted.
-    pub wanted: &'a (dyn Fn(ObjectId) -> bool + Sync),
+    /// What the ledger tells of a row.
+    pub told: &'a (dyn Fn(RowId) -> Told + Sync),
+}
+
+/// What the ledger tells of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// It landed, and belongs into the table.
+    Landed,
+    /// It was a reject, and was replayed.
+    Replayed,
+    /// Nothing.
+    Nothing,
 }
 
 /// What was found.
@@ -47,7 +58,7 @@ pub struct Salvage<'a> {
 pub struct Salvaged {
     /// The files that hold what was found, which no log names yet.
     pub files: Vec<DataFile>,
-    /// Rows in files whose objects are not wanted.
+    /// Rows in files that the ledger does not tell of.
     pub unwanted: u64,
     /// Files that were left out, and why.
     pub left_out: Vec<String>,
@@ -119,10 +130,10 @@ impl Salvage<'_> {
         let read = self
             .ids(&file, |id| {
                 all += 1;
-                match id.filter(|id| (self.wanted)(id.object)) {
-                    None => unwanted += 1,
-                    Some(id) if !rows.contains(id) && fresh.insert(id) => taken += 1,
-                    Some(_) => {}
+                match id.map_or(Told::Nothing, self.told) {
+                    Told::Landed => taken += id.map_or(0, |id| u64::from(!rows.contains(id) && fresh.insert(id))),
+                    Told::Replayed => {}
+                    Told::Nothing => unwanted += 1,
                 }
             })
             .await;

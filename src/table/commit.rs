@@ -25,8 +25,14 @@ pub(super) const TABLES: &str = "flarelake.tables";
 const RUN: &str = "flarelakeRun";
 /// The key in the commitInfo of a commit by which a repair makes up for what another engine did to the ledger.
 const REPAIR: &str = "flarelakeRepair";
+/// The key in the commitInfo of a projection, and of a landing, that tells which of the same kind came before.
+const FROM: &str = "flarelakeFrom";
 /// The operation of a fence, and of every engine's vacuum.
 const VACUUM: &str = "VACUUM START";
+/// What a line of a commit may be, beside files; not one that only a newer protocol has.
+const ACTIONS: [&str; 8] = ["commitInfo", "add", "remove", "metaData", "protocol", "txn", "cdc", "domainMetadata"];
+/// The operation by which other engines put a table back to an older version.
+const RESTORE: &str = "RESTORE";
 /// The version of [`Landing`]'s form.
 const FORMAT: u32 = 1;
 
@@ -140,6 +146,10 @@ pub struct ReadCommit {
     pub foreign_delete: bool,
     /// It adds rows, and flarelake did not make it.
     pub foreign_append: bool,
+    /// Another engine puts the table back to what it was at an older version.
+    pub restore: bool,
+    /// What the commit of the same kind before it told: of a projection its `txn`, of a landing its version.
+    pub from: Option<u64>,
     /// It makes up for what other engines took out or added before.
     pub repair: bool,
     /// What a ledger's commit lands.
@@ -191,6 +201,14 @@ pub struct TableMetadata {
     pub partition_columns: Vec<String>,
 }
 
+/// Whether we may write to a table of this protocol (reader, writer); if not, what to say.
+pub fn check_protocol((reader, writer): (i64, i64)) -> Result<(), String> {
+    if reader <= 1 && writer <= 2 {
+        return Ok(());
+    }
+    Err(format!("its protocol is ({reader},{writer}), which another engine set; flarelake writes protocol (1,2) only"))
+}
+
 /// Why a commit can't be read.
 #[derive(Debug)]
 pub enum Unreadable {
@@ -208,24 +226,28 @@ impl From<serde_json::Error> for Unreadable {
 
 /// Reads a commit's lines. Actions that we don't know are passed over: the format allows for them.
 pub fn read(bytes: &[u8]) -> Result<ReadCommit, Unreadable> {
-    let (mut commit, mut is_empty) = (ReadCommit::default(), true);
+    let (mut commit, mut says_something) = (ReadCommit::default(), false);
     for line in bytes.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).filter(|l| !l.is_empty()) {
-        is_empty = false;
         // Most lines are files, whose statistics we have no use for: only that the line is whole.
         if line.starts_with(br#"{"add":"#) {
             commit.foreign_append |= serde_json::from_slice::<AddLine>(line)?.add.data_change;
+            says_something = true;
             continue;
         }
         if line.starts_with(br#"{"remove":"#) {
             let line: RemoveLine = serde_json::from_slice(line)?;
             commit.foreign_delete |= line.remove.data_change;
+            says_something = true;
             commit.removed.push(percent_decode_str(&line.remove.path).decode_utf8_lossy().into_owned());
             continue;
         }
         let mut action: Value = serde_json::from_slice(line)?;
+        says_something |= ACTIONS.iter().any(|name| action.get(name).is_some());
         if let Some(info) = action.get("commitInfo") {
             commit.run = info.get(RUN).and_then(Value::as_str).map(str::to_owned);
             commit.fence = info["operation"] == VACUUM;
+            commit.from = info.get(FROM).and_then(Value::as_u64);
+            commit.restore = info["operation"] == RESTORE;
             commit.repair = info.get(REPAIR).is_some();
         }
         if let Some(envelope) = action.get_mut("commitInfo").and_then(|info| info.get_mut(APP)) {
@@ -259,7 +281,10 @@ pub fn read(bytes: &[u8]) -> Result<ReadCommit, Unreadable> {
     commit.foreign_delete &= commit.run.is_none();
     // A projection tells by its txn whose it is.
     commit.foreign_append &= commit.run.is_none() && commit.landing.is_none() && commit.txn.is_none();
-    if is_empty { Err(Unreadable::Broken("it is empty: it was not written, or not copied, to its end".to_owned())) } else { Ok(commit) }
+    if says_something {
+        return Ok(commit);
+    }
+    Err(Unreadable::Broken("it is empty: it was not written, or not copied, to its end".to_owned()))
 }
 
 fn append(actions: Vec<Action>, metadata: HashMap<String, Value>, txn: Vec<Transaction>) -> Result<Bytes, String> {
@@ -268,15 +293,22 @@ fn append(actions: Vec<Action>, metadata: HashMap<String, Value>, txn: Vec<Trans
 }
 
 /// The ledger's commit that lands a batch.
-pub fn landing(landing: &Landing, ledger_file: &DataFile) -> Result<Bytes, String> {
+///
+/// `from`: the version of the landing before it, as for [`projection`].
+pub fn landing(landing: &Landing, ledger_file: &DataFile, from: Option<u64>) -> Result<Bytes, String> {
     let envelope = serde_json::to_value(Envelope { v: FORMAT, landing: landing.clone() }).map_err(|e| e.to_string())?;
-    append(vec![Action::Add(ledger_file.add(true))], HashMap::from([(APP.to_owned(), envelope)]), Vec::new())
+    let from = from.map(|from| (FROM.to_owned(), Value::from(from)));
+    append(vec![Action::Add(ledger_file.add(true))], HashMap::from_iter(from.into_iter().chain([(APP.to_owned(), envelope)])), Vec::new())
 }
 
 /// The commit that brings a table up to ledger version `to`.
-pub fn projection<'a>(files: impl IntoIterator<Item = &'a DataFile>, to: u64) -> Result<Bytes, String> {
+///
+/// `from` is the ledger's version that it had before: an engine that puts log entries without a condition may have put its own in the place of
+/// one of ours, and this is how that is found out.
+pub fn projection<'a>(files: impl IntoIterator<Item = &'a DataFile>, from: Option<u64>, to: u64) -> Result<Bytes, String> {
     let adds = files.into_iter().map(|file| Action::Add(file.add(true))).collect();
-    append(adds, HashMap::new(), vec![Transaction::new(APP, to as i64)])
+    let from = from.map(|from| (FROM.to_owned(), Value::from(from)));
+    append(adds, HashMap::from_iter(from), vec![Transaction::new(APP, to as i64)])
 }
 
 /// The app id of the `txn` that goes with a settled mark: the last version up to it that gave files to a table. A table that is behind
@@ -351,6 +383,9 @@ impl Change {
 /// `layout` is the table's own metaData, which stands in a compaction once more. delta-rs takes it for no conflict if a file that it is about
 /// to take out was taken out meanwhile without a change of data: the rows would be there twice, in our files and in its. A metaData
 /// that came meanwhile makes every engine give up.
+///
+/// `spelled`: how the log has the names of files that other engines wrote, by their paths. A name may be escaped in several ways, and to readers
+/// of the log only the same is the same.
 pub fn replacement(
     run: &str,
     change: Change,
@@ -358,13 +393,31 @@ pub fn replacement(
     adds: &[DataFile],
     at_ms: i64,
     layout: &Metadata,
+    spelled: &HashMap<String, String>,
 ) -> Result<Bytes, String> {
     let data_change = matches!(change, Change::Delete | Change::Repair);
     let layout = (!data_change && !removes.is_empty()).then(|| Action::Metadata(layout.clone()));
     let removes = removes.iter().map(|file| Action::Remove(file.remove(data_change, at_ms)));
     let actions = layout.into_iter().chain(removes).chain(adds.iter().map(|file| Action::Add(file.add(data_change)))).collect();
     let metadata = HashMap::from([(RUN.to_owned(), Value::from(run))]);
-    CommitData::new(actions, change.operation(), metadata, Vec::new()).get_bytes().map_err(|e| e.to_string())
+    let bytes = CommitData::new(actions, change.operation(), metadata, Vec::new()).get_bytes().map_err(|e| e.to_string())?;
+    if spelled.is_empty() { Ok(bytes) } else { spell(&bytes, spelled).map_err(|e| e.to_string()) }
+}
+
+/// Takes files out under the very names that the log has for them.
+fn spell(commit: &[u8], spelled: &HashMap<String, String>) -> serde_json::Result<Bytes> {
+    let mut lines = Vec::new();
+    for line in commit.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+        let mut action: Value = serde_json::from_slice(line)?;
+        if let Some(remove) = action.get_mut("remove") {
+            let path = percent_decode_str(remove["path"].as_str().unwrap_or_default()).decode_utf8_lossy().into_owned();
+            if let Some(name) = spelled.get(&path) {
+                remove["path"] = Value::from(name.as_str());
+            }
+        }
+        lines.push(action.to_string());
+    }
+    Ok(lines.join("\n").into())
 }
 
 /// A table's first commit, with the files that it begins with. `txn`: the ledger's version of that moment; none for the ledger itself.

@@ -74,6 +74,7 @@ impl Lake {
     async fn begin_as(store: &Store, known: &Known, batch: Option<&str>, strictly: bool) -> Result<(Log, bool), TableError> {
         for _ in 0..MAX_BEGINNINGS {
             let mut log = Log::new(store, LEDGER_TABLE);
+            known.begins();
             let (mut below, mut doubled, mut objects, mut base) = (FxHashSet::default(), 0, None, None);
             match log.beginning().await? {
                 Beginning::First => {}
@@ -87,8 +88,14 @@ impl Lake {
                 Beginning::After(checkpoint, written_ms) => {
                     // What landed up to there stands in the ledger's own table. What of it is settled is in the data tables,
                     // too; the entries beyond are read, since another engine may have written the checkpoint.
-                    let snapshot = Snapshot::open(store, LEDGER_TABLE).await?;
-                    let snapshot = snapshot.ok_or_else(|| TableError::request(&log.table, "opening its checkpoint", "it is not there"))?;
+                    let snapshot = match Snapshot::open(store, LEDGER_TABLE).await {
+                        // An entry that is not whole is told with its version.
+                        Err(error) => return log.check_beyond(checkpoint).await.and(Err(error)),
+                        snapshot => {
+                            snapshot?.ok_or_else(|| TableError::request(&log.table, "opening its checkpoint", "it is not there"))?
+                        }
+                    };
+                    known.has_protocol(snapshot.protocol()?);
                     (below, doubled) = read_object_ids(&snapshot).await?;
                     objects = snapshot.transaction(commit::OBJECTS).await?;
                     read_marks(store, &snapshot, known).await?;
@@ -99,6 +106,13 @@ impl Lake {
                         }
                         _ => first_unbroken(&log, checkpoint).await?,
                     };
+                    if strictly && known.settled().is_none() && settled > 0 {
+                        let what = format!(
+                            "another engine removed its log up to version {settled}, and nothing tells whether all that landed up to there is in \
+                             the tables"
+                        );
+                        return Err(TableError::damaged(&log.table, what));
+                    }
                     log.version = Some(settled);
                     base = Some(checkpoint);
                     // Below it there may have been fences.
@@ -131,7 +145,7 @@ impl Lake {
         for name in tables_below(store).await? {
             let txn = match Table::open(store, &name).await {
                 // It is another engine's, or one that can't be read: not what the ledger stands for.
-                Ok(None) | Err(TableError::Layout { .. } | TableError::Entry { .. }) => continue,
+                Ok(None) | Err(TableError::Layout { .. } | TableError::Unmarked { .. } | TableError::Entry { .. }) => continue,
                 table => table?.and_then(|table| table.txn).unwrap_or_default(),
             };
             // Someone may be making the lake at this moment.
@@ -194,8 +208,9 @@ impl Lake {
             let table = match table {
                 Ok(Some(table)) => table,
                 Ok(None) => continue,
+                Err(error @ TableError::Unmarked { .. }) if self.known.gave(&name) => return Err(error),
                 // It is told again when something is to be landed in it.
-                Err(error @ (TableError::Layout { .. } | TableError::Entry { .. })) => {
+                Err(error @ (TableError::Layout { .. } | TableError::Unmarked { .. } | TableError::Entry { .. })) => {
                     tracing::warn!("{error}");
                     continue;
                 }
@@ -214,6 +229,9 @@ impl Lake {
 
     /// A table has what is settled, unless it was removed or restored.
     fn check_is_settled(&self, name: &str, table: &Table) -> Result<(), TableError> {
+        if let Some(what) = &table.lacks {
+            return Err(TableError::damaged(&table.log.table, what));
+        }
         let Some(mark) = self.known.mark(name).filter(|mark| table.txn < Some(*mark)) else { return Ok(()) };
         let what = format!(
             "it was brought up to version {} of {LEDGER_TABLE} only, though it had all up to {mark}: it was restored from an older copy, or \
@@ -275,8 +293,10 @@ impl Lake {
     /// W2 to W5, with W3a. Lands a batch whose files are uploaded: `ledger_file` holds its objects' rows for the ledger, `begun` is of before the
     /// first file was written. On success every table that it touches has its rows.
     pub async fn land(&self, landing: &Landing, ledger_file: &DataFile, begun: Begun) -> Result<LandOutcome, TableError> {
-        let bytes =
-            |log: &Log| commit::landing(landing, ledger_file).map_err(|message| TableError::Layout { table: log.table.clone(), message });
+        let bytes = |log: &Log| {
+            commit::landing(landing, ledger_file, self.known.landed())
+                .map_err(|message| TableError::Layout { table: log.table.clone(), message })
+        };
         let mut ledger = self.ledger.lock().await;
         let (mut unknown, Begun(mut fenced)) = (0, begun);
         let mut is_there = self.catch_up(&mut ledger, Some(&landing.batch)).await?;
@@ -393,6 +413,7 @@ impl Lake {
         loop {
             table.catch_up(&self.store, name).await?;
             self.check_ledger_reaches(&table).await?;
+            self.check_is_settled(name, &table)?;
             let Some(missing) = self.known.missing(name, table.txn.unwrap_or(0)) else { return Ok(()) };
             if table.take(&self.store, name, &missing, &mut unknown).await? && self.known.missing(name, missing.to).is_none() {
                 return Ok(());
@@ -409,6 +430,11 @@ fn check_whole(log: &Log, known: &Known, objects: Option<u64>, doubled: usize) -
         format!("with version {version} another engine took rows out of it: the objects that they told of would land again")
     } else if let Some(version) = known.foreign_append() {
         format!("with version {version} another engine added rows to it: it tells of objects twice, or of some that never landed")
+    } else if let Some((version, from)) = known.overwritten() {
+        format!(
+            "version {version} goes on from what version {from} landed, which that does not tell any more: another engine put its own entry in \
+             the place of one of ours"
+        )
     } else if doubled > 0 {
         format!("{doubled} of its rows are of objects that others of its rows are of: another engine added rows to it")
     } else if let Some(objects) = objects.filter(|objects| there < *objects) {
@@ -449,7 +475,13 @@ pub(super) async fn read_object_ids(ledger: &Snapshot) -> Result<(FxHashSet<u128
     let context = SessionContext::new();
     let provider = ledger.0.table_provider().await.map_err(|e| failed(e.to_string()))?;
     let frame = context.read_table(provider).and_then(|f| f.select(vec![col("object_id")])).map_err(|e| failed(e.to_string()))?;
-    let batches = frame.collect().await.map_err(|e| failed(e.to_string()))?;
+    let batches = match frame.collect().await {
+        Ok(batches) => batches,
+        Err(error) => match ledger.gone().await? {
+            Some(path) => return Err(TableError::damaged("the ledger", format!("its file {path} is gone: it was removed, or not copied"))),
+            None => return Err(failed(error.to_string())),
+        },
+    };
     let (mut ids, mut doubled) = (FxHashSet::default(), 0);
     for batch in batches {
         let texts = arrow::compute::cast(batch.column(0), &arrow::datatypes::DataType::Utf8).map_err(|e| failed(e.to_string()))?;

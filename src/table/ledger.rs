@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::RwLock;
 use rustc_hash::FxHashSet;
 
-use super::commit::{DataFile, Landing, ReadCommit};
+use super::commit::{self, DataFile, Landing, ReadCommit};
 use super::fence::Fence;
 use super::log::{Log, TableError};
 
@@ -40,6 +40,12 @@ pub struct Known {
     fence: RwLock<Option<Fence>>,
     /// The newest settled mark that was read or put.
     settled: RwLock<Option<u64>>,
+    /// A version, and the one before that it says landed and that does not tell so, unless a repair made up for it.
+    overwritten: RwLock<Option<(u64, u64)>>,
+    /// The version that landed last, as far as was read.
+    landed: RwLock<Option<u64>>,
+    /// The ledger's, reader and writer version; (0, 0): not read yet.
+    protocol: RwLock<(i64, i64)>,
     /// The version by which another engine took rows out of the ledger, unless a repair made up for it.
     foreign_delete: RwLock<Option<u64>>,
     /// The version by which another engine added rows to it, unless a repair looked after them.
@@ -124,6 +130,26 @@ impl Known {
         self.given.read().contains_key(table) || self.mark(table).is_some()
     }
 
+    /// Takes note of the ledger's protocol.
+    pub fn has_protocol(&self, protocol: (i64, i64)) {
+        *self.protocol.write() = protocol;
+    }
+
+    /// The version that landed last, as far as the ledger was read without a gap.
+    pub fn landed(&self) -> Option<u64> {
+        *self.landed.read()
+    }
+
+    /// The ledger is read from where its reading can begin: what landed last before that is not known.
+    pub fn begins(&self) {
+        *self.landed.write() = None;
+    }
+
+    /// A version, and the one before that it says landed and that does not tell so any more, unless a repair made up for it.
+    pub fn overwritten(&self) -> Option<(u64, u64)> {
+        *self.overwritten.read()
+    }
+
     /// The newest fence that was read.
     pub fn fence(&self) -> Option<Fence> {
         *self.fence.read()
@@ -149,6 +175,7 @@ impl Known {
 
     /// Takes note of what a ledger version lands; `own`: by this process, moments ago.
     pub fn apply(&self, version: u64, landing: Landing, own: bool) {
+        *self.landed.write() = Some(version);
         let mut pending = self.pending.write();
         if pending.version >= Some(version) {
             return;
@@ -196,6 +223,9 @@ pub type Base<'a> = (u64, &'a FxHashSet<u128>);
 pub async fn catch_up(log: &mut Log, known: &Known, batch: Option<&str>, base: Option<Base<'_>>) -> Result<bool, TableError> {
     let (mut found, mut stray) = (false, None);
     log.catch_up(|version, commit: ReadCommit, written_ms| {
+        if let Some(protocol) = commit.protocol {
+            known.has_protocol(protocol);
+        }
         if commit.fence {
             known.fenced(Fence { version, written_ms });
         }
@@ -215,6 +245,13 @@ pub async fn catch_up(log: &mut Log, known: &Known, batch: Option<&str>, base: O
             stray = Some(version);
             return;
         }
+        if let (Some(from), Some(before)) = (commit.from, known.landed())
+            && from != before
+        {
+            *known.overwritten.write() = Some((version, from));
+        } else if commit.repair {
+            *known.overwritten.write() = None;
+        }
         if let Some(landing) = commit.landing {
             let own = batch == Some(landing.batch.as_str());
             found |= own;
@@ -223,6 +260,7 @@ pub async fn catch_up(log: &mut Log, known: &Known, batch: Option<&str>, base: O
         known.reaches(version);
     })
     .await?;
+    commit::check_protocol(*known.protocol.read()).map_err(|message| TableError::Layout { table: log.table.clone(), message })?;
     match stray {
         Some(version) => {
             let what = format!(

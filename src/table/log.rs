@@ -70,6 +70,15 @@ pub enum TableError {
         /// How it differs, and what to do.
         message: String,
     },
+    /// No commit of a table tells which version of the ledger it was brought up to.
+    #[error(
+        "{table}: no commit of it tells its ledger version: it was not made by flarelake; move it away. If it was, another engine's checkpoint \
+         left that out (delta.setTransactionRetentionDuration): unset that, then run `flarelake repair`"
+    )]
+    Unmarked {
+        /// The table's URL.
+        table: String,
+    },
     /// The lake's parts don't fit together: something was removed, restored, or copied while it was written.
     #[error("{table}: {what}; nothing was landed: stop what writes to the lake, then run `flarelake repair`")]
     Damaged {
@@ -226,6 +235,12 @@ impl Log {
             }
             ahead = READ_AHEAD;
         }
+    }
+
+    /// Whether all entries beyond a version can be read.
+    pub async fn check_beyond(mut self, version: u64) -> Result<(), TableError> {
+        self.version = Some(version);
+        self.read_on().await.map(drop)
     }
 
     fn counts(&self, standing: Standing) -> Result<(), TableError> {

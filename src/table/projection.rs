@@ -23,6 +23,8 @@ pub(super) struct Table {
     metadata: Option<TableMetadata>,
     /// Reader and writer version.
     protocol: (i64, i64),
+    /// Why it may lack what it was given, as its log tells, until a repair has made it whole.
+    pub lacks: Option<String>,
     /// What we write into it.
     pub spec: Option<TableSpec>,
 }
@@ -38,21 +40,25 @@ pub(super) async fn tables_below(store: &Store) -> Result<Vec<String>, TableErro
 impl Table {
     /// Opens a table at its newest version; none if it is not there.
     pub async fn open(store: &Store, name: &str) -> Result<Option<Self>, TableError> {
+        match Self::open_as_it_is(store, name).await? {
+            Some(table) if table.txn.is_none() => Err(TableError::Unmarked { table: table.log.table }),
+            table => Ok(table),
+        }
+    }
+
+    /// The same of a table that may not tell its ledger version.
+    pub async fn open_as_it_is(store: &Store, name: &str) -> Result<Option<Self>, TableError> {
         for _ in 0..MAX_BEGINNINGS {
             let mut log = Log::new(store, name);
             let mut table = match log.beginning().await? {
                 Beginning::Empty => return Ok(None),
-                Beginning::First => Self { log, txn: None, metadata: None, protocol: (0, 0), spec: None },
-                Beginning::After(..) => Self::open_checkpointed(store, name, log).await?,
+                Beginning::First => Self { log, txn: None, metadata: None, protocol: (0, 0), lacks: None, spec: None },
+                Beginning::After(checkpoint, _) => Self::open_checkpointed(store, name, log, checkpoint).await?,
             };
             match table.read_on().await {
                 // Entries were cleaned up on the way.
                 Err(TableError::Outrun { .. }) => continue,
                 other => other?,
-            }
-            if table.txn.is_none() {
-                let message = "no commit of it tells its ledger version: it was not made by flarelake; move it away".to_owned();
-                return Err(TableError::Layout { table: table.log.table, message });
             }
             return Ok(Some(table));
         }
@@ -65,10 +71,10 @@ impl Table {
         Self::open(store, name).await?.ok_or_else(gone)
     }
 
-    /// What the log's beginning said stands in a checkpoint.
-    async fn open_checkpointed(store: &Store, name: &str, mut log: Log) -> Result<Self, TableError> {
-        let table = Snapshot::open(store, name).await?;
-        let table = table.ok_or_else(|| TableError::request(name, "opening its checkpoint", "it is not there"))?;
+    /// What a checkpoint tells. The entries beyond it are read as all are: other readers take one that is not whole for one that says
+    /// nothing.
+    async fn open_checkpointed(store: &Store, name: &str, mut log: Log, checkpoint: u64) -> Result<Self, TableError> {
+        let table = Snapshot::open_at(store, name, checkpoint).await?;
         let txn = table.transaction(commit::APP).await?;
         let failed = |e: deltalake::DeltaTableError| TableError::request(name, "reading the table's checkpoint", e);
         let snapshot = table.0.snapshot().map_err(failed)?;
@@ -77,8 +83,8 @@ impl Table {
             metadata.map_err(|e| TableError::Layout { table: log.table.clone(), message: format!("its metaData can't be read: {e}") })?;
         let protocol = snapshot.protocol();
         let protocol = (i64::from(protocol.min_reader_version()), i64::from(protocol.min_writer_version()));
-        log.version = table.0.version();
-        Ok(Self { log, txn, metadata: Some(metadata), protocol, spec: None })
+        log.version = Some(checkpoint);
+        Ok(Self { log, txn, metadata: Some(metadata), protocol, lacks: None, spec: None })
     }
 
     /// Whether files made for `spec` fit it: from now on whatever is read of it is held to that.
@@ -89,11 +95,7 @@ impl Table {
 
     /// Whether what we write still fits the table.
     fn check(&self) -> Result<(), TableError> {
-        let (reader, writer) = self.protocol;
-        if reader > 1 || writer > 2 {
-            let message = format!("its protocol is ({reader},{writer}), which another engine set; flarelake writes protocol (1,2) only");
-            return Err(TableError::Layout { table: self.log.table.clone(), message });
-        }
+        commit::check_protocol(self.protocol).map_err(|message| TableError::Layout { table: self.log.table.clone(), message })?;
         match (&self.spec, &self.metadata) {
             (Some(spec), Some(metadata)) => self.log.check(spec, metadata),
             _ => Ok(()),
@@ -115,10 +117,28 @@ impl Table {
     }
 
     async fn read_on(&mut self) -> Result<(), TableError> {
-        let Self { log, txn, metadata, protocol, .. } = self;
+        let Self { log, txn, metadata, protocol, lacks, .. } = self;
+        let log_name = log.table.clone();
         let mut layout_changed = false;
-        log.catch_up(|_, entry, _| {
+        log.catch_up(|version, entry, _| {
             layout_changed |= entry.metadata.is_some() || entry.protocol.is_some();
+            if entry.foreign_append && !entry.foreign_delete {
+                let table = &log_name;
+                tracing::warn!(version, "{table}: another engine added rows to it, which are not looked after: each may be there twice");
+            }
+            if entry.restore {
+                *lacks = Some(format!(
+                    "with version {version} another engine restored it to an older version: what landed since is not in it"
+                ));
+            } else if let Some(from) = entry.from.filter(|from| Some(*from) != *txn) {
+                *lacks = Some(format!(
+                    "version {version} goes on from version {from} of {LEDGER_TABLE}, of which nothing tells any more: another engine put its own \
+                     entry in the place of one of ours"
+                ));
+            } else if entry.txn.is_some() && entry.from.is_none() {
+                // A repair has made it whole.
+                *lacks = None;
+            }
             *txn = entry.txn.or(*txn);
             *protocol = entry.protocol.unwrap_or(*protocol);
             if entry.metadata.is_some() {
@@ -132,7 +152,7 @@ impl Table {
     /// P2, P3. Commits what it has still to get. False: someone else was faster, or it is not known; read it and ask again.
     pub async fn take(&mut self, store: &Store, name: &str, missing: &Missing, unknown: &mut u32) -> Result<bool, TableError> {
         self.look_for(store, name, missing).await?;
-        let bytes = commit::projection(&missing.files, missing.to);
+        let bytes = commit::projection(&missing.files, self.txn, missing.to);
         let bytes = bytes.map_err(|message| TableError::Layout { table: self.log.table.clone(), message })?;
         match self.log.try_put(bytes, unknown).await {
             Ok(true) => {

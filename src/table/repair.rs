@@ -61,6 +61,8 @@ pub struct Repair {
     whole: BTreeSet<String>,
     /// The version of the ledger after which its log could be read.
     first: u64,
+    /// The version up to which a settled mark tells what is in the tables.
+    settled: Option<u64>,
     /// Tables that have to be made anew.
     pub absent: Vec<Absent>,
     /// What was done so far.
@@ -101,20 +103,31 @@ impl Repair {
         }
         let mut tables = BTreeMap::new();
         for name in names.into_iter().filter(|name| absent.iter().all(|absent| absent.spec.name != *name)) {
-            match Table::open(&store, &name).await {
+            let opened = match Table::open(&store, &name).await {
+                Err(TableError::Unmarked { .. }) if known.gave(&name) || specs.iter().any(|spec| spec.name == name) => {
+                    Table::open_as_it_is(&store, &name).await
+                }
+                other => other,
+            };
+            match opened {
                 Ok(Some(table)) => _ = tables.insert(name, table),
                 Ok(None) => {}
-                Err(error @ (TableError::Layout { .. } | TableError::Entry { .. } | TableError::Damaged { .. })) => {
+                Err(
+                    error @ (TableError::Layout { .. }
+                    | TableError::Unmarked { .. }
+                    | TableError::Entry { .. }
+                    | TableError::Damaged { .. }),
+                ) => {
                     findings.lost.push(format!("it stays as it is, and what is in it does not count: {error}"));
                 }
                 Err(error) => return Err(error),
             }
         }
-        let rows = match snapshot {
-            Some(ledger) => read_object_ids(&ledger).await?.0,
-            None => FxHashSet::default(),
+        let (rows, settled) = match snapshot {
+            Some(ledger) => (read_object_ids(&ledger).await?.0, ledger.transaction(commit::APP).await?),
+            None => (FxHashSet::default(), None),
         };
-        Ok(Self { store, ledger, known, rows, tables, whole: BTreeSet::new(), first, absent, findings })
+        Ok(Self { store, ledger, known, rows, tables, whole: BTreeSet::new(), first, settled, absent, findings })
     }
 
     /// The names of the tables that are there.
@@ -146,7 +159,7 @@ impl Repair {
 
     /// Tells the ledger of objects whose rows are in the tables already; `ledger_file` holds their rows of the ledger.
     pub async fn note(&mut self, landing: &Landing, ledger_file: &DataFile) -> Result<(), TableError> {
-        let bytes = commit::landing(landing, ledger_file).map_err(|message| self.layout(message))?;
+        let bytes = commit::landing(landing, ledger_file, self.known.landed()).map_err(|message| self.layout(message))?;
         self.put(bytes, &landing.batch).await?;
         self.known.apply(self.ledger.version.unwrap_or_default(), landing.clone(), true);
         self.rows.extend(&landing.objects);
@@ -170,10 +183,11 @@ impl Repair {
         }
     }
 
-    /// Whether a table lacks what the ledger's log can't give to it any more.
+    /// Whether a table may lack what the ledger's log can't give to it any more.
     pub fn is_behind(&self, name: &str) -> bool {
-        let has = self.tables.get(name).and_then(|table| table.txn).unwrap_or_default();
-        has < self.first && self.known.mark(name) > Some(has)
+        let Some(table) = self.tables.get(name) else { return false };
+        let Some(has) = table.txn else { return true };
+        table.lacks.is_some() || has < self.first && (self.settled < Some(self.first) || self.known.mark(name) > Some(has))
     }
 
     /// The files that the ledger has still to give to a table.
@@ -187,9 +201,11 @@ impl Repair {
         if let Some(aside) = set_aside(&self.store, &spec.name).await? {
             self.findings.mended.push(format!("{}: what there was of its log is set aside in {aside}", spec.name));
         }
-        Log::new(&self.store, &spec.name).create(spec, Some(self.ledger.version.unwrap_or_default()), files).await?;
-        let table = Table::reopen(&self.store, &spec.name).await?;
-        self.tables.insert(spec.name.clone(), table);
+        // It gets its version of the ledger by the last step: until then the lake is refused.
+        Log::new(&self.store, &spec.name).create(spec, None, files).await?;
+        let table = Table::open_as_it_is(&self.store, &spec.name).await?;
+        self.tables.extend(table.map(|table| (spec.name.clone(), table)));
+        self.made_whole(&spec.name);
         Ok(())
     }
 
@@ -198,12 +214,20 @@ impl Repair {
         self.whole.insert(name.to_owned());
     }
 
-    /// Brings in what can still be brought in, sets every table to the ledger's version, and opens the lake, to see that it can be.
-    pub async fn finish(mut self) -> Result<(Lake, Findings), TableError> {
+    /// Brings in what the ledger has still to give to tables that were not made whole.
+    pub async fn bring_in_all(&mut self) -> Result<(), TableError> {
         let mut lagging = self.known.lagging(1);
         lagging.retain(|name| !self.whole.contains(name));
         for name in lagging {
             self.bring_in(&name).await?;
+        }
+        Ok(())
+    }
+
+    /// Sets every table to the ledger's version, and opens the lake, to see that it can be. What is done is told.
+    pub async fn finish(mut self) -> Result<(Lake, Findings), TableError> {
+        if let Some(version) = self.known.foreign_delete().or(self.known.foreign_append()) {
+            self.findings.mended.push(format!("{LEDGER_TABLE}: what another engine did to it with version {version} is made up for"));
         }
         let to = self.ledger.version.unwrap_or_default();
         let tables = self.tables.keys().filter_map(|name| Some((name.clone(), self.known.marks_at(to).get(name).copied()?.min(to))));
@@ -215,7 +239,7 @@ impl Repair {
             let mark = mark.tables.get(name).copied().max(self.whole.contains(name).then_some(ends));
             while table.txn > Some(ends) || table.txn < mark {
                 let was = table.txn.unwrap_or_default();
-                let bytes = commit::projection([], ends);
+                let bytes = commit::projection([], None, ends);
                 let bytes = bytes.map_err(|message| TableError::Layout { table: name.clone(), message })?;
                 if table.log.try_put(bytes, &mut unknown).await? {
                     table.txn = Some(ends);

@@ -2,13 +2,16 @@
 
 use std::collections::HashMap;
 
-use arrow::datatypes::Schema;
+use arrow::array::AsArray as _;
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Schema};
 use chrono::{DateTime, NaiveDate};
-use deltalake::DeltaTable;
 use deltalake::kernel::engine::arrow_conversion::TryIntoArrow as _;
 use deltalake::kernel::{LogicalFileView, Metadata};
+use deltalake::{DeltaTable, DeltaTableError};
 use futures::future::join_all;
 use object_store::path::Path;
+use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
 use super::commit::{DataFile, TIME_TAGS};
@@ -44,16 +47,32 @@ impl Snapshot {
         let mut table = DeltaTable::new(log_store(store, name));
         let loaded = table.load().await;
         let table = Self(table);
-        loaded.map_err(|e| table.failed("opening the table", format!("{e} (if that stays so, run `flarelake repair`)")))?;
+        loaded.map_err(|e| table.not_opened(&e))?;
         table.check()?;
         Ok(Some(table))
+    }
+
+    /// A table at one of its versions.
+    pub(super) async fn open_at(store: &Store, name: &str, version: u64) -> Result<Self, TableError> {
+        let mut table = DeltaTable::new(log_store(store, name));
+        let loaded = table.load_version(version).await;
+        let table = Self(table);
+        loaded.map_err(|e| table.not_opened(&e))?;
+        table.check()?;
+        Ok(table)
+    }
+
+    fn not_opened(&self, error: &DeltaTableError) -> TableError {
+        let told = error.to_string();
+        // What follows is a trace.
+        let told = told.lines().next().unwrap_or_default();
+        self.failed("opening the table", format!("{told} (if that stays so, run `flarelake repair`)"))
     }
 
     /// Whether reading its files as they are gives its rows. Deletion vectors and renamed columns, which another engine may
     /// have brought in, would make that wrong.
     fn check(&self) -> Result<(), TableError> {
-        let snapshot = self.0.snapshot().map_err(|e| self.failed("reading the log", e))?;
-        let reader = snapshot.protocol().min_reader_version();
+        let (reader, _) = self.protocol()?;
         if reader <= 1 {
             return Ok(());
         }
@@ -62,6 +81,13 @@ impl Snapshot {
              read; ask that engine, or have it rewritten with version 1"
         );
         Err(TableError::Layout { table: self.0.log_store().root_url().to_string(), message })
+    }
+
+    /// Its protocol: reader and writer version.
+    pub(super) fn protocol(&self) -> Result<(i64, i64), TableError> {
+        let snapshot = self.0.snapshot().map_err(|e| self.failed("reading the log", e))?;
+        let protocol = snapshot.protocol();
+        Ok((i64::from(protocol.min_reader_version()), i64::from(protocol.min_writer_version())))
     }
 
     /// Whether there is such a table.
@@ -102,6 +128,28 @@ impl Snapshot {
     pub fn files(&self) -> Result<Vec<DataFile>, TableError> {
         let snapshot = self.0.snapshot().map_err(|e| self.failed("reading the log", e))?;
         Ok(snapshot.log_data().into_iter().map(|view| file(&view)).collect())
+    }
+
+    /// How its log has the names of its files, by their paths.
+    pub(super) fn names(&self) -> Result<HashMap<String, String>, TableError> {
+        let snapshot = self.0.snapshot().map_err(|e| self.failed("reading the log", e))?;
+        let batches = snapshot.add_actions_batches(false).map_err(|e| self.failed("reading its files' names", e))?;
+        let names = batches.iter().filter_map(|batch| cast(batch.column_by_name("path")?, &DataType::Utf8).ok());
+        let names = names.flat_map(|names| names.as_string::<i32>().iter().flatten().map(str::to_owned).collect::<Vec<_>>());
+        Ok(names.map(|name| (percent_decode_str(&name).decode_utf8_lossy().into_owned(), name)).collect())
+    }
+
+    /// The first of its files that is not there.
+    pub(super) async fn gone(&self) -> Result<Option<String>, TableError> {
+        use object_store::ObjectStoreExt as _;
+        let objects = self.0.log_store().object_store(None);
+        for file in self.files()? {
+            match objects.head(&object_store::path::Path::from(file.path.as_str())).await {
+                Err(object_store::Error::NotFound { .. }) => return Ok(Some(file.path)),
+                other => other.map_err(|e| self.failed("looking for its files", e))?,
+            };
+        }
+        Ok(None)
     }
 
     /// The version of an app's `txn`.

@@ -16,8 +16,8 @@ use super::listing::{LogFile, newest_checkpoint, removable_below};
 use super::log::{Log, TableError};
 use super::snapshot::Snapshot;
 use super::spec::LEDGER_TABLE;
-use crate::base::new_uuid;
 use crate::base::store::Store;
+use crate::base::{Uuid, new_uuid};
 
 /// How often a table is opened anew because a checkpoint was written meanwhile.
 const MAX_OPENINGS: u32 = 5;
@@ -86,6 +86,10 @@ impl Upkeep {
     /// C3 to C6, with C4a. Puts `adds`, which were written since it was opened, in the place of `removes`, all at once. `now_ms` is the time by the
     /// store, in milliseconds since the epoch: readers of older versions may need `removes` for some time from then on.
     pub async fn replace(&mut self, change: Change, removes: &[DataFile], adds: &[DataFile], now_ms: i64) -> Result<Replaced, TableError> {
+        if change == Change::Delete && self.layout.configuration().get("delta.appendOnly").is_some_and(|only| only == "true") {
+            let message = "delta.appendOnly is set, so no row may be taken out of it; set that property to false first".to_owned();
+            return Err(TableError::Layout { table: self.log.table.clone(), message });
+        }
         let run = new_uuid().to_string();
         let (mut unknown, mut fenced) = (0, None);
         loop {
@@ -149,7 +153,10 @@ impl Upkeep {
     }
 
     fn bytes(&self, run: &str, change: Change, removes: &[DataFile], adds: &[DataFile], now_ms: i64) -> Result<bytes::Bytes, TableError> {
-        let bytes = commit::replacement(run, change, removes, adds, now_ms, &self.layout);
+        let is_ours =
+            |file: &DataFile| file.path.rsplit('/').next().is_some_and(|name| Uuid::parse_str(name.trim_end_matches(".parquet")).is_ok());
+        let spelled = if removes.iter().all(is_ours) { HashMap::new() } else { self.snapshot.names()? };
+        let bytes = commit::replacement(run, change, removes, adds, now_ms, &self.layout, &spelled);
         bytes.map_err(|message| TableError::Layout { table: self.log.table.clone(), message })
     }
 

@@ -6,6 +6,7 @@ mod cli;
 mod config;
 mod damage;
 mod faults;
+mod engines;
 mod files;
 mod datasets;
 mod golden;

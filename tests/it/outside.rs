@@ -197,3 +197,31 @@ fn another_engine_that_writes_loses_and_doubles_nothing_or_is_refused() {
     stdout(&flarelake(&["--lake", &lake, "maintain", "--once"]));
     assert_eq!(count(), 0);
 }
+
+#[test]
+fn times_of_far_centuries_stay_what_they_are_in_files_that_other_engines_rewrote() {
+    let Some(python) = python() else { return skipped("times of far centuries") };
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
+    let (logs, lake) = (path("logs.json"), path("lake"));
+    let written = [("a", "Fri, 31 Dec 9999 23:59:59 GMT"), ("b", "Mon, 01 Jan 0001 00:00:00 GMT"), ("c", "Sat, 01 Jan 2400 00:00:00 GMT")];
+    let record = |(ray, expires): &(&str, &str)| {
+        format!(
+            r#"{{"EdgeStartTimestamp":"2026-01-15T12:00:00Z","RayID":"{ray}","ClientRequestHost":"example.com","OriginResponseHTTPExpires":"{expires}"}}"#
+        )
+    };
+    fs::write(&logs, written.iter().map(record).collect::<Vec<_>>().join("\n")).expect("written");
+    stdout(&flarelake(&["--lake", &lake, "backfill", &logs]));
+    let sql = "SELECT RayID, OriginResponseHTTPExpires FROM cloudflare_httprequest ORDER BY RayID";
+    let times = || stdout(&flarelake(&["--lake", &lake, "query", "--format", "csv", sql]));
+    let wanted = "RayID,OriginResponseHTTPExpires\na,9999-12-31T23:59:59Z\nb,0001-01-01T00:00:00Z\nc,2400-01-01T00:00:00Z\n";
+    assert_eq!(times(), wanted);
+    run(Command::new(python).arg(script("foreign.py")).args(["int96", &format!("{lake}/cloudflare_httprequest")]));
+    assert_eq!(times(), wanted);
+    // One more file, so that there is something to merge.
+    fs::write(&logs, record(&("d", "Thu, 01 Jan 1800 00:00:00 GMT"))).expect("written");
+    stdout(&flarelake(&["--lake", &lake, "backfill", &logs]));
+    stdout(&flarelake(&["--lake", &lake, "compact"]));
+    assert_eq!(files(&lake, "cloudflare_httprequest").len(), 1, "all are merged");
+    assert_eq!(times(), format!("{wanted}d,1800-01-01T00:00:00Z\n"));
+}

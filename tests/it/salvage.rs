@@ -268,6 +268,29 @@ async fn a_replay_that_died_lands_nothing_twice_though_the_ledger_is_lost() {
     assert!(removals > 1, "some died between landing and removal, not {removals}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn rejects_that_come_back_are_known_to_have_been_replayed_though_the_ledger_was_lost_meanwhile() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let objects = replay::objects(dir.path(), 3).await;
+    for restored in [false, true] {
+        let inner = Arc::new(InMemory::new());
+        replay::land(memory_lake(inner.clone()), objects.clone()).await;
+        let early = Arc::new(InMemory::new());
+        copy(&inner, "lake/ingested_objects/_delta_log", &early).await;
+        replay::replay(memory_lake(inner.clone()), u64::MAX).await.expect("lands");
+        // Its log is gone; or it is that of before the replay.
+        remove(&inner, "lake/ingested_objects/_delta_log").await;
+        if restored {
+            copy(&early, "lake", &inner).await;
+        }
+        repair(memory_lake(inner.clone()), &[]).await.expect("mends");
+        remove(&inner, "lake/classification_failures/_delta_log").await;
+        repair(memory_lake(inner.clone()), &[]).await.expect("mends");
+        replay::replay(memory_lake(inner.clone()), 2).await.expect("what comes back is known");
+        replay::check_rows(&inner, &objects, &format!("restored: {restored}")).await;
+    }
+}
+
 #[test]
 fn a_table_by_the_hour_is_made_anew_without_its_configuration() {
     use crate::support::{flarelake, query_one, stdout};
