@@ -13,3 +13,8 @@ pub use uuid::Uuid;
 pub fn new_uuid() -> Uuid {
     Uuid::now_v7()
 }
+
+/// Whether a text is an id of that kind.
+pub fn is_uuid(text: &str) -> bool {
+    Uuid::parse_str(text).is_ok()
+}

@@ -17,7 +17,7 @@ use super::log::{Log, TableError};
 use super::snapshot::Snapshot;
 use super::spec::LEDGER_TABLE;
 use crate::base::store::Store;
-use crate::base::{Uuid, new_uuid};
+use crate::base::{is_uuid, new_uuid};
 
 /// How often a table is opened anew because a checkpoint was written meanwhile.
 const MAX_OPENINGS: u32 = 5;
@@ -153,8 +153,7 @@ impl Upkeep {
     }
 
     fn bytes(&self, run: &str, change: Change, removes: &[DataFile], adds: &[DataFile], now_ms: i64) -> Result<bytes::Bytes, TableError> {
-        let is_ours =
-            |file: &DataFile| file.path.rsplit('/').next().is_some_and(|name| Uuid::parse_str(name.trim_end_matches(".parquet")).is_ok());
+        let is_ours = |file: &DataFile| file.path.rsplit('/').next().is_some_and(|name| is_uuid(name.trim_end_matches(".parquet")));
         let spelled = if removes.iter().all(is_ours) { HashMap::new() } else { self.snapshot.names()? };
         let bytes = commit::replacement(run, change, removes, adds, now_ms, &self.layout, &spelled);
         bytes.map_err(|message| TableError::Layout { table: self.log.table.clone(), message })
