@@ -106,12 +106,8 @@ impl Lake {
                         }
                         _ => first_unbroken(&log, checkpoint).await?,
                     };
-                    if strictly && known.settled().is_none() && settled > 0 {
-                        let what = format!(
-                            "another engine removed its log up to version {settled}, and nothing tells whether all that landed up to there is in \
-                             the tables"
-                        );
-                        return Err(TableError::damaged(&log.table, what));
+                    if strictly && known.settled().is_none() {
+                        Self::refuse_tables_behind(store, settled).await?;
                     }
                     log.version = Some(settled);
                     base = Some(checkpoint);
@@ -138,6 +134,23 @@ impl Lake {
             return Ok((log, is_there));
         }
         Err(TableError::Outrun { table: format!("{}{LEDGER_TABLE}/", store.url) })
+    }
+
+    /// Of a ledger without a settled mark, whose entries up to a version are gone, nothing tells whether a table lacks what they gave to it.
+    async fn refuse_tables_behind(store: &Store, version: u64) -> Result<(), TableError> {
+        for name in tables_below(store).await? {
+            let table = match Table::open(store, &name).await {
+                Ok(None) | Err(TableError::Layout { .. } | TableError::Unmarked { .. } | TableError::Entry { .. }) => continue,
+                table => table?,
+            };
+            let Some(txn) = table.and_then(|table| table.txn).filter(|txn| *txn < version) else { continue };
+            let what = format!(
+                "another engine removed its log up to version {version}, and nothing tells whether {name}, which was brought up to version {txn}, \
+                 has all that landed up to there"
+            );
+            return Err(TableError::damaged(&format!("{}{LEDGER_TABLE}/", store.url), what));
+        }
+        Ok(())
     }
 
     /// A new ledger beside old tables would know nothing of what is in them.

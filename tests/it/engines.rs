@@ -76,7 +76,7 @@ async fn a_ledger_whose_old_entries_another_engine_removed_is_refused_where_no_m
         for entry in &all[..all.len() - 1] {
             inner.delete(entry).await.expect("deleted");
         }
-        let words = if marked { "no checkpoint tells that it was settled" } else { "nothing tells whether all that landed" };
+        let words = if marked { "no checkpoint tells that it was settled" } else { "and nothing tells whether " };
         refused(&inner, words).await;
         let findings = mends(&inner, &format!("died: {died}, marked: {marked}")).await;
         assert_eq!(findings.mended.iter().any(|what| what.contains("are brought in")), died, "{findings:?}");
