@@ -8,9 +8,14 @@
 //! | [`base`] | clock, random ids, object store |
 //! | [`config`] | settings: the only reader of the environment |
 //! | [`schema`] | what a log type is |
+//! | [`decode`] | bytes to rows and rejects |
 //! | [`table`] | Delta tables: the ledger and its projections |
-//! | [`ingest`] | the record's journey, bytes to landed rows |
+//! | [`format`] | a table's Parquet files, written and read |
+//! | [`source`] | where bytes come from: queues, buckets, folders, standard input |
+//! | [`land`] | decoded records to landed rows |
+//! | [`ingest`] | objects on their way, from every intake |
 //! | [`maintain`] | upkeep: compaction, retention, vacuum, on a schedule |
+//! | [`sql`] | what a statement says, and what it may take |
 //! | [`query`] | SQL over the lake |
 //! | [`search`] | one value in every table |
 //! | [`recover`] | what was lost on the way, and what Cloudflare never pushed |
@@ -29,9 +34,14 @@
 pub mod base;
 pub mod config;
 pub mod schema;
+pub mod decode;
 pub mod table;
+pub mod format;
+pub mod source;
+pub mod land;
 pub mod ingest;
 pub mod maintain;
+pub mod sql;
 pub mod query;
 pub mod search;
 pub mod recover;

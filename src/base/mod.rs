@@ -3,6 +3,7 @@
 pub mod aws;
 pub mod clock;
 mod durable;
+pub mod panics;
 pub mod printable;
 pub mod store;
 

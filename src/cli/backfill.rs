@@ -11,12 +11,12 @@ use super::progress::Progress;
 use super::{End, Settings, Usage, on_signal, output, parts};
 use crate::config::{self, Source};
 use crate::ingest::backfill::{Backfill, Sources, Summary};
-use crate::ingest::batch::Tables;
-use crate::ingest::bucket::Buckets;
-use crate::ingest::local::{Links, PassedOver};
-use crate::ingest::source;
-use crate::ingest::worker::Meter;
+use crate::land::batch::Tables;
+use crate::land::worker::Meter;
 use crate::schema::Catalog;
+use crate::source::bucket::Buckets;
+use crate::source::local::{Links, PassedOver};
+use crate::source::origin;
 use crate::table::Lake;
 
 /// What to land.
@@ -102,13 +102,13 @@ pub async fn land(backfill: &Backfill, paths: &[String], links: Links) -> anyhow
     let _progress = Progress::show(backfill.meter.clone());
     let (mut origins, mut failed, mut passed_over) = (Vec::new(), Vec::new(), PassedOver::default());
     for path in paths.iter().filter(|p| *p != "-") {
-        let listed = match source::bucket_of(path) {
+        let listed = match origin::bucket_of(path) {
             Some(bucket) => {
                 let buckets = buckets(&backfill.sources, bucket).await;
-                source::list_bucket(path, buckets).await?
+                origin::list_bucket(path, buckets).await?
             }
             None => {
-                let (listed, others) = source::list_files(path, links).await?;
+                let (listed, others) = origin::list_files(path, links).await?;
                 passed_over += others;
                 listed
             }

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use super::{End, Settings, output, parts};
 use crate::base::store::{Permission, Store};
 use crate::config::{self, Source};
-use crate::ingest::bucket;
-use crate::ingest::queue::sqs::SqsQueue;
+use crate::source::bucket;
+use crate::source::queue::sqs::SqsQueue;
 
 /// What was found, line by line.
 #[derive(Default)]

@@ -16,8 +16,8 @@ use crate::base::new_uuid;
 use crate::config;
 use crate::generate::{Dataset, Spec, Timestamps};
 use crate::ingest::backfill::{Sources, Summary};
-use crate::ingest::local::Links;
 use crate::query::{Expanded, Format};
+use crate::source::local::Links;
 
 /// The saved queries that the demo asks.
 const QUESTIONS: [&str; 5] = ["events_by_log_type", "cache_ratio_by_host", "top_talkers", "blocked_by_rule", "rejects_by_reason"];

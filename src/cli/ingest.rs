@@ -8,15 +8,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
 use super::{End, Settings, Usage, on_signal, output, parts};
+use crate::base::panics::to_the_end;
 use crate::config::{self, Config};
-use crate::ingest::batch::Tables;
 use crate::ingest::metrics::Metrics;
-use crate::ingest::panics::to_the_end;
-use crate::ingest::queue::sqs::SqsQueue;
 use crate::ingest::service::{Ended, Feed, Ingest, Pace};
-use crate::ingest::worker::WorkerSettings;
+use crate::land::batch::Tables;
+use crate::land::worker::WorkerSettings;
 use crate::maintain::Maintainer;
 use crate::serve;
+use crate::source::queue::sqs::SqsQueue;
 use crate::table::Lake;
 
 /// How long a stop waits for upkeep.

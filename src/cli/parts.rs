@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 use super::{Settings, Usage};
 use crate::base::store::Store;
 use crate::config::{self, Config, Source};
-use crate::ingest::batch::Tables;
-use crate::ingest::decode::RecordLimits;
-use crate::ingest::inflate::ObjectLimits;
-use crate::ingest::worker::WorkerSettings;
+use crate::decode::decoder::RecordLimits;
+use crate::decode::inflate::ObjectLimits;
+use crate::land::batch::Tables;
+use crate::land::worker::WorkerSettings;
 use crate::maintain::{Maintainer, lease};
 use crate::table::{LEDGER_TABLE, Lake, Snapshot, TableError};
 

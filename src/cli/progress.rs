@@ -9,7 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, P
 use std::sync::LazyLock;
 
 use crate::ingest::metrics::Metrics;
-use crate::ingest::worker::Meter;
+use crate::land::worker::Meter;
 use crate::maintain::rewrite::Progress as Totals;
 
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);

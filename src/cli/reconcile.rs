@@ -13,8 +13,8 @@ use super::{End, Settings, Usage, backfill, output, parts, query};
 use crate::base::now_micros;
 use crate::base::printable::printable;
 use crate::ingest::backfill::{Backfill, Sources, Summary};
-use crate::ingest::source::{Origin, bucket_of, list_objects};
 use crate::recover::{Absent, Gap, Reconciled, State, Tally, Window, is_dated, reconcile};
+use crate::source::origin::{Origin, bucket_of, list_objects};
 
 /// What to compare.
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{End, Settings, output};
 use crate::base::store::Store;
-use crate::ingest::batch::Tables;
+use crate::land::batch::Tables;
 use crate::recover::Mender;
 use crate::table::Findings;
 

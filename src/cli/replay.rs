@@ -12,9 +12,9 @@ use super::progress::Progress;
 use super::{End, Settings, Usage, backfill, output, parts};
 use crate::base::now_micros;
 use crate::base::store::Store;
+use crate::decode::reject::Reason;
 use crate::ingest::backfill::Sources;
-use crate::ingest::batch::Tables;
-use crate::ingest::reject::Reason;
+use crate::land::batch::Tables;
 use crate::recover::{Chosen, Discard, Discarded, Replay, Summary};
 use crate::table::{LEDGER_TABLE, open_tables};
 

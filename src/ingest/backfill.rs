@@ -15,18 +15,18 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use super::batch::{Flushed, Tables};
-use super::inflate::InflateError;
-use super::keeping::ObjectOutcome;
-use super::local::PassedOver;
-use super::object::{Object, ObjectId};
-use super::reject::Reason;
-use super::source::{Input, Origin, fetch};
-use super::split::Place;
-use super::stdin::Pieces;
-use super::worker::{Meter, WorkError, Worker, WorkerSettings};
 use crate::config::Source;
+use crate::decode::inflate::InflateError;
+use crate::decode::object::{Object, ObjectId};
+use crate::decode::reject::Reason;
+use crate::decode::split::Place;
+use crate::land::batch::{Flushed, Tables};
+use crate::land::ledger_rows::ObjectOutcome;
+use crate::land::worker::{Meter, WorkError, Worker, WorkerSettings};
 use crate::schema::Catalog;
+use crate::source::local::PassedOver;
+use crate::source::origin::{Input, Origin, fetch};
+use crate::source::stdin::Pieces;
 use crate::table::Lake;
 
 /// How many objects are fetched ahead of the workers.
@@ -271,7 +271,7 @@ impl Backfill {
         let (reader, sender) = (shared.clone(), send.clone());
         let cutting = tokio::task::spawn_blocking(move || {
             let settings = &reader.run.settings;
-            let mut pieces = Pieces::new(input, settings.records, settings.objects.max_ratio).map_err(super::inflate::cause)?;
+            let mut pieces = Pieces::new(input, settings.records, settings.objects.max_ratio).map_err(crate::decode::inflate::cause)?;
             while let Some(piece) = pieces.next_piece()? {
                 Meter::add(&reader.run.meter.objects_total, 1);
                 let mut object = piece.object;

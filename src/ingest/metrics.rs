@@ -12,8 +12,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::keeping::ObjectOutcome;
 use crate::base::now_micros;
+use crate::land::ledger_rows::ObjectOutcome;
 
 /// One label: why, which table, which queue.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]

@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 use super::merge::Batches;
 use super::rewrite::{Checksum, RewriteError};
 use crate::base::store::Store;
-use crate::ingest::file::footer_guess;
+use crate::format::write::footer_guess;
 use crate::table::{DataFile, TableSpec};
 
 /// Inputs whose bytes are fetched before the merge comes to them.

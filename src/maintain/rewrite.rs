@@ -33,7 +33,7 @@ use super::input::{self, Inputs, Reading};
 use super::merge::{Chunk, Merge};
 use super::plan::Bin;
 use crate::base::store::{Store, StoreError};
-use crate::ingest::file::{FileError, FileWriter, GATHER_ROWS, ROW_GROUP_ROWS, gather};
+use crate::format::write::{FileError, FileWriter, GATHER_ROWS, ROW_GROUP_ROWS, gather};
 use crate::table::{DataFile, TableError, TableSpec, file_location};
 
 /// Files of at most this many bytes are uploaded by one put, larger ones in parts of this size.

@@ -16,7 +16,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 
-use super::table::{Expanded, TableWriter};
+use super::frame::{Expanded, TableWriter};
 use crate::base::printable::{JsonWriter, printable};
 
 /// The form of a result.

@@ -39,9 +39,9 @@ use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::ObjectMeta;
 
-use super::lookup::Lookup;
+use super::prune::Lookup;
 use crate::base::store::Store;
-use crate::ingest::file::footer_guess;
+use crate::format::write::footer_guess;
 use crate::schema::{Standard, timestamp_type};
 use crate::table::{DataFile, Snapshot, TableError, TableSpec, TimeBounds};
 

@@ -24,21 +24,21 @@ use datafusion::sql::sqlparser::ast;
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 
-use super::dialect::translate;
-use super::functions::DateTrunc;
-use super::gathering;
-use super::growth;
-use super::limits::{TooLarge, check_nesting, settle};
-use super::names::Vocabulary;
-use super::rewrite::rewrite;
+use super::catalog::{DATABASE, DEFAULT_SCHEMA, LakeTables};
 use super::saved::Value;
 use super::scan::store_url;
-use super::statements::label;
-use super::tables::{DATABASE, DEFAULT_SCHEMA, LakeTables};
 use crate::base::printable::printable;
 use crate::base::store::Store;
 use crate::config::Partitioning;
 use crate::schema::Catalog;
+use crate::sql::dialect::translate;
+use crate::sql::functions::DateTrunc;
+use crate::sql::gathering;
+use crate::sql::growth;
+use crate::sql::limits::{TooLarge, check_nesting, settle};
+use crate::sql::names::Vocabulary;
+use crate::sql::rewrite::rewrite;
+use crate::sql::statements::label;
 use crate::table::TableError;
 
 /// Why a query has no answer.

@@ -11,15 +11,15 @@ use tokio::runtime::Handle;
 use super::rejects::Kept;
 use crate::base::aws::{Access, FailureKind};
 use crate::config;
+use crate::decode::foreign::is_foreign;
+use crate::decode::inflate::{InflateError, Inflater, cause};
+use crate::decode::object::{Object, ObjectId};
+use crate::decode::reject::Reason;
 use crate::ingest::backfill::Sources;
-use crate::ingest::bucket::{Buckets, Head, Wanted};
-use crate::ingest::foreign::is_foreign;
-use crate::ingest::inflate::{InflateError, Inflater, cause};
-use crate::ingest::local::{Links, LocalFile};
-use crate::ingest::object::{Object, ObjectId};
-use crate::ingest::reject::Reason;
-use crate::ingest::source::{Input, Origin, SourceError, fetch};
-use crate::ingest::worker::{Rejected, WorkerSettings};
+use crate::land::worker::{Rejected, WorkerSettings};
+use crate::source::bucket::{Buckets, Head, Wanted};
+use crate::source::local::{Links, LocalFile};
+use crate::source::origin::{Input, Origin, SourceError, fetch};
 
 /// Why a reject can't be decoded again.
 pub enum Lost {

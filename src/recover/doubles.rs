@@ -10,7 +10,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use super::repair::RepairError;
 use super::salvage::READING;
 use crate::base::store::Store;
-use crate::ingest::object::ObjectId;
+use crate::decode::object::ObjectId;
 use crate::maintain::input;
 use crate::maintain::plan::{Bin, Why};
 use crate::maintain::rewrite::Rewriter;

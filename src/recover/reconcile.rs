@@ -11,9 +11,9 @@ use arrow::datatypes::DataType;
 use futures::TryStreamExt as _;
 
 use super::gaps::Streams;
-use crate::ingest::bucket::ListedObject;
-use crate::ingest::object::{ObjectId, is_no_log};
+use crate::decode::object::{ObjectId, is_no_log};
 use crate::query::{QueryError, Session, Value};
+use crate::source::bucket::ListedObject;
 
 /// The ledger's rows of a part of a bucket.
 const LEDGER: &str = "SELECT object_id, key, etag FROM ingested_objects WHERE bucket = $bucket AND key >= $first AND key <= $last";

@@ -15,11 +15,11 @@ use super::repair::RepairError;
 use super::salvage::READING;
 use crate::base::new_uuid;
 use crate::base::store::Store;
-use crate::ingest::batch::Tables;
-use crate::ingest::file::{self, EncodedFile};
-use crate::ingest::keeping::{ObjectOutcome, ledger_rows};
-use crate::ingest::object::{Object, ObjectId, RowId};
-use crate::ingest::reject::Reason;
+use crate::decode::object::{Object, ObjectId, RowId};
+use crate::decode::reject::Reason;
+use crate::format::write::{self, EncodedFile};
+use crate::land::batch::Tables;
+use crate::land::ledger_rows::{ObjectOutcome, ledger_rows};
 use crate::maintain::input;
 use crate::maintain::vacuum::{ListedFile, list};
 use crate::schema::Standard;
@@ -211,7 +211,7 @@ impl Refill<'_> {
 
     async fn describe(&self, listed: &ListedFile) -> Result<DataFile, ParquetError> {
         let footer = input::footer(self.store, file_location(self.store, LEDGER_TABLE, &listed.path), listed.size).await?;
-        Ok(file::describe(&self.tables.ledger, &listed.path, listed.size, listed.written_ms, &footer))
+        Ok(write::describe(&self.tables.ledger, &listed.path, listed.size, listed.written_ms, &footer))
     }
 
     /// Tells the ledger of objects, by their rows of it.
@@ -219,7 +219,7 @@ impl Refill<'_> {
         let spec = &self.tables.ledger;
         let ids = rows.iter().filter_map(|rows| input::ids(spec, rows)).flat_map(StringViewArray::iter);
         let objects = ids.flatten().filter_map(ObjectId::parse).map(|object| object.0).collect();
-        let mut encoded = file::encode(spec, rows)?;
+        let mut encoded = write::encode(spec, rows)?;
         let EncodedFile { file, bytes } = encoded.pop().expect("an unpartitioned table's rows are one file");
         let path = file.location(self.store, LEDGER_TABLE);
         let put = self.store.objects.put(&path, PutPayload::from(bytes)).await;

@@ -6,9 +6,9 @@ use arrow::record_batch::RecordBatch;
 use chrono::DateTime;
 use serde_json::Value;
 
-use crate::ingest::object::{Object, RowId};
-use crate::ingest::reject::Reason;
-use crate::ingest::split::MAX_PAYLOAD;
+use crate::decode::object::{Object, RowId};
+use crate::decode::reject::Reason;
+use crate::decode::split::MAX_PAYLOAD;
 use crate::schema::Standard;
 use crate::table::DataFile;
 

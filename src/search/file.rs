@@ -20,9 +20,9 @@ use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
 
 use super::needle::Needle;
-use crate::ingest::file::footer_guess;
-use crate::ingest::lookup::{self, Place};
-use crate::query::bloom;
+use crate::format::bloom;
+use crate::format::value_index::{self, Place};
+use crate::format::write::footer_guess;
 use crate::schema::{Standard, timestamp_type};
 
 const DAY: i64 = 86_400_000_000;
@@ -127,7 +127,7 @@ pub async fn search(mut file: Metered, needles: &[Needle], since: i64, newest: u
         let mut leaves = vec![time];
         let mut wanted = BTreeSet::new();
         for (n, leaf, groups) in &sought {
-            if lookup::is_among(*groups, group) && may_hold(&mut file, metadata.metadata(), group, *leaf, &needles[*n]).await? {
+            if value_index::is_among(*groups, group) && may_hold(&mut file, metadata.metadata(), group, *leaf, &needles[*n]).await? {
                 leaves.push(*leaf);
                 wanted.insert(*n);
             }
@@ -156,14 +156,14 @@ pub async fn search(mut file: Metered, needles: &[Needle], since: i64, newest: u
 async fn indexed_groups(file: &mut Metered, metadata: &ParquetMetaData, list: Standard, needle: &Needle) -> Result<u64> {
     const ALL: u64 = u64::MAX;
     let entries = metadata.file_metadata().key_value_metadata().into_iter().flatten();
-    let text = entries.filter(|entry| entry.key == lookup::METADATA_KEY).find_map(|entry| entry.value.as_deref());
+    let text = entries.filter(|entry| entry.key == value_index::METADATA_KEY).find_map(|entry| entry.value.as_deref());
     let places: Vec<Place> = text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
     let (Some(keys), Some(place)) = (needle.keys(), places.iter().find(|place| place.column == list.name())) else { return Ok(ALL) };
     let directory = file.get_bytes(place.directory..place.end).await?;
-    let malformed = |e: lookup::Malformed| ParquetError::External(Box::new(e));
-    let Some(blocks) = lookup::blocks_of(&directory, &keys).map_err(malformed)? else { return Ok(0) };
+    let malformed = |e: value_index::Malformed| ParquetError::External(Box::new(e));
+    let Some(blocks) = value_index::blocks_of(&directory, &keys).map_err(malformed)? else { return Ok(0) };
     let blocks = file.get_bytes(place.blocks + blocks.start..place.blocks + blocks.end).await?;
-    lookup::groups_of(&blocks, |key| needle.is_key(key)).map_err(malformed)
+    value_index::groups_of(&blocks, |key| needle.is_key(key)).map_err(malformed)
 }
 
 /// Whether a row group's list may hold the value, by its bloom filter; it may, where there is none to ask.

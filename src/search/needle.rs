@@ -6,8 +6,8 @@ use std::ops::RangeInclusive;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::ingest::decode::indicator;
-use crate::ingest::lookup;
+use crate::decode::indicator;
+use crate::format::value_index;
 use crate::schema::Standard;
 
 /// A value that can't be searched for.
@@ -96,8 +96,8 @@ impl Needle {
     /// The range of keys in a lookup index that it is, if it is more than can be counted.
     pub fn keys(&self) -> Option<RangeInclusive<Vec<u8>>> {
         match &self.kind {
-            Kind::Network(network) => Some(lookup::network_keys(network.network(), network.broadcast())),
-            Kind::Below(domain) => Some(lookup::domain_keys(&domain[1..])),
+            Kind::Network(network) => Some(value_index::network_keys(network.network(), network.broadcast())),
+            Kind::Below(domain) => Some(value_index::domain_keys(&domain[1..])),
             Kind::Address(_) | Kind::Word(_) => None,
         }
     }
@@ -107,7 +107,7 @@ impl Needle {
         let Kind::Below(domain) = &self.kind else {
             return self.keys().is_some_and(|keys| keys.start().as_slice() <= key && key <= keys.end().as_slice());
         };
-        let below = lookup::host_key(domain);
+        let below = value_index::host_key(domain);
         key.starts_with(&below) || key == &below[..below.len() - 1]
     }
 

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use flarelake::ingest::acks::{Book, Lease, MessageKey};
-use flarelake::ingest::object::ObjectId;
+use flarelake::decode::object::ObjectId;
+use flarelake::ingest::book::{Book, Lease, MessageKey};
 
 fn key(id: &str) -> MessageKey {
     MessageKey { queue: 0, id: id.into() }

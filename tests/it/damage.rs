@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use flarelake::base::store::Store;
 use flarelake::config::Partitioning;
-use flarelake::ingest::batch::Tables;
+use flarelake::land::batch::Tables;
 use flarelake::recover::{Mender, RepairError};
 use flarelake::schema::Catalog;
 use flarelake::table::{Findings, Lake, TableError, open_tables};

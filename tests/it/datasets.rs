@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flarelake::ingest::decode::Decoder;
+use flarelake::decode::decoder::Decoder;
 use flarelake::schema::Catalog;
 use rand::rngs::SmallRng;
 use rand::seq::IteratorRandom as _;

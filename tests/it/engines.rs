@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use flarelake::config::Partitioning;
-use flarelake::ingest::batch::Tables;
+use flarelake::land::batch::Tables;
 use flarelake::recover::Mender;
 use flarelake::schema::Catalog;
 use flarelake::table::{Change, Lake, TableError};

@@ -5,13 +5,13 @@ use serde_json::{Map, Value};
 
 use crate::support::{LIMITS, Outcome, WRITTEN, context, decode, decode_in_steps, json_rows};
 use flarelake::config::Partitioning;
-use flarelake::ingest::decode::{Decoder, ObjectContext};
-use flarelake::ingest::file::encode;
-use flarelake::ingest::json::{Keys, Scanner};
-use flarelake::ingest::keeping::{ObjectOutcome, ledger_rows, reject_rows};
-use flarelake::ingest::object::{Object, ObjectId};
-use flarelake::ingest::reject::{Reason, Reject};
-use flarelake::ingest::split::{Piece, Place, Splitter};
+use flarelake::decode::decoder::{Decoder, ObjectContext};
+use flarelake::decode::json::{Keys, Scanner};
+use flarelake::decode::object::{Object, ObjectId};
+use flarelake::decode::reject::{Reason, Reject};
+use flarelake::decode::split::{Piece, Place, Splitter};
+use flarelake::format::write::encode;
+use flarelake::land::ledger_rows::{ObjectOutcome, ledger_rows, reject_rows};
 use flarelake::schema::Catalog;
 use flarelake::table::{failures_spec, ledger_spec};
 

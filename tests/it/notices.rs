@@ -1,6 +1,6 @@
 //! What a message says, told from its body alone. The bodies are those that AWS documents and that others send.
 
-use flarelake::ingest::notice::{Announced, Notice, read};
+use flarelake::source::notice::{Announced, Notice, read};
 use proptest::prelude::*;
 use serde_json::json;
 

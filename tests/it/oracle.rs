@@ -1,7 +1,7 @@
 //! Random records against a plain oracle over `serde_json::Value`, and random bytes against the laws that hold for
 //! any input. Failing cases are printed with their seed by proptest.
 
-use flarelake::ingest::decode::Decoder;
+use flarelake::decode::decoder::Decoder;
 use flarelake::schema::{Catalog, ColumnType, LogType};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use flarelake::ingest::queue::memory::MemoryQueue;
-use flarelake::ingest::queue::{BATCH, Entry, Queue};
+use flarelake::source::queue::memory::MemoryQueue;
+use flarelake::source::queue::{BATCH, Entry, Queue};
 
 /// `send` sends a body; the queue's visibility timeout is two seconds.
 pub async fn keeps_the_contract<S: AsyncFn(String)>(queue: &dyn Queue, send: S) {

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use flarelake::ingest::bucket::{Head, ListedObject};
-use flarelake::ingest::object::ObjectId;
+use flarelake::decode::object::ObjectId;
 use flarelake::recover::{Comparison, State, Streams, Window, is_dated};
+use flarelake::source::bucket::{Head, ListedObject};
 use serde_json::{Value, json};
 
 use crate::moto::{Cloud, Moto, python, skipped};

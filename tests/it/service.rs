@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use flarelake::base::aws::FailureKind;
+use flarelake::base::panics::to_the_end;
 use flarelake::config::{Every, Route};
+use flarelake::decode::object::ObjectId;
 use flarelake::ingest::metrics::{BySource, Metrics};
-use flarelake::ingest::object::ObjectId;
-use flarelake::ingest::panics::to_the_end;
-use flarelake::ingest::queue::memory::MemoryQueue;
-use flarelake::ingest::queue::{Entry, Message, Queue, QueueError};
 use flarelake::ingest::service::{Ended, Ingest, IngestError};
+use flarelake::source::queue::memory::MemoryQueue;
+use flarelake::source::queue::{Entry, Message, Queue, QueueError};
 use flarelake::table::Lake;
 use object_store::memory::InMemory;
 use parking_lot::Mutex;

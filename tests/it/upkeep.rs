@@ -9,7 +9,7 @@ use bytesize::ByteSize;
 use flarelake::base::now_micros;
 use flarelake::base::store::Store;
 use flarelake::config::{Maintenance, Partitioning};
-use flarelake::ingest::batch::Tables;
+use flarelake::land::batch::Tables;
 use flarelake::maintain::compact::Compacted;
 use flarelake::maintain::{MaintainError, Maintainer, Outlook, Tidied};
 use flarelake::schema::Catalog;

@@ -8,9 +8,9 @@ use tokio::sync::{Mutex, mpsc};
 
 use super::{Shared, patience};
 use crate::base::now_micros;
-use crate::ingest::acks::{Lease, MessageKey};
-use crate::ingest::panics::caught;
-use crate::ingest::queue::{BATCH, Entry};
+use crate::base::panics::caught;
+use crate::ingest::book::{Lease, MessageKey};
+use crate::source::queue::{BATCH, Entry};
 
 /// Messages that are complete are deleted together with those that follow within this.
 const LINGER: Duration = Duration::from_millis(20);

@@ -9,12 +9,12 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc};
 
 use super::{BodyObject, Content, IngestError, Job, Ready, RejectedObject, Shared, What, patience};
 use crate::base::aws::{Failure, FailureKind};
-use crate::ingest::bucket::{Body, Head, Wanted, is_same_etag};
-use crate::ingest::notice::Announced;
-use crate::ingest::object::{Object, ObjectId};
-use crate::ingest::panics::caught;
-use crate::ingest::reject::Reason;
-use crate::ingest::source::{Input, of_s3};
+use crate::base::panics::caught;
+use crate::decode::object::{Object, ObjectId};
+use crate::decode::reject::Reason;
+use crate::source::bucket::{Body, Head, Wanted, is_same_etag};
+use crate::source::notice::Announced;
+use crate::source::origin::{Input, of_s3};
 
 /// An object that is not there so often is missing.
 const MISSES: u32 = 3;

@@ -10,11 +10,11 @@ use tokio::sync::{Mutex, mpsc};
 
 use super::{Content, Job, Ready, Shared, What, patience};
 use crate::base::aws::{Failure, FailureKind};
-use crate::ingest::batch::{BatchError, Flushed};
-use crate::ingest::object::ObjectId;
-use crate::ingest::panics::caught_here;
-use crate::ingest::split::Place;
-use crate::ingest::worker::{WorkError, Worker};
+use crate::base::panics::caught_here;
+use crate::decode::object::ObjectId;
+use crate::decode::split::Place;
+use crate::land::batch::{BatchError, Flushed};
+use crate::land::worker::{WorkError, Worker};
 
 /// How often a worker that waits looks whether others wait for it.
 const LOOK: Duration = Duration::from_millis(200);

@@ -23,19 +23,19 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::acks::{Book, ItemNo, MessageKey};
-use super::batch::{BatchError, Tables};
-use super::bucket::Buckets;
+use super::book::{Book, ItemNo, MessageKey};
 use super::metrics::Metrics;
-use super::notice::Announced;
-use super::object::Object;
-use super::queue::{Queue, QueueError};
-use super::reject::Reason;
-use super::source::{Input, WHOLE_BYTES};
-use super::worker::{Meter, WorkerSettings};
 use crate::base::aws::FailureKind;
 use crate::config::Source;
+use crate::decode::object::Object;
+use crate::decode::reject::Reason;
+use crate::land::batch::{BatchError, Tables};
+use crate::land::worker::{Meter, WorkerSettings};
 use crate::schema::Catalog;
+use crate::source::bucket::Buckets;
+use crate::source::notice::Announced;
+use crate::source::origin::{Input, WHOLE_BYTES};
+use crate::source::queue::{Queue, QueueError};
 use crate::table::Lake;
 
 /// What a message costs in memory besides its body.

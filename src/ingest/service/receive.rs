@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use super::{BodyObject, IngestError, Job, MESSAGE_OVERHEAD, RejectedObject, Shared, What, patience};
 use crate::base::now_micros;
-use crate::ingest::acks::{Lease, MessageKey};
+use crate::decode::object::{ContentHash, ObjectId, is_no_log};
+use crate::decode::reject::Reason;
+use crate::ingest::book::{Lease, MessageKey};
 use crate::ingest::metrics::BySource;
-use crate::ingest::notice::{self, Announced, Notice};
-use crate::ingest::object::{ContentHash, ObjectId, is_no_log};
-use crate::ingest::queue::Message;
-use crate::ingest::reject::Reason;
+use crate::source::notice::{self, Announced, Notice};
+use crate::source::queue::Message;
 
 /// As long as SQS lets a poll wait: the fewest requests, and a message is told at once all the same.
 const LONG_POLL: Duration = Duration::from_secs(20);

@@ -12,8 +12,8 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 
 use super::{IngestError, Job, Ready, Shared, What, patience};
-use crate::ingest::bucket::Wanted;
-use crate::ingest::panics::{caught, caught_here, to_the_end};
+use crate::base::panics::{caught, caught_here, to_the_end};
+use crate::source::bucket::Wanted;
 
 impl Shared {
     /// A stage of the journey: its panic ends the run.

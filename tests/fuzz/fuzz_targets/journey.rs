@@ -2,11 +2,11 @@
 //! whether the bytes come whole or in pieces.
 #![no_main]
 
-use flarelake::ingest::decode::{Counts, Decoder, ObjectContext, RecordLimits};
-use flarelake::ingest::inflate::{Inflater, ObjectLimits};
-use flarelake::ingest::object::ObjectId;
-use flarelake::ingest::reject::Reject;
-use flarelake::ingest::split::Place;
+use flarelake::decode::decoder::{Counts, Decoder, ObjectContext, RecordLimits};
+use flarelake::decode::inflate::{Inflater, ObjectLimits};
+use flarelake::decode::object::ObjectId;
+use flarelake::decode::reject::Reject;
+use flarelake::decode::split::Place;
 use flarelake::schema::Catalog;
 use libfuzzer_sys::fuzz_target;
 

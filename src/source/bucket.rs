@@ -17,9 +17,9 @@ use backon::{BlockingRetryable as _, ExponentialBuilder};
 use bytes::{Bytes, BytesMut};
 use tokio::runtime::Handle;
 
-use super::inflate::Encoding;
 use crate::base::aws::{Failure, FailureKind};
 use crate::base::store::Permission;
+use crate::decode::inflate::Encoding;
 
 /// How much of a large object is asked for at once.
 const RANGE_BYTES: u64 = 8 << 20;

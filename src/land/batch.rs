@@ -13,13 +13,13 @@ use arrow::record_batch::RecordBatch;
 use object_store::{ObjectStoreExt as _, PutPayload};
 use tokio::runtime::Handle;
 
-use super::decode::{Counts, Decoded};
-use super::file::{self, EncodedFile, FileError};
-use super::keeping::{ObjectOutcome, ledger_rows, reject_rows};
-use super::object::{Object, ObjectId, RowId};
-use super::reject::{Reason, Reject};
+use super::ledger_rows::{ObjectOutcome, ledger_rows, reject_rows};
 use crate::base::{Clock, Watch, new_uuid};
 use crate::config::Partitioning;
+use crate::decode::decoder::{Counts, Decoded};
+use crate::decode::object::{Object, ObjectId, RowId};
+use crate::decode::reject::{Reason, Reject};
+use crate::format::write::{self, EncodedFile, FileError};
 use crate::schema::Catalog;
 use crate::table::{Begun, DataFile, Lake, LandOutcome, Landing, TableError, TableSpec, failures_spec, ledger_spec, log_type_spec};
 
@@ -324,7 +324,7 @@ impl Batch {
         };
         while !outcomes.is_empty() {
             let ledger = &self.tables.ledger;
-            let encoded = file::encode(ledger, &[ledger_rows(ledger, &outcomes, clock.now_micros())])?;
+            let encoded = write::encode(ledger, &[ledger_rows(ledger, &outcomes, clock.now_micros())])?;
             let mut uploaded = self.upload(&lake, &ledger.name, encoded)?;
             let ledger_file = uploaded.pop().expect("an unpartitioned table's rows are one file");
             let commit = clock.watch();
@@ -373,12 +373,12 @@ impl Batch {
                     location: path.to_string(),
                     source,
                 })?;
-                let kept = file::filter_rows(spec, bytes, is_kept)?;
+                let kept = write::filter_rows(spec, bytes, is_kept)?;
                 let rows: usize = kept.iter().map(RecordBatch::num_rows).sum();
                 if rows as u64 == file.rows {
                     kept_files.push(file);
                 } else if rows > 0 {
-                    kept_files.extend(self.upload(lake, &table, file::encode(spec, &kept)?)?);
+                    kept_files.extend(self.upload(lake, &table, write::encode(spec, &kept)?)?);
                 }
             }
             if !kept_files.is_empty() {
@@ -397,7 +397,7 @@ impl Batch {
         for (table, batches) in rows.tables {
             let spec = self.tables.spec(&table);
             self.runtime.block_on(lake.ensure_table(spec))?;
-            let encoded = file::encode(spec, &batches)?;
+            let encoded = write::encode(spec, &batches)?;
             drop(batches);
             written.insert(table.clone(), self.upload(&lake, &table, encoded)?);
         }

@@ -5,12 +5,6 @@
 //! what is rescued are decided on the spans; only then is anything appended. So a record that is rejected
 //! has touched no column.
 
-mod column;
-pub mod indicator;
-mod number;
-mod rows;
-mod time;
-
 use std::collections::HashSet;
 
 use arrow::record_batch::RecordBatch;
@@ -18,14 +12,12 @@ use arrow::record_batch::RecordBatch;
 use super::json::{Field, Keys, Kind, Scanner};
 use super::object::{Object, ObjectId};
 use super::reject::{Reason, Reject};
+use super::rows::{RowBuilder, Verdict};
 use super::split::{MAX_PAYLOAD, Piece, Place, Splitter};
 use crate::schema::{Catalog, Match, likely};
-use rows::{RowBuilder, Verdict};
-
-pub(super) use rows::constant;
 
 /// A batch is closed at this many rows, so that no builder grows without bound.
-const MAX_BATCH_ROWS: usize = 32 * 1024;
+pub(super) const MAX_BATCH_ROWS: usize = 32 * 1024;
 
 /// Decoding pauses at this many batches or rejects, so that what is decoded can be moved on.
 const MAX_BATCHES: usize = 4;

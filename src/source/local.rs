@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::object::{ContentHash, PassingHash};
+use crate::decode::object::{ContentHash, PassingHash};
 
 /// Why a file is not read.
 #[derive(Debug, thiserror::Error)]

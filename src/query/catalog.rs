@@ -16,11 +16,11 @@ use futures::future::{join_all, try_join_all};
 use tokio::sync::Mutex;
 
 use super::files::{self, FILES_TABLE};
-use super::names::Vocabulary;
 use super::scan::LakeTable;
 use crate::base::store::Store;
 use crate::config::Partitioning;
 use crate::schema::{Catalog, LogType, Standard};
+use crate::sql::names::Vocabulary;
 use crate::table::{LEDGER_TABLE, Snapshot, TableError, TableSpec, failures_spec, ledger_spec, log_type_spec};
 
 /// The database that every unqualified name is looked up in.

@@ -10,7 +10,7 @@ use arrow::array::{
 
 use super::number;
 use super::time::{self, Time};
-use crate::ingest::json::{Child, Kind, Value, children, unescape};
+use crate::decode::json::{Child, Kind, Value, children, unescape};
 use crate::schema::{ColumnType, TimeFormats, list_element};
 
 /// Space that values are unescaped and listed in, used again for every value.

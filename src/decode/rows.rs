@@ -11,10 +11,10 @@ use arrow::record_batch::RecordBatch;
 use super::column::{self, ColumnBuilder, Scratch, TextList, TextMap};
 use super::indicator::Indicators;
 use super::time::{self, Time};
-use super::{MAX_BATCH_ROWS, ObjectContext};
-use crate::ingest::json::{Field, Keys, Kind, MAX_KEYS, UNKNOWN_KEY, unescape};
-use crate::ingest::object::LATEST_TIME;
-use crate::ingest::reject::Reason;
+use crate::decode::decoder::{MAX_BATCH_ROWS, ObjectContext};
+use crate::decode::json::{Field, Keys, Kind, MAX_KEYS, UNKNOWN_KEY, unescape};
+use crate::decode::object::LATEST_TIME;
+use crate::decode::reject::Reason;
 use crate::schema::{Indicator, LogType, Standard};
 
 /// 2010-01-01T00:00:00Z: before Cloudflare was open to anyone. Microseconds.

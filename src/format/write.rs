@@ -25,8 +25,8 @@ use rayon::ThreadPool;
 use serde_json::{Map, Value, json};
 
 use super::columns::Columns;
-use super::lookup::{self, LookupBuilder};
 use super::partition;
+use super::value_index::{self, LookupBuilder};
 use crate::base::{new_uuid, now_micros};
 use crate::table::{DataFile, TableSpec};
 
@@ -206,7 +206,7 @@ impl<'a, W: Write + Send> FileWriter<'a, W> {
             if !places.is_empty() {
                 writer.write_all(&index)?;
                 let places = serde_json::to_string(&places).map_err(|e| ParquetError::External(Box::new(e)))?;
-                writer.append_key_value_metadata(KeyValue::new(lookup::METADATA_KEY.to_owned(), places));
+                writer.append_key_value_metadata(KeyValue::new(value_index::METADATA_KEY.to_owned(), places));
             }
             writer.append_key_value_metadata(KeyValue::new(CALENDAR.0.to_owned(), CALENDAR.1.to_owned()));
             Ok::<_, ParquetError>((writer.finish()?, writer.bytes_written()))

@@ -5,11 +5,11 @@ use std::io::{self, Read};
 
 use bytes::Bytes;
 
-use super::decode::RecordLimits;
-use super::inflate::{InflateError, Inflater, ObjectLimits, cause};
-use super::json::{Keys, Scanner};
-use super::object::{ContentHash, Object, ObjectId};
-use super::split::{Piece, Place, Splitter};
+use crate::decode::decoder::RecordLimits;
+use crate::decode::inflate::{InflateError, Inflater, ObjectLimits, cause};
+use crate::decode::json::{Keys, Scanner};
+use crate::decode::object::{ContentHash, Object, ObjectId};
+use crate::decode::split::{Piece, Place, Splitter};
 
 /// Bytes of records in one object.
 const PIECE_BYTES: usize = 64 << 20;

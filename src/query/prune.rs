@@ -11,7 +11,7 @@ use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::errors::Result;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData};
 
-use super::bloom;
+use crate::format::bloom;
 
 /// A list of more values than this is left to the rows.
 const MOST_VALUES: usize = 64;

@@ -11,15 +11,15 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::batch::{Batch, BatchError, Flushed, Tables};
-use super::decode::{Counts, Decoder, Need, ObjectContext, RecordLimits};
-use super::inflate::{InflateError, Inflater, ObjectLimits, cause};
-use super::local::Changed;
-use super::object::{Object, ObjectId, RowId};
-use super::reject::{Reason, Reject};
-use super::source::Input;
-use super::split::{MAX_PAYLOAD, Place};
 use crate::base::aws::{Failure, FailureKind};
+use crate::decode::decoder::{Counts, Decoder, Need, ObjectContext, RecordLimits};
+use crate::decode::inflate::{InflateError, Inflater, ObjectLimits, cause};
+use crate::decode::object::{Object, ObjectId, RowId};
+use crate::decode::reject::{Reason, Reject};
+use crate::decode::split::{MAX_PAYLOAD, Place};
 use crate::schema::Catalog;
+use crate::source::local::Changed;
+use crate::source::origin::Input;
 use crate::table::Lake;
 
 /// How much of a large object is decoded at once.

@@ -9,9 +9,9 @@ use arrow::array::{
 };
 use arrow::record_batch::RecordBatch;
 
-use super::decode::constant;
-use super::object::{Object, ObjectId, RowId};
-use super::reject::{Reason, Reject};
+use crate::decode::object::{Object, ObjectId, RowId};
+use crate::decode::reject::{Reason, Reject};
+use crate::decode::rows::constant;
 use crate::table::TableSpec;
 
 /// The rejects of one object as rows of `classification_failures`. `parse_time` is when they were decoded.

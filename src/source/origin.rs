@@ -7,11 +7,11 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::bucket::{Body, Buckets, Head, ListedObject, RangeReader, StreamReader, Wanted};
-use super::inflate::InflateError;
 use super::local::{self, Content, HashedFile, Links, LocalError, LocalFile, PassedOver};
-use super::object::{Object, ObjectId, is_no_log};
 use crate::base::aws::Failure;
 use crate::base::micros_since_epoch;
+use crate::decode::inflate::InflateError;
+use crate::decode::object::{Object, ObjectId, is_no_log};
 
 /// Objects of at most this many stored bytes are held in memory while they are decoded; larger ones are
 /// read as they go.

@@ -1,0 +1,8 @@
+//! Where bytes come from: queues and what their messages announce, buckets, folders, standard input.
+
+pub mod queue;
+pub mod notice;
+pub mod bucket;
+pub mod local;
+pub mod origin;
+pub mod stdin;
