@@ -7,9 +7,9 @@ use arrow::record_batch::RecordBatch;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
+use super::answer::FormatName;
 use super::output::{self, grouped};
 use super::progress::Progress;
-use super::query::FormatName;
 use super::{End, Settings, Usage, on_signal, parts};
 use crate::maintain::Maintainer;
 use crate::maintain::compact::Compacted;

@@ -11,7 +11,7 @@ use super::backfill::{Report, backfill, land};
 use super::generate::write_all;
 use super::output::grouped;
 use super::parts::{self, affordable_workers, open_lake};
-use super::{End, Settings, compact, output, query};
+use super::{End, Settings, answer, compact, output};
 use crate::base::new_uuid;
 use crate::config;
 use crate::generate::{Dataset, Spec, Timestamps};
@@ -58,15 +58,15 @@ pub async fn run(arguments: DemoArguments, mut settings: Settings) -> anyhow::Re
     say(&format!("4. Merging what is small: flarelake compact --lake {}", lake.display()))?;
     compact_lake(&settings).await?;
     say("5. Five questions out of queries/\n")?;
-    let session = query::open(&settings).await?;
+    let session = answer::open(&settings).await?;
     for name in QUESTIONS {
-        let saved = query::saved(name)?;
+        let saved = answer::saved(name)?;
         let began = Instant::now();
         say(&format!("{} (flarelake query -f {name} -p since=2026-01-01 …)", saved.title))?;
         let given = [("since", "2026-01-01"), ("limit", "5")].into_iter();
         let given = given.filter(|(name, _)| saved.parameters.iter().any(|p| p.name == *name));
         let given: Vec<_> = given.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        query::print(&session, &saved.sql, &saved.arguments(&given)?, Format::Table(Expanded::Off), output::stdout()).await?;
+        answer::print(&session, &saved.sql, &saved.arguments(&given)?, Format::Table(Expanded::Off), output::stdout()).await?;
         say(&format!("{} ms\n", began.elapsed().as_millis()))?;
     }
     let whole = first.total_rows() + first.total_rejects() == arguments.rows && first.total_rejects() == broken && second.landed == 0;

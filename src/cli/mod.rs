@@ -1,25 +1,26 @@
 //! The command line: arguments to settings to parts, and one place for exit codes. Results go to stdout,
 //! everything else to stderr.
 
-mod backfill;
-mod check;
-mod compact;
-mod demo;
-mod generate;
-mod ingest;
-mod log;
-mod maintain;
 mod output;
-mod parts;
 mod progress;
-mod query;
+mod log;
+mod parts;
+mod answer;
+mod generate;
+mod check;
+mod backfill;
+mod ingest;
 mod reconcile;
-mod repair;
 mod replay;
-mod schema;
-mod search;
+mod repair;
+mod compact;
+mod maintain;
 mod shell;
+mod query;
+mod search;
 mod tables;
+mod schema;
+mod demo;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

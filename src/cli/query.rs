@@ -1,16 +1,15 @@
 //! `flarelake query`: SQL over the lake.
 
-use std::io::{self, IsTerminal as _, Read as _, Write};
+use std::io::{self, IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Args, ValueEnum};
-use futures::StreamExt as _;
+use clap::Args;
 
+use super::answer::{Form, check_stdout, listing, open, print, print_to_stdout, saved, wrong};
 use super::{End, Settings, Usage, output, shell, signal};
-use crate::base::store::Store;
-use crate::query::{Cells, Expanded, Format, QueryError, Renderer, SavedError, SavedQuery, Session, Value, built_in, split};
+use crate::query::{Expanded, SavedQuery, Session, Value, built_in, split};
 
 /// How long a statement may take to notice a signal.
 const SIGNAL_PATIENCE: Duration = Duration::from_secs(1);
@@ -38,56 +37,6 @@ pub struct QueryArguments {
     /// Write the result to a file, which is there when it is whole
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-}
-
-/// The form of a result.
-#[derive(Debug, Clone, Copy, Args)]
-pub struct Form {
-    /// The form of the result
-    #[arg(long, value_enum, default_value_t = FormatName::Table)]
-    format: FormatName,
-    /// In CSV, a ' before text that a spreadsheet would take for a formula: what begins with = + - @, a tab or a line break.
-    /// Clients choose what their requests say
-    #[arg(long)]
-    csv_safe: bool,
-}
-
-impl Form {
-    /// The format, for a terminal or for a file; `expanded` is for tables.
-    fn format(self, expanded: Expanded, terminal: bool) -> Format {
-        match self.format {
-            FormatName::Csv => Format::Csv(Cells { shown: terminal, no_formulas: self.csv_safe }),
-            other => other.format(expanded),
-        }
-    }
-}
-
-/// [`Format`] as the command line names it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum FormatName {
-    /// Columns in a frame; records where these are wider than the terminal
-    Table,
-    /// One JSON array
-    Json,
-    /// A JSON object a line
-    Ndjson,
-    /// Comma-separated, with a header
-    Csv,
-    /// A Parquet file
-    Parquet,
-}
-
-impl FormatName {
-    /// The format on standard output; `expanded` is for tables.
-    pub fn format(self, expanded: Expanded) -> Format {
-        match self {
-            Self::Table => Format::Table(expanded),
-            Self::Json => Format::Json,
-            Self::Ndjson => Format::Ndjson,
-            Self::Csv => Format::Csv(Cells { shown: io::stdout().is_terminal(), no_formulas: false }),
-            Self::Parquet => Format::Parquet,
-        }
-    }
 }
 
 fn name_and_value(text: &str) -> Result<(String, String), String> {
@@ -146,69 +95,11 @@ pub async fn run(arguments: QueryArguments, settings: Settings) -> anyhow::Resul
     }
 }
 
-fn check_stdout(format: FormatName) -> Result<(), Usage> {
-    let shown = format == FormatName::Parquet && io::stdout().is_terminal();
-    if shown { Err(Usage("--format parquet writes bytes: name a file with -o, or redirect them".to_owned())) } else { Ok(()) }
-}
-
-/// Writes a statement's result to standard output; on a terminal, rows too wide for it as records.
-pub async fn print_to_stdout(session: &Session, sql: &str, values: &[(String, Value)], form: Form) -> anyhow::Result<()> {
-    check_stdout(form.format)?;
-    let terminal = io::stdout().is_terminal();
-    let expanded = if terminal { shell::by_width() } else { Expanded::Off };
-    print(session, sql, values, form.format(expanded, terminal), output::stdout()).await
-}
-
 /// A statement of no saved query, with what its parameters stand for.
 fn bound(sql: &str, given: &[(String, String)]) -> anyhow::Result<(String, Vec<(String, Value)>)> {
     // Its own comments are no header.
     let plain = SavedQuery { sql: sql.to_owned(), ..SavedQuery::parse("the statement", "")? };
     Ok((sql.to_owned(), plain.arguments(given).map_err(wrong)?))
-}
-
-fn wrong(error: SavedError) -> anyhow::Error {
-    Usage(error.to_string()).into()
-}
-
-/// A saved query by its name, or any file.
-pub fn saved(name: &str) -> anyhow::Result<SavedQuery> {
-    if let Some(own) = built_in().into_iter().find(|q| q.name == name) {
-        return Ok(own);
-    }
-    let text =
-        std::fs::read_to_string(name).with_context(|| format!("can't read {name}, and no saved query has that name (see --list)"))?;
-    SavedQuery::parse(name, &text).map_err(wrong)
-}
-
-/// What there is to ask without writing SQL.
-pub fn listing(queries: &[SavedQuery]) -> String {
-    let mut text = String::new();
-    for query in queries {
-        text += &format!("{}: {}\n    {}\n", query.name, query.title, query.answers);
-        for parameter in &query.parameters {
-            let default = parameter.default.as_ref().map_or_else(|| " (has to be given)".to_owned(), |d| format!(" = {d}"));
-            text += &format!("    -p {} ({}){default}: {}\n", parameter.name, parameter.kind.name(), parameter.help);
-        }
-    }
-    text
-}
-
-/// A session over the configured lake.
-pub async fn open(settings: &Settings) -> anyhow::Result<Session> {
-    let store = Store::open(settings.config.lake()?, &settings.config.reach()).await?;
-    let config = &settings.config;
-    Ok(Session::open(&store, &settings.catalog, config.partition, config.memory.as_u64() as usize).await?)
-}
-
-/// Writes a statement's result, row by row as it comes.
-pub async fn print(session: &Session, sql: &str, values: &[(String, Value)], format: Format, to: impl Write + Send) -> anyhow::Result<()> {
-    let mut batches = session.query(sql, values).await?;
-    let mut renderer = Renderer::new(format, batches.schema(), to)?;
-    while let Some(batch) = batches.next().await {
-        renderer.write(batch.map_err(QueryError::from)?)?;
-    }
-    renderer.finish()?;
-    Ok(())
 }
 
 /// Writes a file that is there whole, or not at all. What is no file (a pipe, a device) is written to, not replaced; so is a

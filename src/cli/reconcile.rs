@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::output::{grouped, time};
 use super::progress::Progress;
-use super::{End, Settings, Usage, backfill, output, parts, query};
+use super::{End, Settings, Usage, answer, backfill, output, parts};
 use crate::base::now_micros;
 use crate::base::printable::printable;
 use crate::ingest::backfill::{Backfill, Sources, Summary};
@@ -67,7 +67,7 @@ pub async fn run(arguments: ReconcileArguments, settings: Settings) -> anyhow::R
         from: arguments.since.map(|since| now.saturating_sub(micros(since))),
         settled: now.saturating_sub(micros(arguments.grace)),
     };
-    let mut found = reconcile(&query::open(&settings).await?, &bucket, listed, window).await?;
+    let mut found = reconcile(&answer::open(&settings).await?, &bucket, listed, window).await?;
     // Below a day's prefix nothing comes when the day is over.
     let until = (!is_dated(url)).then_some(window.settled / 1_000_000);
     let gaps = found.streams.gaps(until, arguments.gap.map(|gap| gap.as_secs() as i64));

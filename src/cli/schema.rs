@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::query::{Form, open, print_to_stdout};
+use super::answer::{Form, open, print_to_stdout};
 use super::{End, Settings, Usage, output};
 use crate::base::now_micros;
 use crate::base::store::Store;

@@ -11,7 +11,7 @@ use rustyline::history::FileHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{CompletionType, Editor, Helper, Highlighter, Hinter};
 
-use super::query::{FormatName, listing, open, print, saved};
+use super::answer::{FormatName, by_width, listing, open, print, saved};
 use super::{End, Settings, output};
 use crate::base::printable::printable;
 use crate::config;
@@ -27,11 +27,6 @@ Statements end with a semicolon and may be many lines long; Tab completes, Ctrl-
   \\timing [on|off]        how long each statement took
   \\q                      the end (also Ctrl-D)
 ";
-/// Records instead of a table where that is wider than the terminal.
-pub fn by_width() -> Expanded {
-    terminal_size::terminal_size().map_or(Expanded::Off, |(width, _)| Expanded::WiderThan(width.0.into()))
-}
-
 #[derive(Helper, Hinter, Highlighter)]
 struct Assistant<'a> {
     session: &'a Session,

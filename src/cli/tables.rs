@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::query::{Form, open, print_to_stdout};
+use super::answer::{Form, open, print_to_stdout};
 use super::{End, Settings};
 use crate::query::TABLES;
 

@@ -10,14 +10,11 @@ use std::collections::HashSet;
 use arrow::record_batch::RecordBatch;
 
 use super::json::{Field, Keys, Kind, Scanner};
-use super::object::{Object, ObjectId};
+use super::object::{Object, ObjectContext};
 use super::reject::{Reason, Reject};
-use super::rows::{RowBuilder, Verdict};
+use super::rows::{MAX_BATCH_ROWS, RowBuilder, Verdict};
 use super::split::{MAX_PAYLOAD, Piece, Place, Splitter};
 use crate::schema::{Catalog, Match, likely};
-
-/// A batch is closed at this many rows, so that no builder grows without bound.
-pub(super) const MAX_BATCH_ROWS: usize = 32 * 1024;
 
 /// Decoding pauses at this many batches or rejects, so that what is decoded can be moved on.
 const MAX_BATCHES: usize = 4;
@@ -25,23 +22,6 @@ const MAX_REJECTS: usize = 64 * 1024;
 
 /// How a person tells what a record's fields don't.
 const NAME_IT: &str = "name the log type with --log-type, or with log_type in a route of its source";
-
-/// What the rows of an object have in common.
-#[derive(Debug, Clone)]
-pub struct ObjectContext {
-    /// The object's id, which begins every row's `p_row_id`.
-    pub id: ObjectId,
-    /// When the object was written, in microseconds; the latest plausible event is a day later.
-    pub last_modified: Option<i64>,
-    /// `p_source_id`.
-    pub source_id: Option<String>,
-    /// `p_source_label`.
-    pub source_label: Option<String>,
-    /// `p_parse_time`, in microseconds.
-    pub parse_time: i64,
-    /// The log type every record is taken for, by its index in the catalog; else each is told by its own fields.
-    pub log_type: Option<usize>,
-}
 
 /// Limits on one record.
 #[derive(Debug, Clone, Copy)]

@@ -177,3 +177,20 @@ pub fn is_no_log(key: &str) -> bool {
     let name = key.rsplit('/').next().unwrap_or(key);
     name.is_empty() || (name.starts_with("ownership-challenge") && name.ends_with(".txt"))
 }
+
+/// What the rows of an object have in common.
+#[derive(Debug, Clone)]
+pub struct ObjectContext {
+    /// The object's id, which begins every row's `p_row_id`.
+    pub id: ObjectId,
+    /// When the object was written, in microseconds; the latest plausible event is a day later.
+    pub last_modified: Option<i64>,
+    /// `p_source_id`.
+    pub source_id: Option<String>,
+    /// `p_source_label`.
+    pub source_label: Option<String>,
+    /// `p_parse_time`, in microseconds.
+    pub parse_time: i64,
+    /// The log type every record is taken for, by its index in the catalog; else each is told by its own fields.
+    pub log_type: Option<usize>,
+}

@@ -10,12 +10,14 @@ use arrow::record_batch::RecordBatch;
 
 use super::column::{self, ColumnBuilder, Scratch, TextList, TextMap};
 use super::indicator::Indicators;
+use super::json::{Field, Keys, Kind, MAX_KEYS, UNKNOWN_KEY, unescape};
+use super::object::{LATEST_TIME, ObjectContext};
+use super::reject::Reason;
 use super::time::{self, Time};
-use crate::decode::decoder::{MAX_BATCH_ROWS, ObjectContext};
-use crate::decode::json::{Field, Keys, Kind, MAX_KEYS, UNKNOWN_KEY, unescape};
-use crate::decode::object::LATEST_TIME;
-use crate::decode::reject::Reason;
 use crate::schema::{Indicator, LogType, Standard};
+
+/// A batch is closed at this many rows, so that no builder grows without bound.
+pub const MAX_BATCH_ROWS: usize = 32 * 1024;
 
 /// 2010-01-01T00:00:00Z: before Cloudflare was open to anyone. Microseconds.
 const EARLIEST_EVENT: i64 = 1_262_304_000_000_000;

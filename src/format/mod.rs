@@ -5,3 +5,4 @@ pub mod columns;
 pub mod partition;
 pub mod value_index;
 pub mod write;
+pub mod read;

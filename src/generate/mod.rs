@@ -2,11 +2,11 @@
 //! (a blocked request has no origin, a bot a bot's score), and a share of the records takes the odd
 //! forms that real logs take.
 
-mod firewall;
-mod http;
 mod line;
-mod spectrum;
 mod world;
+mod http;
+mod firewall;
+mod spectrum;
 
 use std::fmt;
 use std::str::FromStr;

@@ -12,9 +12,9 @@ use tokio::runtime::Handle;
 
 use super::batch::{Batch, BatchError, Flushed, Tables};
 use crate::base::aws::{Failure, FailureKind};
-use crate::decode::decoder::{Counts, Decoder, Need, ObjectContext, RecordLimits};
+use crate::decode::decoder::{Counts, Decoder, Need, RecordLimits};
 use crate::decode::inflate::{InflateError, Inflater, ObjectLimits, cause};
-use crate::decode::object::{Object, ObjectId, RowId};
+use crate::decode::object::{Object, ObjectContext, ObjectId, RowId};
 use crate::decode::reject::{Reason, Reject};
 use crate::decode::split::{MAX_PAYLOAD, Place};
 use crate::schema::Catalog;

@@ -11,6 +11,7 @@
 
 pub mod plan;
 pub mod merge;
+pub mod checksum;
 pub mod input;
 pub mod rewrite;
 pub mod compact;

@@ -8,10 +8,11 @@ use arrow::array::Array as _;
 use futures::StreamExt as _;
 
 use super::compact::as_it_is;
-use super::input;
+use super::input::InputError;
 use super::plan::{Bin, Why};
 use super::rewrite::{Goes, RewriteError, Rewriter};
 use crate::base::store::Store;
+use crate::format::read;
 use crate::table::{Change, DataFile, Replaced, TableSpec, Upkeep};
 
 /// Files that are put in the place of others by one commit.
@@ -96,12 +97,12 @@ impl Removal {
     /// A file without the rows that go; none if it holds none of them.
     async fn rewritten(&self, rewriter: &Rewriter, file: &DataFile) -> Result<Option<Vec<DataFile>>, RewriteError> {
         let spec = &rewriter.spec;
-        let failed = |source| RewriteError::Read { location: file.location(&self.store, &spec.name).to_string(), source };
+        let failed = |source| RewriteError::from(InputError::Read { location: file.location(&self.store, &spec.name).to_string(), source });
         let id = spec.id_column();
-        let mut batches = input::stream(&self.store, spec, file, None, self.memory, |name| name == id).await.map_err(failed)?;
+        let mut batches = read::stream(&self.store, spec, file, None, self.memory, |name| name == id).await.map_err(failed)?;
         while let Some(batch) = batches.next().await {
             let batch = batch.map_err(failed)?;
-            if input::ids(spec, &batch).is_some_and(|ids| (0..ids.len()).any(|row| (self.goes)(ids.value(row)))) {
+            if read::ids(spec, &batch).is_some_and(|ids| (0..ids.len()).any(|row| (self.goes)(ids.value(row)))) {
                 let partition = file.partition_values.clone();
                 let bin = Bin { partition, inputs: vec![file.clone()], cuts: Vec::new(), why: Why::Small };
                 return rewriter.run(&bin, ()).await.map(Some);

@@ -15,24 +15,24 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrow::array::{Array as _, AsArray as _};
+use arrow::array::AsArray as _;
 use arrow::datatypes::TimestampMicrosecondType;
 use arrow::record_batch::RecordBatch;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use object_store::buffered::BufWriter;
 use object_store::path::Path;
-use parquet::errors::ParquetError;
 use rayon::ThreadPool;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use twox_hash::XxHash64;
 
-use super::input::{self, Inputs, Reading};
+use super::checksum::Checksum;
+use super::input::{InputError, Inputs, Reading};
 use super::merge::{Chunk, Merge};
 use super::plan::Bin;
 use crate::base::store::{Store, StoreError};
+use crate::format::read::{ids, stream};
 use crate::format::write::{FileError, FileWriter, GATHER_ROWS, ROW_GROUP_ROWS, gather};
 use crate::table::{DataFile, TableError, TableSpec, file_location};
 
@@ -51,15 +51,8 @@ const READING: usize = 3;
 #[derive(Debug, thiserror::Error)]
 pub enum RewriteError {
     /// An input or an output can't be read.
-    #[error(
-        "{location}: can't be read: {source}; it stays as it is, and is tried again by the next run: if it is gone or broken, restore it"
-    )]
-    Read {
-        /// The file's path in the store.
-        location: String,
-        /// What the reader said.
-        source: ParquetError,
-    },
+    #[error(transparent)]
+    Read(#[from] InputError),
     /// The table's log can't be read or written.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -94,60 +87,17 @@ pub enum RewriteError {
         /// Rows of the inputs, by the log.
         told: u64,
     },
-    /// A table's rows have no id of the expected kind.
-    #[error("{table}: the column {column} is missing or of another type; compaction has no way to check its work, so it is left out")]
-    NoId {
-        /// The table.
-        table: String,
-        /// The column.
-        column: String,
-    },
 }
 
 impl RewriteError {
     /// Where the file is that can't be read, if that is what is wrong.
     pub fn location(&self) -> Option<&str> {
-        if let Self::Read { location, .. } = self { Some(location) } else { None }
+        if let Self::Read(InputError::Read { location, .. }) = self { Some(location) } else { None }
     }
 
     /// Whether an input is not in the store any more.
     pub fn is_gone(&self) -> bool {
-        matches!(self, Self::Read { source, .. } if input::is_gone(source))
-    }
-}
-
-/// A count of rows and a hash of their ids in whatever order.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Checksum {
-    /// Rows.
-    pub rows: u64,
-    /// The sum of the hashes of their ids.
-    pub ids: u64,
-}
-
-impl Checksum {
-    /// Adds a batch's rows.
-    pub fn add(&mut self, spec: &TableSpec, batch: &RecordBatch) -> Result<(), RewriteError> {
-        let ids = input::ids(spec, batch).filter(|ids| ids.null_count() == 0);
-        let ids = ids.ok_or_else(|| RewriteError::NoId { table: spec.name.clone(), column: spec.id_column().to_owned() })?;
-        ids.iter().flatten().for_each(|id| self.add_id(id));
-        Ok(())
-    }
-
-    fn add_id(&mut self, id: &str) {
-        self.rows += 1;
-        self.ids = self.ids.wrapping_add(XxHash64::oneshot(0, id.as_bytes()));
-    }
-
-    /// Of these rows and the other's.
-    fn and(self, other: Self) -> Self {
-        Self { rows: self.rows + other.rows, ids: self.ids.wrapping_add(other.ids) }
-    }
-}
-
-impl std::fmt::Display for Checksum {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} rows (ids {:016x})", self.rows, self.ids)
+        matches!(self, Self::Read(error) if error.is_gone())
     }
 }
 
@@ -203,11 +153,11 @@ impl Rewriter {
         }
         let mut written = Checksum::default();
         for file in &files {
-            let failed = |source| RewriteError::Read { location: file.location(&self.store, &self.spec.name).to_string(), source };
+            let failed = |source| InputError::Read { location: file.location(&self.store, &self.spec.name).to_string(), source };
             let id = self.spec.id_column();
-            let mut ids = input::stream(&self.store, &self.spec, file, None, self.memory, |name| name == id).await.map_err(failed)?;
+            let mut ids = stream(&self.store, &self.spec, file, None, self.memory, |name| name == id).await.map_err(failed)?;
             while let Some(batch) = ids.next().await {
-                written.add(&self.spec, &batch.map_err(failed)?)?;
+                written.add(&self.spec, &batch.map_err(failed)?).map_err(InputError::from)?;
             }
         }
         let told = bin.rows();
@@ -232,7 +182,7 @@ impl Rewriter {
         let mut gone = Checksum::default();
         while let Some(Chunk { batches, mut rows }) = merge.next(most.clamp(1, GATHER_ROWS as u64) as usize)? {
             if let Some(goes) = &self.goes {
-                let ids: Vec<_> = batches.iter().map(|batch| input::ids(&self.spec, batch)).collect();
+                let ids: Vec<_> = batches.iter().map(|batch| ids(&self.spec, batch)).collect();
                 rows.retain(|&(batch, row)| {
                     let id = ids[batch].map_or("", |ids| ids.value(row));
                     let goes = goes(id);

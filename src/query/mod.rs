@@ -3,13 +3,13 @@
 
 mod files;
 mod prune;
+mod scan;
+mod catalog;
 mod overview;
 mod saved;
-mod scan;
-mod session;
 mod frame;
-mod catalog;
 mod render;
+mod session;
 
 pub use crate::sql::dialect::MACROS;
 pub use crate::sql::names::Vocabulary;

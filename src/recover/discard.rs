@@ -14,8 +14,9 @@ use super::rejects::Chosen;
 use super::replay::ReplayError;
 use crate::base::store::Store;
 use crate::decode::object::RowId;
+use crate::format::read;
 use crate::land::batch::Tables;
-use crate::maintain::input;
+use crate::maintain::input::InputError;
 use crate::maintain::remove::{Removal, Removed};
 use crate::maintain::rewrite::RewriteError;
 use crate::schema::Standard;
@@ -129,13 +130,13 @@ impl Discard {
     async fn each(&self, file: &DataFile, mut look: impl FnMut(&str, &str, bool)) -> Result<(), RewriteError> {
         let spec = &self.tables.failures;
         let columns = [Standard::RowId.name(), "reason", Standard::ParseTime.name()];
-        let failed = |source| RewriteError::Read { location: file.location(&self.store, &spec.name).to_string(), source };
+        let failed = |source| RewriteError::from(InputError::Read { location: file.location(&self.store, &spec.name).to_string(), source });
         let wanted = |name: &str| columns.contains(&name);
         let schema = columns.map(|name| spec.schema.index_of(name).expect("the table's columns"));
         let schema = Arc::new(spec.schema.project(&schema).expect("the table's columns"));
-        let mut batches = input::stream(&self.store, spec, file, None, self.memory, wanted).await.map_err(failed)?;
+        let mut batches = read::stream(&self.store, spec, file, None, self.memory, wanted).await.map_err(failed)?;
         while let Some(batch) = batches.next().await {
-            let batch = batch.and_then(|batch| input::adapt(&batch, &schema)).map_err(failed)?;
+            let batch = batch.and_then(|batch| read::adapt(&batch, &schema)).map_err(failed)?;
             let [id, reason, time] = [0, 1, 2].map(|n| batch.column(n));
             let (id, reason, time) = (id.as_string_view(), reason.as_string_view(), time.as_primitive::<TimestampMicrosecondType>());
             for row in 0..batch.num_rows() {

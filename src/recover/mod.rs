@@ -8,15 +8,12 @@
 //!          └─ discarded: the rejects go
 //! ```
 
+mod rejects;
 mod again;
 mod gaps;
 mod reconcile;
-mod rejects;
 mod replay;
 mod discard;
-mod salvage;
-mod doubles;
-mod refill;
 mod repair;
 
 pub use discard::{Discard, Discarded};

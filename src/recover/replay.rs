@@ -32,10 +32,10 @@ use super::rejects::{Chosen, Kept, kept};
 use crate::base::store::Store;
 use crate::decode::object::{ObjectId, RowId};
 use crate::decode::reject::Reason;
+use crate::format::read;
 use crate::ingest::backfill::Sources;
 use crate::land::batch::{Flushed, Tables};
 use crate::land::worker::{Meter, Rejected, Replayed, WorkError, Worker, WorkerSettings};
-use crate::maintain::input;
 use crate::maintain::remove::{Removal, Removed};
 use crate::maintain::rewrite::RewriteError;
 use crate::query::{QueryError, Session};
@@ -169,9 +169,9 @@ impl Replay {
         for file in files {
             let failed = |source| ReplayError::Read { location: file.location(&self.store, &spec.name).to_string(), source };
             let is_ours = |name: &str| spec.schema.column_with_name(name).is_some();
-            let mut batches = input::stream(&self.store, spec, &file, None, self.memory / READING, is_ours).await.map_err(failed)?;
+            let mut batches = read::stream(&self.store, spec, &file, None, self.memory / READING, is_ours).await.map_err(failed)?;
             while let Some(batch) = batches.next().await {
-                let batch = batch.and_then(|batch| input::adapt(&batch, &spec.schema)).map_err(failed)?;
+                let batch = batch.and_then(|batch| read::adapt(&batch, &spec.schema)).map_err(failed)?;
                 if send.send(batch).await.is_err() {
                     return Ok(());
                 }

@@ -3,10 +3,10 @@
 //! A [`LogType`] is read from one YAML file ([`parse`]); the [`Catalog`] holds the embedded ones and
 //! those of `--schemas DIR`. Nothing here does I/O but the catalog's reading of that folder.
 
+mod parse;
 mod catalog;
 mod datasets;
 mod ddl;
-mod parse;
 
 pub use catalog::{Catalog, CatalogError};
 pub use datasets::{Dataset, likely};

@@ -4,8 +4,8 @@
 //! are, 32 bytes of a filter whether the value may be there; only then are the list and the times of that row group read.
 //! Networks and all below a domain can't be asked of a filter: of those a file's lookup index tells.
 
-mod file;
 mod needle;
+mod file;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

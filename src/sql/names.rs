@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use datafusion::sql::sqlparser::ast::Ident;
 use datafusion::sql::sqlparser::dialect::Dialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, Word};
 
@@ -115,4 +116,9 @@ fn calls(tokens: &[Token]) -> HashSet<usize> {
         }
     }
     calls
+}
+
+/// A name in quotes.
+pub fn quoted(ident: &Ident) -> String {
+    format!("\"{}\"", ident.value.replace('"', "\"\""))
 }

@@ -13,6 +13,7 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 
 use super::limits::{MAX_TEXT, joined};
+use super::names::quoted;
 use super::unfold::{factors, list_factor, name_of, unfold};
 use crate::schema::Standard;
 
@@ -35,11 +36,6 @@ pub fn rewrite(statement: &mut Statement, tables: &Tables) -> Result<(), String>
 /// An expression out of its text.
 pub fn expression(text: &str) -> Result<Expr, String> {
     Parser::new(&GenericDialect {}).try_with_sql(text).and_then(|mut parser| parser.parse_expr()).map_err(|e| e.to_string())
-}
-
-/// A name in quotes.
-pub fn quoted(ident: &Ident) -> String {
-    format!("\"{}\"", ident.value.replace('"', "\"\""))
 }
 
 struct Rewriting<'a> {

@@ -12,7 +12,7 @@ use datafusion::sql::sqlparser::ast::{
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 
-use super::rewrite::quoted;
+use super::names::quoted;
 use crate::schema::RESCUED_DATA;
 
 /// Columns of Snowflake's FLATTEN that have an equal here.

@@ -16,7 +16,7 @@ use super::commit::{self, DataFile, Landing, Settled};
 use super::fence::Fence;
 use super::ledger::{self, Known};
 use super::listing::LogFileKind;
-use super::log::{Beginning, Log, TableError};
+use super::log::{Beginning, Log, MAX_BEGINNINGS, TableError};
 use super::projection::{Table, tables_below};
 use super::snapshot::Snapshot;
 use super::spec::{LEDGER_TABLE, TableSpec, ledger_spec};
@@ -24,8 +24,6 @@ use crate::base::store::Store;
 
 /// How many ledger versions are remembered for a table before it is looked at.
 const MAX_PENDING: usize = 64;
-/// How often the reading of a log begins anew because entries were cleaned up meanwhile.
-pub(super) const MAX_BEGINNINGS: u32 = 3;
 
 /// What came of landing a batch.
 #[derive(Debug, PartialEq, Eq)]

@@ -26,6 +26,8 @@ use crate::base::store::Store;
 const READ_AHEAD: u64 = 64;
 /// For how many days checkpoints keep telling of files that were taken out of a table: vacuum must know of them.
 pub const TOMBSTONE_DAYS: u64 = 10;
+/// How often the reading of a log begins anew because entries were cleaned up meanwhile.
+pub(super) const MAX_BEGINNINGS: u32 = 3;
 /// How often a put that may or may not have landed is looked into before giving up.
 const MAX_UNKNOWN_PUTS: u32 = 5;
 

@@ -5,9 +5,8 @@ use futures::{FutureExt as _, TryStreamExt as _};
 use object_store::ObjectStoreExt as _;
 
 use super::commit::{self, DataFile, TableMetadata};
-use super::lake::MAX_BEGINNINGS;
 use super::ledger::Missing;
-use super::log::{Beginning, Log, TableError};
+use super::log::{Beginning, Log, MAX_BEGINNINGS, TableError};
 use super::snapshot::Snapshot;
 use super::spec::{LEDGER_TABLE, TableSpec};
 use crate::base::store::Store;

@@ -5,9 +5,9 @@ use serde_json::{Map, Value};
 
 use crate::support::{LIMITS, Outcome, WRITTEN, context, decode, decode_in_steps, json_rows};
 use flarelake::config::Partitioning;
-use flarelake::decode::decoder::{Decoder, ObjectContext};
+use flarelake::decode::decoder::Decoder;
 use flarelake::decode::json::{Keys, Scanner};
-use flarelake::decode::object::{Object, ObjectId};
+use flarelake::decode::object::{Object, ObjectContext, ObjectId};
 use flarelake::decode::reject::{Reason, Reject};
 use flarelake::decode::split::{Piece, Place, Splitter};
 use flarelake::format::write::encode;

@@ -2,9 +2,9 @@
 //! whether the bytes come whole or in pieces.
 #![no_main]
 
-use flarelake::decode::decoder::{Counts, Decoder, ObjectContext, RecordLimits};
+use flarelake::decode::decoder::{Counts, Decoder, RecordLimits};
 use flarelake::decode::inflate::{Inflater, ObjectLimits};
-use flarelake::decode::object::ObjectId;
+use flarelake::decode::object::{ObjectId, ObjectContext};
 use flarelake::decode::reject::Reject;
 use flarelake::decode::split::Place;
 use flarelake::schema::Catalog;

@@ -14,19 +14,17 @@ use parquet::errors::ParquetError;
 use roaring::RoaringTreemap;
 use rustc_hash::FxHashMap;
 
-use super::repair::RepairError;
+use super::{READING, RepairError};
 use crate::base::store::Store;
 use crate::config::Partitioning;
 use crate::decode::object::{ObjectId, RowId};
+use crate::format::read;
 use crate::format::write::describe;
-use crate::maintain::input;
+use crate::maintain::input::InputError;
 use crate::maintain::plan::{Bin, Why};
 use crate::maintain::rewrite::{RewriteError, Rewriter};
 use crate::maintain::vacuum::ListedFile;
 use crate::table::{DataFile, TableSpec, file_location};
-
-/// Bytes of rows that are read at once.
-pub const READING: usize = 64 << 20;
 
 /// Where rows are looked for, and which.
 pub struct Salvage<'a> {
@@ -116,7 +114,7 @@ impl Salvage<'_> {
     /// for in the others.
     async fn take(&self, listed: &ListedFile, rows: &mut Rows, found: &mut Salvaged) -> Result<Result<(), ParquetError>, RewriteError> {
         let place = file_location(self.store, &self.spec.name, &listed.path);
-        let footer = match input::footer(self.store, place, listed.size).await {
+        let footer = match read::footer(self.store, place, listed.size).await {
             Ok(footer) => footer,
             Err(error) => return Ok(Err(error)),
         };
@@ -145,7 +143,7 @@ impl Salvage<'_> {
             taken if taken == all => found.files.push(file),
             _ => match self.rewritten(file, fresh.clone()).await {
                 Ok(files) => found.files.extend(files),
-                Err(RewriteError::Read { source, .. }) => return Ok(Err(source)),
+                Err(RewriteError::Read(InputError::Read { source, .. })) => return Ok(Err(source)),
                 Err(error) => return Err(error),
             },
         }
@@ -175,10 +173,10 @@ impl Salvage<'_> {
     /// Goes through the ids of a file's rows; none for those that are not of our writing.
     async fn ids(&self, file: &DataFile, mut each: impl FnMut(Option<RowId>)) -> Result<(), ParquetError> {
         let id = self.spec.id_column();
-        let mut batches = input::stream(self.store, &self.spec, file, None, READING, |name| name == id).await?;
+        let mut batches = read::stream(self.store, &self.spec, file, None, READING, |name| name == id).await?;
         while let Some(batch) = batches.next().await {
             let batch = batch?;
-            match input::ids(&self.spec, &batch) {
+            match read::ids(&self.spec, &batch) {
                 Some(ids) => (0..ids.len()).for_each(|row| each(ids.is_valid(row).then(|| RowId::parse(ids.value(row))).flatten())),
                 None => (0..batch.num_rows()).for_each(|_| each(None)),
             }

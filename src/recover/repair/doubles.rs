@@ -7,11 +7,10 @@ use parking_lot::Mutex;
 use parquet::errors::ParquetError;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::repair::RepairError;
-use super::salvage::READING;
+use super::{READING, RepairError};
 use crate::base::store::Store;
 use crate::decode::object::ObjectId;
-use crate::maintain::input;
+use crate::format::read;
 use crate::maintain::plan::{Bin, Why};
 use crate::maintain::rewrite::Rewriter;
 use crate::table::{DataFile, TableSpec};
@@ -74,10 +73,10 @@ impl Doubles<'_> {
 
     async fn ids(&self, file: &DataFile, mut each: impl FnMut(ObjectId)) -> Result<(), ParquetError> {
         let id = self.spec.id_column();
-        let mut batches = input::stream(self.store, &self.spec, file, None, READING, |name| name == id).await?;
+        let mut batches = read::stream(self.store, &self.spec, file, None, READING, |name| name == id).await?;
         while let Some(batch) = batches.next().await {
             let batch = batch?;
-            let ids = input::ids(&self.spec, &batch).into_iter().flatten();
+            let ids = read::ids(&self.spec, &batch).into_iter().flatten();
             ids.flatten().filter_map(ObjectId::parse).for_each(&mut each);
         }
         Ok(())

@@ -11,16 +11,15 @@ use object_store::{ObjectStoreExt as _, PutPayload};
 use parquet::errors::ParquetError;
 use roaring::RoaringTreemap;
 
-use super::repair::RepairError;
-use super::salvage::READING;
+use super::{READING, RepairError};
 use crate::base::new_uuid;
 use crate::base::store::Store;
 use crate::decode::object::{Object, ObjectId, RowId};
 use crate::decode::reject::Reason;
+use crate::format::read;
 use crate::format::write::{self, EncodedFile};
 use crate::land::batch::Tables;
 use crate::land::ledger_rows::{ObjectOutcome, ledger_rows};
-use crate::maintain::input;
 use crate::maintain::vacuum::{ListedFile, list};
 use crate::schema::Standard;
 use crate::table::{DataFile, FAILURES_TABLE, LEDGER_TABLE, Landing, Repair, TableError, file_location, open_tables};
@@ -139,9 +138,9 @@ impl Refill<'_> {
 
     async fn read_ledger(&self, file: &DataFile, mut each: impl FnMut(&RecordBatch)) -> Result<(), ParquetError> {
         let spec = &self.tables.ledger;
-        let mut batches = input::stream(self.store, spec, file, None, READING, |_| true).await?;
+        let mut batches = read::stream(self.store, spec, file, None, READING, |_| true).await?;
         while let Some(batch) = batches.next().await {
-            each(&input::adapt(&batch?, &spec.schema)?);
+            each(&read::adapt(&batch?, &spec.schema)?);
         }
         Ok(())
     }
@@ -161,9 +160,9 @@ impl Refill<'_> {
         let wanted = [Standard::RowId, Standard::EventTime, Standard::SourceId].map(Standard::name);
         for file in table.files()? {
             let failed = |source| RepairError::Read { location: file.location(self.store, name).to_string(), source };
-            let mut batches = match input::stream(self.store, &spec, &file, None, READING, |column| wanted.contains(&column)).await {
+            let mut batches = match read::stream(self.store, &spec, &file, None, READING, |column| wanted.contains(&column)).await {
                 // The table is made whole from the other files of its folder.
-                Err(error) if input::is_gone(&error) => continue,
+                Err(error) if read::is_gone(&error) => continue,
                 other => other.map_err(failed)?,
             };
             while let Some(batch) = batches.next().await {
@@ -193,12 +192,12 @@ impl Refill<'_> {
         let mut old = HashSet::new();
         for listed in list(self.store, LEDGER_TABLE).await?.into_iter().filter(|listed| !named.contains(&listed.path)) {
             let Ok(file) = self.describe(&listed).await else { continue };
-            let Ok(mut batches) = input::stream(self.store, spec, &file, None, READING, |name| name == spec.id_column()).await else {
+            let Ok(mut batches) = read::stream(self.store, spec, &file, None, READING, |name| name == spec.id_column()).await else {
                 continue;
             };
             // What can't be read tells nothing.
             while let Some(Ok(batch)) = batches.next().await {
-                let ids = input::ids(spec, &batch).into_iter().flatten();
+                let ids = read::ids(spec, &batch).into_iter().flatten();
                 old.extend(ids.flatten().filter_map(ObjectId::parse).filter(|id| !repair.contains(id.0)));
             }
         }
@@ -210,14 +209,14 @@ impl Refill<'_> {
     }
 
     async fn describe(&self, listed: &ListedFile) -> Result<DataFile, ParquetError> {
-        let footer = input::footer(self.store, file_location(self.store, LEDGER_TABLE, &listed.path), listed.size).await?;
+        let footer = read::footer(self.store, file_location(self.store, LEDGER_TABLE, &listed.path), listed.size).await?;
         Ok(write::describe(&self.tables.ledger, &listed.path, listed.size, listed.written_ms, &footer))
     }
 
     /// Tells the ledger of objects, by their rows of it.
     async fn note(&self, repair: &mut Repair, rows: &[RecordBatch]) -> Result<(), RepairError> {
         let spec = &self.tables.ledger;
-        let ids = rows.iter().filter_map(|rows| input::ids(spec, rows)).flat_map(StringViewArray::iter);
+        let ids = rows.iter().filter_map(|rows| read::ids(spec, rows)).flat_map(StringViewArray::iter);
         let objects = ids.flatten().filter_map(ObjectId::parse).map(|object| object.0).collect();
         let mut encoded = write::encode(spec, rows)?;
         let EncodedFile { file, bytes } = encoded.pop().expect("an unpartitioned table's rows are one file");

@@ -4,70 +4,22 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use super::RepairError;
 use super::doubles::{Doubles, Undoubled};
 use super::refill::Refill;
 use super::salvage::{self, Salvage, Salvaged, Told};
-use crate::base::store::{Store, StoreError};
+use crate::base::store::Store;
 use crate::decode::object::{ObjectId, RowId};
-use crate::format::write::FileError;
 use crate::land::batch::Tables;
 use crate::maintain::compact::as_it_is;
-use crate::maintain::rewrite::RewriteError;
+use crate::maintain::lease;
 use crate::maintain::vacuum::{ListedFile, list};
-use crate::maintain::{MaintainError, lease};
 use crate::table::{
     Absent, Change, DataFile, FAILURES_TABLE, Findings, LEDGER_TABLE, Repair, Replaced, TableError, TableSpec, Upkeep, file_location,
 };
 
 /// What a log alone tells, and files don't.
 const COMES_BACK: &str = "; rows that were deleted less than a vacuum ago are among them";
-
-/// Why a repair stopped. It can be begun again.
-#[derive(Debug, thiserror::Error)]
-pub enum RepairError {
-    /// A table can't be read or written.
-    #[error(transparent)]
-    Table(#[from] TableError),
-    /// No such table is there to be looked through.
-    #[error("there is no table {name} in this lake; there are: {there}")]
-    NoTable {
-        /// What was asked for.
-        name: String,
-        /// The tables that are there.
-        there: String,
-    },
-    /// Another process keeps the lake up.
-    #[error("another process writes to this lake: stop every maintainer and writer, then run it again")]
-    Busy,
-    /// The lease can't be taken, or a folder not be listed.
-    #[error(transparent)]
-    Maintain(#[from] MaintainError),
-    /// Rows can't be written anew.
-    #[error(transparent)]
-    Rewrite(#[from] RewriteError),
-    /// The store doesn't tell what time it is.
-    #[error(transparent)]
-    Time(#[from] StoreError),
-    /// A file of a table can't be read.
-    #[error("{location}: can't be read: {source}; restore it, or take it out of the table, then run it again")]
-    Read {
-        /// The file's path in the store.
-        location: String,
-        /// What the reader said.
-        source: parquet::errors::ParquetError,
-    },
-    /// The ledger's rows can't be written.
-    #[error(transparent)]
-    Write(#[from] FileError),
-    /// A file can't be uploaded.
-    #[error("uploading {location} failed: {source}; nothing was lost, run it again")]
-    Upload {
-        /// The file's path in the store.
-        location: String,
-        /// What the store said.
-        source: object_store::Error,
-    },
-}
 
 /// A lake whose writers are stopped, to be mended.
 pub struct Mender {
