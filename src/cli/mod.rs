@@ -136,7 +136,7 @@ pub fn main() -> ExitCode {
         Ok(End::Rejects) => ExitCode::from(3),
         Ok(End::Interrupted) => ExitCode::from(130),
         // Whoever reads our output has seen enough.
-        Err(_) if output::reader_gone() => ExitCode::SUCCESS,
+        Err(error) if output::is_reader_gone(&error) => ExitCode::SUCCESS,
         Err(error) => report(&error),
     }
 }

@@ -8,8 +8,7 @@ use chrono::{DateTime, SecondsFormat};
 
 use crate::base::printable::{JsonWriter, printable_lines};
 
-/// Set when nobody reads our stdout any more. Kept apart from the error, which on its way up may be wrapped
-/// by any writer, and which a socket's broken pipe looks like.
+/// Set when nobody reads our stdout any more: a socket's broken pipe looks like it.
 static READER_GONE: AtomicBool = AtomicBool::new(false);
 
 /// Stdout, which notices that its reader has gone.
@@ -36,16 +35,19 @@ pub fn stdout() -> BufWriter<Stdout> {
     BufWriter::with_capacity(1 << 16, Stdout(io::stdout()))
 }
 
-/// Whether whoever read our output has seen enough: no failure of ours.
-pub fn reader_gone() -> bool {
-    READER_GONE.load(Ordering::Relaxed)
+/// Whether an error is that whoever read our output has seen enough: no failure of ours. What else went wrong is one, read or not.
+pub fn is_reader_gone(error: &anyhow::Error) -> bool {
+    let is_broken_pipe = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    };
+    READER_GONE.load(Ordering::Relaxed) && error.chain().any(is_broken_pipe)
 }
 
 /// Prints something that is no result: that nobody reads it is no error. Names in it steer no terminal.
 pub fn say(what: impl Display) -> io::Result<()> {
     let mut out = stdout();
     match out.write_all(printable_lines(&what.to_string()).as_bytes()).and_then(|()| out.flush()) {
-        Err(_) if reader_gone() => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }
 }

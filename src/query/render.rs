@@ -127,17 +127,22 @@ impl<W: Write + Send> Renderer<W> {
         }
     }
 
-    /// Writes what is held back, and the end.
+    /// Writes what is held back, and the end: all of it is with the system then, or an error says that it is not.
     pub fn finish(self) -> Result<(), io::Error> {
         match self.sink {
             Sink::Table(writer) => writer.finish(),
             Sink::Parquet(writer) => writer.into_inner().map_err(not_written)?.flush(),
             Sink::Json(mut writer) => {
                 writer.finish().map_err(failed)?;
-                writeln!(writer.into_inner())
+                let mut to = writer.into_inner();
+                writeln!(to)?;
+                to.flush()
             }
-            Sink::Ndjson(mut writer) => writer.finish().map_err(failed),
-            Sink::Csv(..) => Ok(()),
+            Sink::Ndjson(mut writer) => {
+                writer.finish().map_err(failed)?;
+                writer.into_inner().flush()
+            }
+            Sink::Csv(_, writer) => writer.into_inner().flush(),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use deltalake::kernel::transaction::CommitData;
-use deltalake::kernel::{Action, Add, Metadata, Protocol, Remove, Transaction};
+use deltalake::kernel::{Action, Add, Metadata, Protocol, Remove, StructField, StructType, Transaction};
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
@@ -199,6 +199,27 @@ pub struct TableMetadata {
     pub schema_string: String,
     /// Partition column names.
     pub partition_columns: Vec<String>,
+}
+
+/// What of a table's metaData decides whether our files fit.
+pub fn table_metadata(layout: &Metadata) -> Result<TableMetadata, String> {
+    let metadata = serde_json::to_value(layout).and_then(serde_json::from_value);
+    metadata.map_err(|e| format!("its metaData can't be read: {e}"))
+}
+
+/// A table's metaData with more columns, and the commit that says so.
+pub fn columns(layout: &Metadata, missing: Vec<StructField>) -> Result<(Metadata, Bytes), String> {
+    let with_them = || {
+        let mut layout = serde_json::to_value(layout)?;
+        let schema: StructType = serde_json::from_str(layout["schemaString"].as_str().unwrap_or_default())?;
+        let all = schema.fields().cloned().chain(missing.iter().cloned().map(|field| StructField { nullable: true, ..field }));
+        layout["schemaString"] = serde_json::to_string(&StructType::try_new(all).map_err(serde::ser::Error::custom)?)?.into();
+        serde_json::from_value::<Metadata>(layout)
+    };
+    let layout = with_them().map_err(|e: serde_json::Error| format!("its schema can't be extended: {e}"))?;
+    let operation = DeltaOperation::AddColumn { fields: missing };
+    let bytes = CommitData::new(vec![Action::Metadata(layout.clone())], operation, HashMap::new(), Vec::new()).get_bytes();
+    Ok((layout, bytes.map_err(|e| e.to_string())?))
 }
 
 /// Whether we may write to a table of this protocol (reader, writer); if not, what to say.

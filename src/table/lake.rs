@@ -278,7 +278,7 @@ impl Lake {
         let known = self.tables.lock().get(&spec.name).cloned();
         if let Some(table) = known {
             let mut table = table.lock().await;
-            return if table.spec.is_some() { Ok(()) } else { table.fits(spec) };
+            return if table.spec.is_some() { Ok(()) } else { table.fits(&self.store, &spec.name, spec).await };
         }
         let mut table = match Table::open(&self.store, &spec.name).await? {
             Some(table) => table,
@@ -295,7 +295,7 @@ impl Lake {
                 Table::reopen(&self.store, &spec.name).await?
             }
         };
-        table.fits(spec)?;
+        table.fits(&self.store, &spec.name, spec).await?;
         self.check_ledger_reaches(&table).await?;
         self.tables.lock().entry(spec.name.clone()).or_insert_with(|| Arc::new(Mutex::new(table)));
         Ok(())

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use deltalake::kernel::engine::arrow_conversion::TryIntoKernel as _;
 use deltalake::kernel::transaction::TransactionError;
-use deltalake::kernel::{Protocol, StructType, new_metadata};
+use deltalake::kernel::{Protocol, StructField, StructType, new_metadata};
 use deltalake::logstore::{CommitOrBytes, LogStoreRef, StorageConfig, default_logstore};
 use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::ObjectStore as _;
@@ -419,8 +419,8 @@ impl Log {
         Ok(())
     }
 
-    /// Checks that files made for `spec` fit the table as it is.
-    pub fn check(&self, spec: &TableSpec, metadata: &TableMetadata) -> Result<(), TableError> {
+    /// Checks that files made for `spec` fit the table as it is, but for the columns that it lacks. Those.
+    pub fn check(&self, spec: &TableSpec, metadata: &TableMetadata) -> Result<Vec<StructField>, TableError> {
         let layout = |message: String| Err(TableError::Layout { table: self.table.clone(), message });
         let ours: Vec<&str> = spec.partitioning.map_or(&[][..], |p| p.columns()).to_vec();
         if metadata.partition_columns != ours {
@@ -435,14 +435,10 @@ impl Log {
             Err(e) => return layout(format!("its schema can't be read: {e}")),
         };
         let Ok(wanted) = delta_schema(spec) else { return layout("its schema can't be expressed in Delta".into()) };
+        let mut missing = Vec::new();
         for field in wanted.fields() {
             match theirs.field(field.name()) {
-                None => {
-                    return layout(format!(
-                        "it has no column {}; its log type's schema has changed since it was created: use a new lake, or add the column first",
-                        field.name()
-                    ));
-                }
+                None => missing.push(field.clone()),
                 Some(there) if there.data_type() != field.data_type() => {
                     return layout(format!(
                         "its column {} is of type {}, and the schema says {}; use the schema that it was created with",
@@ -454,7 +450,7 @@ impl Log {
                 Some(_) => {}
             }
         }
-        Ok(())
+        Ok(missing)
     }
 }
 

@@ -1,5 +1,6 @@
 //! A data table under write: a projection of the ledger, brought up to it by whoever comes next.
 
+use deltalake::kernel::{Metadata, StructField};
 use futures::stream::{self, StreamExt as _};
 use futures::{FutureExt as _, TryStreamExt as _};
 use object_store::ObjectStoreExt as _;
@@ -20,6 +21,8 @@ pub(super) struct Table {
     /// The ledger version that it has been brought up to.
     pub txn: Option<u64>,
     metadata: Option<TableMetadata>,
+    /// All of the same action.
+    layout: Option<Metadata>,
     /// Reader and writer version.
     protocol: (i64, i64),
     /// Why it may lack what it was given, as its log tells, until a repair has made it whole.
@@ -51,7 +54,7 @@ impl Table {
             let mut log = Log::new(store, name);
             let mut table = match log.beginning().await? {
                 Beginning::Empty => return Ok(None),
-                Beginning::First => Self { log, txn: None, metadata: None, protocol: (0, 0), lacks: None, spec: None },
+                Beginning::First => Self { log, txn: None, metadata: None, layout: None, protocol: (0, 0), lacks: None, spec: None },
                 Beginning::After(checkpoint, _) => Self::open_checkpointed(store, name, log, checkpoint).await?,
             };
             match table.read_on().await {
@@ -77,28 +80,59 @@ impl Table {
         let txn = table.transaction(commit::APP).await?;
         let failed = |e: deltalake::DeltaTableError| TableError::request(name, "reading the table's checkpoint", e);
         let snapshot = table.0.snapshot().map_err(failed)?;
-        let metadata = serde_json::to_value(snapshot.metadata()).and_then(serde_json::from_value);
-        let metadata =
-            metadata.map_err(|e| TableError::Layout { table: log.table.clone(), message: format!("its metaData can't be read: {e}") })?;
+        let layout = snapshot.metadata().clone();
+        let metadata = commit::table_metadata(&layout);
+        let metadata = metadata.map_err(|message| TableError::Layout { table: log.table.clone(), message })?;
         let protocol = snapshot.protocol();
         let protocol = (i64::from(protocol.min_reader_version()), i64::from(protocol.min_writer_version()));
         log.version = Some(checkpoint);
-        Ok(Self { log, txn, metadata: Some(metadata), protocol, lacks: None, spec: None })
+        Ok(Self { log, txn, metadata: Some(metadata), layout: Some(layout), protocol, lacks: None, spec: None })
     }
 
-    /// Whether files made for `spec` fit it: from now on whatever is read of it is held to that.
-    pub fn fits(&mut self, spec: &TableSpec) -> Result<(), TableError> {
-        self.spec = Some(spec.clone());
-        self.check().inspect_err(|_| self.spec = None)
+    /// Whether files made for `spec` fit it, once it has the columns that it lacks: whoever comes first with a newer schema adds them, and
+    /// rows of before have no value in them. From now on whatever is read of it is held to `spec`.
+    pub async fn fits(&mut self, store: &Store, name: &str, spec: &TableSpec) -> Result<(), TableError> {
+        let mut unknown = 0;
+        loop {
+            let missing = self.missing(spec)?;
+            if missing.is_empty() {
+                self.spec = Some(spec.clone());
+                return Ok(());
+            }
+            let names = missing.iter().map(StructField::name).cloned().collect::<Vec<_>>().join(", ");
+            let wrong = |message: String| TableError::Layout { table: self.log.table.clone(), message };
+            let layout = self
+                .layout
+                .as_ref()
+                .ok_or_else(|| wrong(format!("it has no column {names}, and its metaData is of a form that can't be extended")))?;
+            let (layout, bytes) = commit::columns(layout, missing).map_err(wrong)?;
+            match self.log.try_put(bytes, &mut unknown).await {
+                Ok(true) => {
+                    tracing::info!("{}: it has got the columns {names}, which its log type's schema has", self.log.table);
+                    self.metadata = Some(
+                        commit::table_metadata(&layout).map_err(|message| TableError::Layout { table: self.log.table.clone(), message })?,
+                    );
+                    self.layout = Some(layout);
+                }
+                Ok(false) => self.catch_up(store, name).await?,
+                Err(TableError::Outrun { .. }) => self.begin_anew(store, name).await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The columns that it lacks for what is written into it.
+    fn missing(&self, spec: &TableSpec) -> Result<Vec<StructField>, TableError> {
+        commit::check_protocol(self.protocol).map_err(|message| TableError::Layout { table: self.log.table.clone(), message })?;
+        self.metadata.as_ref().map_or(Ok(Vec::new()), |metadata| self.log.check(spec, metadata))
     }
 
     /// Whether what we write still fits the table.
     fn check(&self) -> Result<(), TableError> {
-        commit::check_protocol(self.protocol).map_err(|message| TableError::Layout { table: self.log.table.clone(), message })?;
-        match (&self.spec, &self.metadata) {
-            (Some(spec), Some(metadata)) => self.log.check(spec, metadata),
-            _ => Ok(()),
-        }
+        let Some(spec) = &self.spec else { return Ok(()) };
+        let Some(gone) = self.missing(spec)?.into_iter().next() else { return Ok(()) };
+        let message = format!("it has no column {} any more, which another engine took out; run it again, and it is added", gone.name());
+        Err(TableError::Layout { table: self.log.table.clone(), message })
     }
 
     /// P1. Reads the table to its end; begins anew if it was away for so long that some of its entries are gone.
@@ -116,7 +150,7 @@ impl Table {
     }
 
     async fn read_on(&mut self) -> Result<(), TableError> {
-        let Self { log, txn, metadata, protocol, lacks, .. } = self;
+        let Self { log, txn, metadata, layout, protocol, lacks, .. } = self;
         let log_name = log.table.clone();
         let mut layout_changed = false;
         log.catch_up(|version, entry, _| {
@@ -141,7 +175,7 @@ impl Table {
             *txn = entry.txn.or(*txn);
             *protocol = entry.protocol.unwrap_or(*protocol);
             if entry.metadata.is_some() {
-                *metadata = entry.metadata;
+                (*metadata, *layout) = (entry.metadata, entry.layout);
             }
         })
         .await?;

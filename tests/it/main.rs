@@ -7,6 +7,7 @@ mod config;
 mod damage;
 mod faults;
 mod engines;
+mod evolve;
 mod files;
 mod datasets;
 mod golden;

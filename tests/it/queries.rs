@@ -613,3 +613,27 @@ print(open(os.path.join(home, "flarelake", "history")).read())
     let history = stdout(&output);
     assert!(history.contains("select 7 * 6;") && history.contains("from cloudflare_httprequest"), "{history}");
 }
+
+#[test]
+fn what_is_not_written_is_an_error_in_every_format_and_a_reader_that_has_seen_enough_is_none() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let lake = dir.path().join("lake");
+    let logs = dir.path().join("a.json");
+    std::fs::write(&logs, r#"{"EdgeStartTimestamp":"2026-01-15T12:00:00Z","RayID":"a","ClientRequestHost":"example.com"}"#)
+        .expect("written");
+    stdout(&flarelake(&["--lake", text(&lake), "backfill", text(&logs)]));
+    let shell = |script: &str| {
+        let binary = env!("CARGO_BIN_EXE_flarelake");
+        let script = script.replace("QUERY", &format!("'{binary}' --lake '{}' query --format", lake.display()));
+        std::process::Command::new("bash").args(["-c", &script]).output().expect("started")
+    };
+    for format in ["table", "json", "ndjson", "csv", "parquet"] {
+        // So few bytes that they are only written at the end.
+        let full = shell(&format!("QUERY {format} 'SELECT RayID FROM cloudflare_httprequest' > /dev/full"));
+        assert_eq!(full.status.code(), Some(1), "{format}: {full:?}");
+        assert!(String::from_utf8_lossy(&full.stderr).contains("No space left"), "{format}: {full:?}");
+        let seen = shell(&format!("QUERY {format} 'SELECT unnest(range(0, 1000000)) AS n' | head -c 10; exit ${{PIPESTATUS[0]}}"));
+        assert_eq!(seen.status.code(), Some(0), "{format}: {seen:?}");
+        assert!(seen.stderr.is_empty(), "{format}: {seen:?}");
+    }
+}
