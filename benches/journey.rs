@@ -15,9 +15,9 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use flarelake::base::store::Store;
 use flarelake::config::Partitioning;
-use flarelake::decode::decoder::{Decoder, ObjectContext, RecordLimits};
+use flarelake::decode::decoder::{Decoder, RecordLimits};
 use flarelake::decode::inflate::{Inflater, ObjectLimits};
-use flarelake::decode::object::{ContentHash, Object, ObjectId};
+use flarelake::decode::object::{ContentHash, Object, ObjectContext, ObjectId};
 use flarelake::decode::split::Place;
 use flarelake::format::write;
 use flarelake::generate::{Dataset, Spec, Timestamps};
@@ -97,7 +97,7 @@ fn stages(criterion: &mut Criterion) {
 
     let spec = log_type_spec(&catalog.types()[1], Partitioning::Day);
     let batches: Vec<_> = decode().batches.into_iter().map(|(_, batch)| batch).collect();
-    group.bench_function("write", |b| b.iter(|| black_box(file::encode(&spec, &batches).expect("written").len())));
+    group.bench_function("write", |b| b.iter(|| black_box(write::encode(&spec, &batches).expect("written").len())));
     group.finish();
 }
 
