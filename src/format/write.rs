@@ -70,25 +70,22 @@ pub struct EncodedFile {
     pub bytes: Vec<u8>,
 }
 
-/// Writes all rows of `batches`, which have the table's columns, as one file for each partition.
-pub fn encode(spec: &TableSpec, batches: &[RecordBatch]) -> Result<Vec<EncodedFile>, FileError> {
-    let sorted = sort(spec, batches);
+/// Writes all rows of `batches`, which have the table's columns, as one file for each partition. Each is written when it is asked for: who
+/// passes one on before the next holds one of them, however many partitions there are.
+pub fn encode<'a>(spec: &'a TableSpec, batches: &'a [RecordBatch]) -> impl Iterator<Item = Result<EncodedFile, FileError>> + 'a {
+    let Sorted { times, rows } = sort(spec, batches);
     let sources: Vec<&RecordBatch> = batches.iter().collect();
-    let mut files = Vec::new();
-    for run in partition::cut(&sorted.times, spec.partitioning) {
-        let rows = &sorted.rows[run.start..run.end];
-        if rows.is_empty() {
-            continue;
-        }
+    let runs = partition::cut(&times, spec.partitioning).into_iter().filter(|run| run.start < run.end);
+    runs.map(move |run| {
+        let rows = &rows[run.start..run.end];
         let mut bytes = Vec::new();
         let mut writer = FileWriter::new(spec, run.values, rows.len(), &mut bytes, None)?;
         for chunk in rows.chunks(GATHER_ROWS) {
             writer.write(&gather(spec, &sources, chunk)?)?;
         }
         let file = writer.finish()?;
-        files.push(EncodedFile { file, bytes });
-    }
-    Ok(files)
+        Ok(EncodedFile { file, bytes })
+    })
 }
 
 fn failed(spec: &TableSpec, error: impl std::fmt::Display) -> FileError {

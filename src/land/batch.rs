@@ -10,10 +10,11 @@ use std::time::Duration;
 use arrow::array::AsArray;
 use arrow::datatypes::TimestampMicrosecondType;
 use arrow::record_batch::RecordBatch;
-use object_store::{ObjectStoreExt as _, PutPayload};
+use object_store::ObjectStoreExt as _;
 use tokio::runtime::Handle;
 
 use super::ledger_rows::{ObjectOutcome, ledger_rows, reject_rows};
+use super::upload::{UploadError, Uploads};
 use crate::base::{Clock, Watch, new_uuid};
 use crate::config::Partitioning;
 use crate::decode::decoder::{Counts, Decoded};
@@ -32,11 +33,12 @@ pub enum BatchError {
     /// The lake's tables.
     #[error(transparent)]
     Table(#[from] TableError),
-    /// A file could not be uploaded, or an uploaded one not be read back.
-    #[error("{doing} {location} failed: {source}; nothing was lost, run it again")]
-    Store {
-        /// What was being done.
-        doing: &'static str,
+    /// A file could not be uploaded.
+    #[error(transparent)]
+    Upload(#[from] UploadError),
+    /// A file that was uploaded could not be read back.
+    #[error("reading back {location} failed: {source}; nothing was lost, run it again")]
+    ReadBack {
         /// The file's path in the store.
         location: String,
         /// What the store said.
@@ -49,8 +51,8 @@ impl BatchError {
     pub fn needs_a_person(&self) -> bool {
         match self {
             Self::File(_) => true,
-            Self::Table(error) => matches!(error, TableError::Layout { .. } | TableError::Entry { .. }),
-            Self::Store { .. } => false,
+            Self::Table(error) => matches!(error, TableError::Layout { .. } | TableError::Unmarked { .. } | TableError::Entry { .. }),
+            Self::Upload(_) | Self::ReadBack { .. } => false,
         }
     }
 }
@@ -211,7 +213,11 @@ impl Batch {
     /// Writes the rows of the object at hand to files that nothing names yet.
     pub fn spill(&mut self) -> Result<(), BatchError> {
         let rows = std::mem::take(&mut self.open.rows);
-        for (table, files) in self.write(rows)? {
+        let Some(lake) = self.lake.clone() else { return Ok(()) };
+        let mut uploads = Uploads::new(lake.store(), &self.runtime);
+        let written = self.write(&lake, rows, &mut uploads)?;
+        uploads.finish()?;
+        for (table, files) in written {
             self.open.files.entry(table).or_default().extend(files);
         }
         Ok(())
@@ -310,7 +316,8 @@ impl Batch {
         }
         let clock = lake.store().clock.clone();
         let (began, mut committing) = (clock.watch(), Duration::ZERO);
-        for (table, files) in self.write(rows)? {
+        let mut uploads = Uploads::new(lake.store(), &self.runtime);
+        for (table, files) in self.write(&lake, rows, &mut uploads)? {
             self.files.entry(table).or_default().extend(files);
         }
         // What was written early of the object at hand stays behind, and is as old.
@@ -324,9 +331,10 @@ impl Batch {
         };
         while !outcomes.is_empty() {
             let ledger = &self.tables.ledger;
-            let encoded = write::encode(ledger, &[ledger_rows(ledger, &outcomes, clock.now_micros())])?;
-            let mut uploaded = self.upload(&lake, &ledger.name, encoded)?;
+            // On its way together with the others.
+            let mut uploaded = upload(&lake, ledger, &[ledger_rows(ledger, &outcomes, clock.now_micros())], &mut uploads)?;
             let ledger_file = uploaded.pop().expect("an unpartitioned table's rows are one file");
+            std::mem::replace(&mut uploads, Uploads::new(lake.store(), &self.runtime)).finish()?;
             let commit = clock.watch();
             let outcome = self.runtime.block_on(lake.land(&landing, &ledger_file, begun))?;
             committing += commit.elapsed();
@@ -361,60 +369,54 @@ impl Batch {
                 !(is_gone(id.object) || replays && [id, whole].map(ObjectId::of_replay).into_iter().any(is_gone))
             })
         };
-        let mut adds = BTreeMap::new();
+        let (mut adds, mut uploads) = (BTreeMap::new(), Uploads::new(lake.store(), &self.runtime));
         for (table, files) in landing.adds {
             let spec = self.tables.spec(&table);
             let mut kept_files = Vec::new();
             for file in files {
                 let path = file.location(lake.store(), &table);
                 let get = async { lake.store().objects.get(&path).await?.bytes().await };
-                let bytes = self.runtime.block_on(get).map_err(|source| BatchError::Store {
-                    doing: "reading back",
-                    location: path.to_string(),
-                    source,
-                })?;
+                let read_back = self.runtime.block_on(get);
+                let bytes = read_back.map_err(|source| BatchError::ReadBack { location: path.to_string(), source })?;
                 let kept = write::filter_rows(spec, bytes, is_kept)?;
                 let rows: usize = kept.iter().map(RecordBatch::num_rows).sum();
                 if rows as u64 == file.rows {
                     kept_files.push(file);
                 } else if rows > 0 {
-                    kept_files.extend(self.upload(lake, &table, write::encode(spec, &kept)?)?);
+                    kept_files.extend(upload(lake, spec, &kept, &mut uploads)?);
                 }
             }
             if !kept_files.is_empty() {
                 adds.insert(table, kept_files);
             }
         }
+        uploads.finish()?;
         let objects = landing.objects.into_iter().filter(|id| !gone.contains(id)).collect();
         Ok(Landing { batch: landing.batch, objects, adds })
     }
 
-    /// Writes rows to files and uploads them; the tables are there afterwards.
-    fn write(&mut self, rows: Rows) -> Result<BTreeMap<String, Vec<DataFile>>, BatchError> {
+    /// Writes rows to files and sets them on their way; the tables are there afterwards.
+    fn write(&mut self, lake: &Lake, rows: Rows, uploads: &mut Uploads) -> Result<BTreeMap<String, Vec<DataFile>>, BatchError> {
         let mut written = BTreeMap::new();
-        let Some(lake) = self.lake.clone() else { return Ok(written) };
         self.begun.get_or_insert_with(|| lake.begun());
         for (table, batches) in rows.tables {
             let spec = self.tables.spec(&table);
             self.runtime.block_on(lake.ensure_table(spec))?;
-            let encoded = write::encode(spec, &batches)?;
-            drop(batches);
-            written.insert(table.clone(), self.upload(&lake, &table, encoded)?);
+            written.insert(table, upload(lake, spec, &batches, uploads)?);
         }
         Ok(written)
     }
+}
 
-    fn upload(&self, lake: &Lake, table: &str, files: Vec<EncodedFile>) -> Result<Vec<DataFile>, BatchError> {
-        let store = lake.store();
-        let mut uploaded = Vec::with_capacity(files.len());
-        for EncodedFile { file, bytes } in files {
-            let path = file.location(lake.store(), table);
-            let put = store.objects.put(&path, PutPayload::from(bytes));
-            self.runtime.block_on(put).map_err(|source| BatchError::Store { doing: "uploading", location: path.to_string(), source })?;
-            uploaded.push(file);
-        }
-        Ok(uploaded)
+/// Sets files of a table on their way, each as soon as it is encoded.
+fn upload(lake: &Lake, spec: &TableSpec, batches: &[RecordBatch], uploads: &mut Uploads) -> Result<Vec<DataFile>, BatchError> {
+    let mut files = Vec::new();
+    for encoded in write::encode(spec, batches) {
+        let EncodedFile { file, bytes } = encoded?;
+        uploads.put(file.location(lake.store(), &spec.name), bytes)?;
+        files.push(file);
     }
+    Ok(files)
 }
 
 fn event_times(batch: &RecordBatch) -> Option<(i64, i64)> {

@@ -5,5 +5,6 @@
 //! ```
 
 pub mod ledger_rows;
+pub mod upload;
 pub mod batch;
 pub mod worker;

@@ -336,13 +336,12 @@ impl Lake {
             };
         }
         drop(ledger);
-        for table in landing.adds.keys() {
-            self.project(table).await?;
-        }
         // Tables that only others land in are looked at now and then: what is remembered of them stays small.
-        for table in self.known.lagging(MAX_PENDING) {
-            self.project(&table).await?;
-        }
+        let lagging = self.known.lagging(MAX_PENDING).into_iter().filter(|table| !landing.adds.contains_key(table));
+        let tables: Vec<String> = landing.adds.keys().cloned().chain(lagging).collect();
+        // None is cut off where another fails.
+        let projected = futures::future::join_all(tables.iter().map(|table| self.project(table))).await;
+        projected.into_iter().collect::<Result<(), _>>()?;
         Ok(LandOutcome::Landed)
     }
 

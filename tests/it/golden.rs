@@ -257,7 +257,7 @@ fn rejects_of_absurd_times_stand_in_dates_that_can_be_read() {
             source_label: None,
         };
         let rows = reject_rows(&spec, &object, std::slice::from_ref(&reject), WRITTEN);
-        let files = encode(&spec, std::slice::from_ref(&rows)).expect("a file");
+        let files = encode(&spec, std::slice::from_ref(&rows)).collect::<Result<Vec<_>, _>>().expect("a file");
         assert_eq!(files[0].file.partition_values["p_event_date"], date);
         let time = json_rows(&rows)[0]["p_event_time"].as_str().expect("a time").to_owned();
         assert!(time.starts_with(date), "{time} in {date}");

@@ -47,7 +47,7 @@ pub fn object(n: u64) -> (Object, Vec<u8>) {
     (object, bytes)
 }
 
-fn worker(lake: Arc<Lake>, flush_bytes: usize) -> Worker {
+pub fn worker(lake: Arc<Lake>, flush_bytes: usize) -> Worker {
     let catalog = Catalog::embedded();
     let tables = Arc::new(Tables::new(&catalog, Partitioning::Day));
     let settings = WorkerSettings {

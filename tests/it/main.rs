@@ -14,6 +14,7 @@ mod golden;
 mod hostile;
 mod laws;
 mod large;
+mod landing;
 mod layout;
 mod ingest;
 mod ledger;

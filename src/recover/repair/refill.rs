@@ -218,8 +218,7 @@ impl Refill<'_> {
         let spec = &self.tables.ledger;
         let ids = rows.iter().filter_map(|rows| read::ids(spec, rows)).flat_map(StringViewArray::iter);
         let objects = ids.flatten().filter_map(ObjectId::parse).map(|object| object.0).collect();
-        let mut encoded = write::encode(spec, rows)?;
-        let EncodedFile { file, bytes } = encoded.pop().expect("an unpartitioned table's rows are one file");
+        let EncodedFile { file, bytes } = write::encode(spec, rows).next().expect("an unpartitioned table's rows are one file")?;
         let path = file.location(self.store, LEDGER_TABLE);
         let put = self.store.objects.put(&path, PutPayload::from(bytes)).await;
         put.map_err(|source| RepairError::Upload { location: path.to_string(), source })?;
