@@ -11,7 +11,7 @@ use super::{End, Settings, Usage, on_signal, output, parts};
 use crate::base::panics::to_the_end;
 use crate::config::{self, Config};
 use crate::ingest::metrics::Metrics;
-use crate::ingest::service::{Ended, Feed, Ingest, Pace};
+use crate::ingest::service::{Ended, Feed, Ingest, Pace, TRIED_EVERY};
 use crate::land::batch::Tables;
 use crate::land::worker::WorkerSettings;
 use crate::maintain::Maintainer;
@@ -66,7 +66,7 @@ pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Resu
     let ended = beside_upkeep(upkeep, &metrics, ingest.run(stop)).await?;
     drop(status);
     output::say(Report { metrics: &metrics, ended })?;
-    Ok(if ended.given_up > 0 && arguments.until_idle.is_some() { End::Incomplete } else { End::Done })
+    Ok(if ended.given_up + ended.refused as u64 > 0 && arguments.until_idle.is_some() { End::Incomplete } else { End::Done })
 }
 
 /// The memory that is left to the workers, and the upkeep beside them.
@@ -137,6 +137,7 @@ fn pace(config: &Config, workers: usize, until_idle: Option<Duration>) -> Pace {
         message_bytes: memory / 16,
         fetched_bytes: memory / 16,
         drain: config.ingest.drain,
+        refused_every: TRIED_EVERY,
         until_idle,
     }
 }

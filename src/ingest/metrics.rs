@@ -61,6 +61,8 @@ pub struct Metrics {
     pub given_up: Counter,
     /// Objects whose content is another than was announced.
     pub overwritten: Counter,
+    /// Sources of which nothing can be read.
+    pub sources_refused: Gauge,
     /// Rejects that landed.
     pub rejects: Family<ByReason, Counter>,
     /// Rows that landed.
@@ -122,6 +124,7 @@ impl Metrics {
             skipped: Counter::default(),
             given_up: Counter::default(),
             overwritten: Counter::default(),
+            sources_refused: Gauge::default(),
             rejects: Family::default(),
             rows: Family::default(),
             bytes: Counter::default(),
@@ -156,6 +159,7 @@ impl Metrics {
         to.register("objects_skipped", "Objects that hold no records by their name or size", self.skipped.clone());
         to.register("objects_given_up", "Objects given up for now: their messages stay in their queue", self.given_up.clone());
         to.register("objects_overwritten", "Objects whose content is another than was announced", self.overwritten.clone());
+        to.register("sources_refused", "Sources of which nothing can be read; each is tried again", self.sources_refused.clone());
         to.register("rejects", "Rejects that landed, by reason", self.rejects.clone());
         to.register("rows", "Rows that landed, by table", self.rows.clone());
         to.register("stored", "Bytes, as stored, of the objects that landed", self.bytes.clone());

@@ -44,28 +44,28 @@ fn file(path: &str) -> DataFile {
 }
 
 /// How many requests a landing makes one after the other that gives files to so many tables.
-async fn requests(tables: usize) -> u64 {
-    let second = Duration::from_secs(1);
+async fn requests(tables: usize) -> u32 {
+    let each = Duration::from_millis(150);
     let all = Tables::new(&Catalog::embedded(), Partitioning::Day);
     let specs: Vec<_> = all.log_types.iter().chain([&all.failures]).take(tables).collect();
-    let lake = Lake::open(memory_lake(slow(InMemory::new(), second))).await.expect("opens");
+    let lake = Lake::open(memory_lake(slow(InMemory::new(), each))).await.expect("opens");
     for spec in &specs {
         lake.ensure_table(spec).await.expect("is made");
     }
-    let mut counts = Vec::new();
+    let mut least = Duration::MAX;
     for n in 0..3 {
         let adds = specs.iter().map(|spec| (spec.name.clone(), vec![file(&format!("p_event_date=2026-01-15/{n}.parquet"))])).collect();
         let landing = Landing { batch: n.to_string(), objects: vec![n], adds };
         let ledger_file = DataFile { partition_values: BTreeMap::new(), ..file(&format!("{n}.parquet")) };
-        let (begun, began) = (lake.begun(), tokio::time::Instant::now());
+        let (begun, began) = (lake.begun(), Instant::now());
         assert!(matches!(lake.land(&landing, &ledger_file, begun).await, Ok(LandOutcome::Landed)));
-        counts.push(began.elapsed().as_secs());
+        least = least.min(began.elapsed());
     }
-    assert!(counts.iter().all(|count| *count == counts[0]), "each as the first: {counts:?}");
-    counts[0]
+    // A request that is made takes a wait; a machine that is busy takes less than one, three times out of three.
+    (least.as_millis() / each.as_millis()) as u32
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_landing_waits_for_six_requests_however_many_tables_it_gives_to() {
     // Whether anyone was faster, the put, and the listing that confirms it: of the ledger, and then of all tables at once.
     assert_eq!(requests(1).await, 6);

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use flarelake::base::aws::FailureKind;
+use flarelake::base::aws::{Failure, FailureKind};
 use flarelake::base::panics::to_the_end;
 use flarelake::config::{Every, Route};
 use flarelake::decode::object::ObjectId;
@@ -547,4 +548,90 @@ async fn upkeep_that_panics_is_tried_again_when_it_is_next_due() {
     let (kept_up, ()) = tokio::time::timeout(Duration::from_secs(60), both).await.expect("it goes on");
     kept_up.expect("it was stopped");
     assert_eq!(*panics.lock(), ["a fault of the store's client"; 2]);
+}
+
+/// A queue that may not be read for a while.
+#[derive(Debug)]
+struct ClosedQueue {
+    inner: Arc<MemoryQueue>,
+    is_open: AtomicBool,
+}
+
+impl ClosedQueue {
+    fn reach(&self, doing: &'static str) -> Result<(), QueueError> {
+        if self.is_open.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let failure = Failure { kind: FailureKind::Denied, message: "AccessDenied".into() };
+        Err(QueueError { queue: self.inner.url().to_owned(), doing, failure })
+    }
+}
+
+#[async_trait]
+impl Queue for ClosedQueue {
+    fn url(&self) -> &str {
+        self.inner.url()
+    }
+
+    async fn visibility_timeout(&self) -> Result<Duration, QueueError> {
+        self.reach("sqs:GetQueueAttributes")?;
+        self.inner.visibility_timeout().await
+    }
+
+    async fn receive(&self, wait: Duration) -> Result<Vec<Message>, QueueError> {
+        self.reach("sqs:ReceiveMessage")?;
+        self.inner.receive(wait).await
+    }
+
+    async fn delete(&self, receipts: &[String]) -> Result<Vec<Entry>, QueueError> {
+        self.inner.delete(receipts).await
+    }
+
+    async fn hide(&self, receipts: &[String], timeout: Duration) -> Result<Vec<Entry>, QueueError> {
+        self.inner.hide(receipts, timeout).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_refused_stops_itself_and_is_tried_again() {
+    // Its objects may not be read; or its queue may not.
+    for queue_is_closed in [false, true] {
+        let context = format!("queue is closed: {queue_is_closed}");
+        let (stage, other) = (Stage::new(Duration::from_secs(2)), Stage::new(Duration::from_secs(30)));
+        let closed = Arc::new(ClosedQueue { inner: stage.queue.clone(), is_open: AtomicBool::new(!queue_is_closed) });
+        if !queue_is_closed {
+            *stage.buckets.refuses.lock() = Some(("logs/", FailureKind::Denied));
+        }
+        for n in 0..5 {
+            stage.put(&format!("logs/{n}.log"), n);
+            other.put(&format!("others/{n}.log"), 10 + n);
+        }
+        let mut ingest = stage.ingest(Faults::default()).await;
+        ingest.feeds = vec![feed(closed.clone(), stage.buckets.clone()), feed(other.queue.clone(), other.buckets.clone())];
+        ingest.feeds[1].source.id = "other".into();
+        ingest.pace.until_idle = None;
+        let (metrics, stop) = (ingest.metrics.clone(), CancellationToken::new());
+        let running = tokio::spawn(ingest.run(stop.clone()));
+        let until = async |is_so: &dyn Fn() -> bool| {
+            let waiting = async {
+                while !is_so() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), waiting).await.is_ok()
+        };
+        assert!(until(&|| other.queue.is_empty() && metrics.sources_refused.get() == 1).await, "{context}: {:?}", metrics.readiness());
+        let told = metrics.readiness().expect_err("it is told");
+        assert!(told.contains(if queue_is_closed { "allow sqs:" } else { "allow s3:GetObject" }), "{context}: {told}");
+        assert_eq!(stage.queue.len(), 5, "{context}: its messages stay");
+        // A person mends it.
+        *stage.buckets.refuses.lock() = None;
+        closed.is_open.store(true, Ordering::SeqCst);
+        assert!(until(&|| stage.queue.is_empty()).await, "{context}: {:?}", metrics.readiness());
+        assert_eq!((metrics.readiness(), metrics.sources_refused.get()), (Ok(()), 0), "{context}");
+        stop.cancel();
+        let ended = running.await.expect("it doesn't panic").expect("ends");
+        assert_eq!(ended.refused, 0, "{context}");
+        assert_eq!(stage.rows().await["ingested_objects"], 10, "{context}");
+    }
 }

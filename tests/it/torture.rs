@@ -258,6 +258,7 @@ pub fn ingest(lake: Arc<Lake>, feeds: Vec<Feed>) -> Ingest {
             message_bytes: 1 << 20,
             fetched_bytes: 1 << 20,
             drain: Duration::from_millis(1500),
+            refused_every: Duration::from_millis(300),
             until_idle: Some(Duration::from_millis(400)),
         },
         feeds,

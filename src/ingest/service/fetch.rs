@@ -22,7 +22,7 @@ const MISSES: u32 = 3;
 const FAILURES: u32 = 8;
 /// The same where a person has to change something.
 const REFUSALS: u32 = 3;
-/// Objects refused, and not one read: the source as a whole is refused.
+/// Objects refused, and none read in between: the source as a whole is refused.
 const REFUSED_OBJECTS: usize = 3;
 /// What is reserved for an object whose notice tells no size.
 const UNKNOWN_SIZE: u64 = 1 << 20;
@@ -108,7 +108,7 @@ impl Shared {
         *state.last_read.lock() = Some(Instant::now());
         state.denied.store(0, Ordering::Relaxed);
         let of = &self.run.feeds[feed];
-        self.run.metrics.tell(&of.problem(), None);
+        self.accept(feed);
         self.note_overwritten(&mut job, &announced, &wanted, &head);
         let log_type = of.log_type(&wanted.key);
         let (mut object, input) = of_s3(of.buckets.clone(), wanted, head, body);
@@ -273,13 +273,9 @@ impl Shared {
             return self.later(vec![job], delay);
         }
         self.give_up(job, location);
-        if refused && state.denied.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSED_OBJECTS && state.last_read.lock().is_none() {
-            self.fail(IngestError::Source {
-                source_id: of.source.id.clone(),
-                location: location.to_owned(),
-                message: failure.to_string(),
-                advice,
-            });
+        if refused && state.denied.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSED_OBJECTS {
+            let (source_id, location, message) = (of.source.id.clone(), location.to_owned(), failure.to_string());
+            self.refuse(feed, IngestError::Source { source_id, location, message, advice });
         }
     }
 

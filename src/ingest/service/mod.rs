@@ -10,7 +10,10 @@ mod ack;
 mod fetch;
 mod land;
 mod receive;
+mod refusal;
 mod task;
+
+pub use refusal::TRIED_EVERY;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -88,6 +91,8 @@ pub struct Pace {
     pub fetched_bytes: usize,
     /// How long a stop may take.
     pub drain: Duration,
+    /// How often a source that is refused is tried again.
+    pub refused_every: Duration,
     /// Ends the run when nothing was received and nothing held for this long.
     pub until_idle: Option<Duration>,
 }
@@ -151,6 +156,8 @@ pub struct Ended {
     pub released: usize,
     /// Objects that were given up for now: their messages come again.
     pub given_up: u64,
+    /// Sources that could not be read at the end.
+    pub refused: usize,
 }
 
 /// An item on its way, and how it went so far.
@@ -266,6 +273,8 @@ struct FeedState {
     last_read: Mutex<Option<Instant>>,
     /// Objects that could not be read since then.
     denied: AtomicUsize,
+    /// Since when nothing of it can be read.
+    refused: Mutex<Option<Instant>>,
 }
 
 /// How long to wait after the n-th failure in a row: shorter at first, with a bit of chance in it, and up to a minute.
@@ -286,8 +295,8 @@ impl Ingest {
         let (ready, to_work) = mpsc::channel(1);
         let shared = Arc::new(Shared::new(self, jobs, complete, stop));
         tokio::select! {
-            read = shared.read_visibility_timeouts() => read?,
-            () = shared.stop.cancelled() => return Ok(Ended { released: 0, given_up: 0 }),
+            () = shared.read_visibility_timeouts() => {}
+            () = shared.stop.cancelled() => return Ok(Ended { released: 0, given_up: 0, refused: 0 }),
         }
         shared.run.metrics.started();
         let stages = Stages::start(&shared, to_fetch, to_work, to_delete, ready);
@@ -311,6 +320,7 @@ impl Shared {
             quiet: Mutex::default(),
             last_read: Mutex::default(),
             denied: AtomicUsize::new(0),
+            refused: Mutex::default(),
         };
         Self {
             book: Mutex::default(),
@@ -351,10 +361,11 @@ impl Shared {
         }
     }
 
-    /// Whether nothing was received for so long, and every queue has said so itself: a slow answer is not an empty one.
+    /// Whether nothing was received for so long, and every queue that can be read has said so itself: a slow answer is not an empty one.
     fn nothing_comes(&self, idle: Duration) -> bool {
         let received = *self.received.lock();
-        received.elapsed() >= idle && self.state.iter().all(|feed| feed.quiet.lock().is_some_and(|began| began > received))
+        let is_quiet = |feed: &FeedState| feed.refused.lock().is_some() || feed.quiet.lock().is_some_and(|began| began > received);
+        received.elapsed() >= idle && self.state.iter().all(is_quiet)
     }
 
     /// Ends the run: no one but a person can help.
@@ -470,7 +481,7 @@ impl Stages {
         let released = tokio::time::timeout_at(deadline, shared.release_all()).await.unwrap_or_default();
         self.deleters.iter().for_each(JoinHandle::abort);
         self.gauges.abort();
-        Ended { released, given_up: shared.run.metrics.given_up.get() }
+        Ended { released, given_up: shared.run.metrics.given_up.get(), refused: shared.refused() }
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{BodyObject, IngestError, Job, MESSAGE_OVERHEAD, RejectedObject, Shared, What, patience};
+use super::{BodyObject, Job, MESSAGE_OVERHEAD, RejectedObject, Shared, What, patience};
 use crate::base::now_micros;
 use crate::decode::object::{ContentHash, ObjectId, is_no_log};
 use crate::decode::reject::Reason;
@@ -22,8 +22,8 @@ const START_ATTEMPTS: u32 = 5;
 
 impl Shared {
     /// Reads every queue's visibility timeout: also finds out whether the queues can be reached.
-    pub(super) async fn read_visibility_timeouts(&self) -> Result<(), IngestError> {
-        for (feed, state) in self.run.feeds.iter().zip(&self.state) {
+    pub(super) async fn read_visibility_timeouts(&self) {
+        for (n, (feed, state)) in self.run.feeds.iter().zip(&self.state).enumerate() {
             let mut failures = 0;
             loop {
                 match feed.queue.visibility_timeout().await {
@@ -39,8 +39,12 @@ impl Shared {
                     }
                     Err(error) => {
                         failures += 1;
-                        if error.needs_a_person() || failures == START_ATTEMPTS || self.stop.is_cancelled() {
-                            return Err(error.into());
+                        if self.stop.is_cancelled() {
+                            return;
+                        }
+                        if error.needs_a_person() || failures == START_ATTEMPTS {
+                            self.refuse(n, error.into());
+                            break;
                         }
                         tracing::warn!("{error}; trying again");
                         tokio::time::sleep(patience(failures)).await;
@@ -48,7 +52,6 @@ impl Shared {
                 }
             }
         }
-        Ok(())
     }
 
     /// A receiver's life.
@@ -58,6 +61,7 @@ impl Shared {
         let wait = self.run.pace.until_idle.map_or(LONG_POLL, |idle| idle.min(SHORT_POLL));
         let mut failures = 0;
         while !self.stop.is_cancelled() {
+            self.wait_while_refused(feed).await;
             self.wait_for_room().await;
             if self.stop.is_cancelled() {
                 // What a poll that is cut off was given would stay hidden.
@@ -67,7 +71,9 @@ impl Shared {
             match of.queue.receive(wait).await {
                 Ok(messages) => {
                     failures = 0;
-                    self.state[feed].heard.store(true, Ordering::Relaxed);
+                    if !self.state[feed].heard.swap(true, Ordering::Relaxed) {
+                        self.heard_first(feed).await;
+                    }
                     self.run.metrics.tell(of.queue.url(), None);
                     if messages.is_empty() {
                         *self.state[feed].quiet.lock() = Some(began);
@@ -80,7 +86,8 @@ impl Shared {
                     failures += 1;
                     self.count_queue_error(&error);
                     if error.needs_a_person() && !self.state[feed].heard.load(Ordering::Relaxed) {
-                        return self.fail(error.into());
+                        self.refuse(feed, error.into());
+                        continue;
                     }
                     tracing::warn!(failures, "{error}; trying again");
                     self.run.metrics.tell(of.queue.url(), Some(error.to_string()));
@@ -90,6 +97,18 @@ impl Shared {
                     }
                 }
             }
+        }
+    }
+
+    /// A queue can be read that could not be when the run began: its messages are hidden for as long as it says.
+    async fn heard_first(&self, feed: usize) {
+        let was_refused = self.state[feed].refused.lock().is_some();
+        if was_refused && let Ok(timeout) = self.run.feeds[feed].queue.visibility_timeout().await {
+            *self.state[feed].visibility.lock() = timeout;
+        }
+        // Whether its objects can be read is another question, which reading them answers.
+        if self.state[feed].denied.load(Ordering::Relaxed) == 0 {
+            self.accept(feed);
         }
     }
 
