@@ -313,8 +313,8 @@ impl Config {
         if self.limits.max_ratio == 0 || self.limits.max_object.as_u64() == 0 {
             return wrong("limits.max_ratio and limits.max_object must be more than 0".into());
         }
-        if self.flush.max_rows == 0 || self.flush.max_age.is_zero() {
-            return wrong("flush.max_rows and flush.max_age must be more than 0".into());
+        if self.flush.max_bytes.as_u64() == 0 || self.flush.max_rows == 0 || self.flush.max_age.is_zero() {
+            return wrong("flush.max_bytes, flush.max_rows and flush.max_age must be more than 0".into());
         }
         if self.maintenance.target_file_size < ByteSize::mib(1) {
             return wrong(format!("maintenance.target_file_size = {}: at least 1 MiB", self.maintenance.target_file_size));

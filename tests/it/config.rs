@@ -59,6 +59,7 @@ fn wrong_settings_are_told_so_that_they_can_be_mended() {
     for (text, told) in [
         ("memroy = \"1GiB\"", "unknown key `memroy`: did you mean `memory`?"),
         ("[flush]\nmaxage = \"5s\"", "unknown key `maxage` in [flush]: did you mean `max_age`?"),
+        ("[flush]\nmax_bytes = \"0B\"", "flush.max_bytes, flush.max_rows and flush.max_age must be more than 0"),
         ("[[source]]\nid = \"a\"\nbucket = [\"b\"]", "did you mean `buckets`?"),
         ("[[source]]\nid = \"a\"\n[source.aws]\nrole = \"x\"", "did you mean `role_arn`?"),
         ("zzz = 1", "known are lake, memory,"),

@@ -15,6 +15,8 @@ use flarelake::ingest::service::{Ended, Ingest, IngestError};
 use flarelake::source::queue::memory::MemoryQueue;
 use flarelake::source::queue::{Entry, Message, Queue, QueueError};
 use flarelake::table::Lake;
+use futures::TryStreamExt as _;
+use object_store::ObjectStore as _;
 use object_store::memory::InMemory;
 use parking_lot::Mutex;
 use serde_json::json;
@@ -634,4 +636,22 @@ async fn a_source_that_is_refused_stops_itself_and_is_tried_again() {
         assert_eq!(ended.refused, 0, "{context}");
         assert_eq!(stage.rows().await["ingested_objects"], 10, "{context}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_book_lands_in_batches_and_not_in_scraps() {
+    let stage = Stage::new(Duration::from_secs(60));
+    for n in 0..600 {
+        stage.put(&format!("logs/{n}.log"), n);
+    }
+    let mut ingest = stage.ingest(Faults::default()).await;
+    // A batch that is never full, and never old: it lands because nothing more can come before.
+    (ingest.settings.max_age, ingest.settings.flush_rows) = (Duration::from_secs(600), u64::MAX);
+    ingest.settings.flush_bytes = 256 << 20;
+    ingest.run(CancellationToken::new()).await.expect("ends");
+    assert_eq!((stage.queue.len(), stage.rows().await["ingested_objects"]), (0, 600));
+    let log = object_store::path::Path::from("lake/ingested_objects/_delta_log");
+    let listed: Vec<_> = stage.lake.list(Some(&log)).try_collect().await.expect("a listing");
+    // Half of a hundred messages go at a time, and each of two workers has its part of them.
+    assert!(listed.len() <= 2 * 600 / 50 + 4, "{} landings", listed.len() - 1);
 }

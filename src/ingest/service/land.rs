@@ -50,6 +50,8 @@ impl Shared {
             match Handle::current().block_on(async { tokio::time::timeout(wait, next).await }) {
                 Ok(Some(found)) => self.work(&mut holding, found),
                 Ok(None) => break,
+                // Nothing more comes before something has landed.
+                Err(_) if self.waiting_for_room.load(Ordering::Relaxed) > 0 => self.flush(&mut holding),
                 Err(_) => {}
             }
             let hurry = self.hurry.load(Ordering::Relaxed);

@@ -252,6 +252,8 @@ struct Shared {
     lighter: Notify,
     /// Goes up when whatever is held should land soon.
     hurry: AtomicU64,
+    /// Receivers that wait until the book has become lighter.
+    waiting_for_room: AtomicUsize,
     /// Room for fetched bytes, in KiB.
     room: Arc<Semaphore>,
     /// Objects of at most this size are held whole.
@@ -330,6 +332,7 @@ impl Shared {
             fatal: Mutex::default(),
             lighter: Notify::new(),
             hurry: AtomicU64::new(0),
+            waiting_for_room: AtomicUsize::new(0),
             room: Arc::new(Semaphore::new(run.pace.fetched_bytes >> 10)),
             whole: WHOLE_BYTES.min(run.pace.fetched_bytes as u64 / 2),
             state: run.feeds.iter().map(state).collect(),

@@ -115,25 +115,27 @@ impl Shared {
     /// Waits until another batch of messages may be held.
     async fn wait_for_room(&self) {
         let pace = &self.run.pace;
+        let has_room = |share: usize| {
+            let book = self.book.lock();
+            book.len() < pace.max_messages / share && book.weight() < pace.message_bytes / share
+        };
+        if has_room(1) {
+            return;
+        }
+        self.waiting_for_room.fetch_add(1, Ordering::Relaxed);
         // Once it is full, half of it has to go: else every few deletions would be followed by a tiny batch.
-        let mut share = 1;
         loop {
             let lighter = self.lighter.notified();
-            {
-                let book = self.book.lock();
-                if book.len() < pace.max_messages / share && book.weight() < pace.message_bytes / share {
-                    return;
-                }
+            if has_room(2) {
+                break;
             }
-            share = 2;
-            // Nothing is gained by waiting for a fuller batch.
-            self.hurry.fetch_add(1, Ordering::Relaxed);
             tokio::select! {
-                () = self.stop.cancelled() => return,
+                () = self.stop.cancelled() => break,
                 () = lighter => {}
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
             }
         }
+        self.waiting_for_room.fetch_sub(1, Ordering::Relaxed);
     }
 
     async fn admit_all(&self, feed: usize, messages: Vec<Message>) {
