@@ -145,6 +145,7 @@ fn views(there: &DataType, wanted: &DataType) -> DataType {
     let inner = |there: &Field, wanted: &Field| Arc::new(there.clone().with_data_type(views(there.data_type(), wanted.data_type())));
     match (there, wanted) {
         (DataType::Utf8, DataType::Utf8View) => DataType::Utf8View,
+        (DataType::Binary, DataType::BinaryView) => DataType::BinaryView,
         (DataType::List(there), DataType::List(wanted)) => DataType::List(inner(there, wanted)),
         (DataType::Map(there, sorted), DataType::Map(wanted, _)) => DataType::Map(inner(there, wanted), *sorted),
         (DataType::Struct(there), DataType::Struct(wanted)) if there.len() == wanted.len() => {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BinaryBuilder, Int64Array, Int64Builder, MapBuilder, MapFieldNames, StringViewArray, StringViewBuilder,
+    ArrayRef, BinaryViewBuilder, Int64Array, Int64Builder, MapBuilder, MapFieldNames, StringViewArray, StringViewBuilder,
     TimestampMicrosecondArray, new_null_array,
 };
 use arrow::record_batch::RecordBatch;
@@ -21,7 +21,7 @@ use crate::table::TableSpec;
 pub fn reject_rows(spec: &TableSpec, object: &Object, rejects: &[Reject], parse_time: i64) -> RecordBatch {
     let rows = rejects.len();
     let event_time = object.written().unwrap_or(parse_time);
-    let mut payload = BinaryBuilder::new();
+    let mut payload = BinaryViewBuilder::new();
     for reject in rejects {
         payload.append_option(reject.payload.as_deref());
     }

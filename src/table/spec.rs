@@ -72,7 +72,8 @@ pub fn failures_spec(partitioning: Partitioning) -> TableSpec {
         Field::new("object_etag", DataType::Utf8View, true),
         Field::new("record_offset", DataType::Int64, true),
         Field::new("record_length", DataType::Int64, true),
-        Field::new("payload", DataType::Binary, true),
+        // In views, as text is: offsets would end at 2 GiB, and equal payloads of a file stand in memory once.
+        Field::new("payload", DataType::BinaryView, true),
     ];
     TableSpec {
         name: FAILURES_TABLE.to_owned(),

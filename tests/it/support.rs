@@ -460,3 +460,23 @@ pub fn query_one(lake: &FilePath, sql: &str) -> Value {
 pub fn runs(by_default: u64) -> u64 {
     std::env::var("FLARE_TEST_RUNS").ok().and_then(|n| n.parse().ok()).unwrap_or(by_default)
 }
+
+/// The most memory, in MiB, that a command takes, which succeeds.
+#[cfg(target_os = "linux")]
+pub fn peak_mib(mut command: Command) -> u64 {
+    let mut child = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().expect("started");
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak_kb = 0;
+    let ended = loop {
+        // The system keeps the peak; it is gone with the process.
+        let told = std::fs::read_to_string(&status).unwrap_or_default();
+        let peak = told.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.trim().parse().ok());
+        peak_kb = peak_kb.max(peak.unwrap_or(0_u64));
+        match child.try_wait().expect("it can be waited for") {
+            Some(ended) => break ended,
+            None => std::thread::sleep(std::time::Duration::from_millis(5)),
+        }
+    };
+    assert!(ended.success() && peak_kb > 0);
+    peak_kb >> 10
+}
