@@ -1,5 +1,5 @@
-//! The journey stage by stage, over one seeded corpus: `cargo bench`. Throughput is in bytes of raw JSON, so the
-//! stages can be compared with each other and with the whole.
+//! The journey stage by stage, over one seeded corpus: `cargo bench`. Throughput is in bytes of raw JSON, so
+//! the stages can be compared with each other and with the whole.
 //!
 //! * `inflate`: gzip to bytes
 //! * `decode`: bytes to record batches with every p_ column
@@ -53,7 +53,14 @@ fn corpus() -> (Vec<u8>, Vec<u8>) {
 }
 
 fn context() -> ObjectContext {
-    ObjectContext { id: ObjectId(1), last_modified: None, source_id: None, source_label: None, parse_time: 0, log_type: None }
+    ObjectContext {
+        id: ObjectId(1),
+        last_modified: None,
+        source_id: None,
+        source_label: None,
+        parse_time: 0,
+        log_type: None,
+    }
 }
 
 /// The record's own columns as arrow-json reads them.
@@ -66,7 +73,9 @@ fn reference_schema(catalog: &Catalog) -> SchemaRef {
         DataType::Utf8View => DataType::Utf8,
         other => other,
     };
-    Arc::new(Schema::new(http.columns.iter().map(|c| Field::new(&c.name, plain(c.kind.arrow()), true)).collect::<Vec<_>>()))
+    Arc::new(Schema::new(
+        http.columns.iter().map(|c| Field::new(&c.name, plain(c.kind.arrow()), true)).collect::<Vec<_>>(),
+    ))
 }
 
 fn stages(criterion: &mut Criterion) {
@@ -76,7 +85,9 @@ fn stages(criterion: &mut Criterion) {
     group.throughput(Throughput::Bytes(raw.len() as u64)).sampling_mode(SamplingMode::Flat).sample_size(20);
 
     let mut inflater = Inflater::new(OBJECTS, 1 << 30);
-    group.bench_function("inflate", |b| b.iter(|| black_box(inflater.whole(&stored).expect("intact").map(<[u8]>::len))));
+    group.bench_function("inflate", |b| {
+        b.iter(|| black_box(inflater.whole(&stored).expect("intact").map(<[u8]>::len)))
+    });
 
     let mut decoder = Decoder::new(&catalog, RECORDS);
     let mut decode = || {
@@ -89,7 +100,9 @@ fn stages(criterion: &mut Criterion) {
     let schema = reference_schema(&catalog);
     group.bench_function("decode/arrow-json", |b| {
         b.iter(|| {
-            let builder = arrow_json::ReaderBuilder::new(schema.clone()).with_coerce_primitive(true).with_batch_size(8192);
+            let builder = arrow_json::ReaderBuilder::new(schema.clone())
+                .with_coerce_primitive(true)
+                .with_batch_size(8192);
             let reader = builder.build(Cursor::new(&raw)).expect("a reader");
             black_box(reader.map(|batch| batch.expect("rows").num_rows()).sum::<usize>())
         });
@@ -98,14 +111,22 @@ fn stages(criterion: &mut Criterion) {
     let spec = log_type_spec(&catalog.types()[1], Partitioning::Day);
     let batches: Vec<_> = decode().batches.into_iter().map(|(_, batch)| batch).collect();
     group.bench_function("write", |b| {
-        b.iter(|| black_box(write::encode(&spec, &batches).map(|file| file.expect("written").bytes.len()).sum::<usize>()))
+        b.iter(|| {
+            black_box(
+                write::encode(&spec, &batches).map(|file| file.expect("written").bytes.len()).sum::<usize>(),
+            )
+        })
     });
     group.finish();
 }
 
 fn journey(criterion: &mut Criterion) {
     let (raw, stored) = corpus();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let mut group = criterion.benchmark_group("whole");
     group.throughput(Throughput::Bytes(raw.len() as u64)).sampling_mode(SamplingMode::Flat).sample_size(20);
     let catalog = Catalog::embedded();
@@ -128,7 +149,14 @@ fn journey(criterion: &mut Criterion) {
                 max_age: std::time::Duration::MAX,
                 whole_bytes: 1 << 30,
             };
-            let mut worker = Worker::new(&catalog, tables.clone(), Some(lake), settings, Arc::default(), runtime.handle().clone());
+            let mut worker = Worker::new(
+                &catalog,
+                tables.clone(),
+                Some(lake),
+                settings,
+                Arc::default(),
+                runtime.handle().clone(),
+            );
             let object = Object {
                 id: ObjectId::of_stdin(&hash),
                 bucket: None,

@@ -25,8 +25,10 @@
 //!
 //! What holds, always:
 //!
-//! * **I1** Every record is a row or a reject with its raw bytes and reason: `rows + rejects + skipped == records`.
-//! * **I2** An object lands whole or not at all, and once, however often it is given and by however many writers.
+//! * **I1** Every record is a row or a reject with its raw bytes and reason: `rows + rejects + skipped ==
+//!   records`.
+//! * **I2** An object lands whole or not at all, and once, however often it is given and by however many
+//!   writers.
 //! * **I3** The same object always gives the same rows, under the same `p_row_id`s.
 //! * **I4** A row is in the partition of its `p_event_time`.
 //! * **I5** No log names a file that isn't there.

@@ -1,5 +1,5 @@
-//! How AWS, or what speaks its protocols, is reached: the standard credential chain, another account's role, and what
-//! an answer that is an error asks of the caller.
+//! How AWS, or what speaks its protocols, is reached: the standard credential chain, another account's role,
+//! and what an answer that is an error asks of the caller.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -41,14 +41,16 @@ pub struct Access {
     pub external_id: Option<String>,
     /// The region.
     pub region: Option<String>,
-    /// Another address than AWS's, `http://` or `https://`: of its buckets, and of a queue whose URL is not AWS's.
+    /// Another address than AWS's, `http://` or `https://`: of its buckets, and of a queue whose URL is not
+    /// AWS's.
     pub endpoint: Option<String>,
 }
 
 impl Access {
     /// The SDK's settings. `region`: used where neither these settings nor the environment name one.
     pub async fn resolve(&self, region: Option<&str>) -> SdkConfig {
-        let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(ANSWER_TIMEOUT).build();
+        let timeouts =
+            TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(ANSWER_TIMEOUT).build();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .timeout_config(timeouts)
             .retry_config(RetryConfig::standard().with_max_attempts(ATTEMPTS));
@@ -188,9 +190,12 @@ fn kind_of(code: &str, status: u16) -> FailureKind {
         | "RequestLimitExceeded"
         | "KmsThrottled"
         | "OverLimit" => FailureKind::Throttled,
-        "NoSuchKey" | "NoSuchBucket" | "NoSuchVersion" | "NonExistentQueue" | "QueueDoesNotExist" | "NotFound" => FailureKind::NotFound,
+        "NoSuchKey" | "NoSuchBucket" | "NoSuchVersion" | "NonExistentQueue" | "QueueDoesNotExist"
+        | "NotFound" => FailureKind::NotFound,
         "PreconditionFailed" => FailureKind::Changed,
-        "InvalidObjectState" | "InvalidRequest" | "InvalidArgument" | "InvalidURI" | "KeyTooLongError" => FailureKind::Unreadable,
+        "InvalidObjectState" | "InvalidRequest" | "InvalidArgument" | "InvalidURI" | "KeyTooLongError" => {
+            FailureKind::Unreadable
+        }
         _ if status == 403 => FailureKind::Denied,
         // A redirect says that the region or the endpoint is another.
         _ if (300..500).contains(&status) => FailureKind::Wrong,
@@ -216,12 +221,20 @@ fn innermost(error: &(dyn Error + 'static)) -> String {
 fn no_credentials(error: &CredentialsError) -> Failure {
     // Nothing is configured, or who should give them did not: that may pass.
     let kind = match error {
-        CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_) => FailureKind::Denied,
+        CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_) => {
+            FailureKind::Denied
+        }
         _ => FailureKind::Unavailable,
     };
     let mut told: Vec<String> = chain(error).map(ToString::to_string).collect();
     told.dedup();
-    Failure { kind, message: format!("no AWS credentials: {}; look at AWS_PROFILE, AWS_ACCESS_KEY_ID or the role", told.join(": ")) }
+    Failure {
+        kind,
+        message: format!(
+            "no AWS credentials: {}; look at AWS_PROFILE, AWS_ACCESS_KEY_ID or the role",
+            told.join(": ")
+        ),
+    }
 }
 
 /// Credentials without an end are asked for again after this: another program may have renewed them.
@@ -252,7 +265,10 @@ impl CredentialProvider for ChainCredentials {
             return Ok(credential.clone());
         }
         let found = self.provider.provide_credentials().await;
-        let found = found.map_err(|e| object_store::Error::Generic { store: "S3", source: no_credentials(&e).message.into() })?;
+        let found = found.map_err(|e| object_store::Error::Generic {
+            store: "S3",
+            source: no_credentials(&e).message.into(),
+        })?;
         let until = found.expiry().map_or(now + ASK_AGAIN, |end| end - ASK_AGAIN);
         let credential = Arc::new(AwsCredential {
             key_id: found.access_key_id().to_owned(),

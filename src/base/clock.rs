@@ -1,8 +1,8 @@
 //! The clock: what time it is, and how long something took.
 //!
-//! Nothing that is deleted, kept or confirmed goes by it: a machine's clock may be wrong by days, step, or stand still while the
-//! machine is paused. For those the times that a store gives to its objects are asked. This clock stamps rows, paces
-//! work, and is compared with the store's.
+//! Nothing that is deleted, kept or confirmed goes by it: a machine's clock may be wrong by days, step, or
+//! stand still while the machine is paused. For those the times that a store gives to its objects are asked.
+//! This clock stamps rows, paces work, and is compared with the store's.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -59,7 +59,8 @@ impl Clock {
         Watch { clock: self.clone(), instant: self.instant(), wall: self.now_micros() }
     }
 
-    /// Sets the wall clock by so many microseconds, as a person or NTP does. The monotonic clock doesn't notice.
+    /// Sets the wall clock by so many microseconds, as a person or NTP does. The monotonic clock doesn't
+    /// notice.
     ///
     /// # Panics
     /// If it is the system's clock.
@@ -90,7 +91,8 @@ impl Clock {
     }
 }
 
-/// How long it is since the watch was started. Time asleep counts where the system says so: the wall clock is asked too.
+/// How long it is since the watch was started. Time asleep counts where the system says so: the wall clock is
+/// asked too.
 #[derive(Debug, Clone)]
 pub struct Watch {
     clock: Clock,
@@ -116,6 +118,8 @@ pub fn now_micros() -> i64 {
 pub fn micros_since_epoch(time: SystemTime) -> i64 {
     match time.duration_since(SystemTime::UNIX_EPOCH) {
         Ok(after) => i64::try_from(after.as_micros()).unwrap_or(i64::MAX),
-        Err(before) => i64::try_from(before.duration().as_nanos().div_ceil(1000)).map_or(i64::MIN, |micros| -micros),
+        Err(before) => {
+            i64::try_from(before.duration().as_nanos().div_ceil(1000)).map_or(i64::MIN, |micros| -micros)
+        }
     }
 }

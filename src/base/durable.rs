@@ -1,11 +1,11 @@
 //! A local file system whose writes are on the disk before they are acknowledged.
 //!
-//! `object_store`'s own writes atomically but syncs nothing: after a power loss, a file that a log names could be
-//! empty. Here a put writes a staging file, syncs it, links or renames it to its name, and syncs the
+//! `object_store`'s own writes atomically but syncs nothing: after a power loss, a file that a log names
+//! could be empty. Here a put writes a staging file, syncs it, links or renames it to its name, and syncs the
 //! folders that changed. Reading and listing are passed on.
 //!
-//! A listing from a name on is what every put of a log entry asks for, of a folder that may hold tens of thousands of them:
-//! the folder is read, and nothing is done for a name before that one.
+//! A listing from a name on is what every put of a log entry asks for, of a folder that may hold tens of
+//! thousands of them: the folder is read, and nothing is done for a name before that one.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -20,8 +20,8 @@ use futures::{StreamExt as _, TryFutureExt as _};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt as _, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 
 const STORE: &str = "DurableFileSystem";
@@ -52,7 +52,8 @@ impl DurableFileSystem {
     }
 }
 
-/// The files of a folder that come after a name; none if something else there may come after it, too: a folder, a link.
+/// The files of a folder that come after a name; none if something else there may come after it, too: a
+/// folder, a link.
 fn names_after(folder: &FilePath, prefix: &Path, offset: &Path) -> Option<Vec<Path>> {
     let after = offset.as_ref().strip_prefix(prefix.as_ref())?.strip_prefix('/')?;
     let mut names = Vec::new();
@@ -62,12 +63,18 @@ fn names_after(folder: &FilePath, prefix: &Path, offset: &Path) -> Option<Vec<Pa
         let name = name.to_str()?;
         let (kind, folder) = (entry.file_type().ok()?, format!("{name}/"));
         // Staging files are no objects.
-        if kind.is_file() && name.split_once('#').is_some_and(|(_, n)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit())) {
+        if kind.is_file()
+            && name
+                .split_once('#')
+                .is_some_and(|(_, n)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        {
             continue;
         }
         // Names with other signs are spelled differently in a path.
-        let is_plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'='));
-        let is_before = kind.is_file() && name <= after || kind.is_dir() && *folder < *after && !after.starts_with(&folder);
+        let is_plain =
+            name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'='));
+        let is_before = kind.is_file() && name <= after
+            || kind.is_dir() && *folder < *after && !after.starts_with(&folder);
         if is_plain && is_before {
             continue;
         }
@@ -104,11 +111,19 @@ impl ObjectStore for DurableFileSystem {
         }
     }
 
-    async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        opts: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
         let target = self.inner.path_to_filesystem(location)?;
         let folder = target.parent().unwrap_or(&target).to_owned();
         blocking(location, move || make_folders(&folder)).await?;
-        Ok(Box::new(DurableUpload { inner: self.inner.put_multipart_opts(location, opts).await?, location: location.clone(), target }))
+        Ok(Box::new(DurableUpload {
+            inner: self.inner.put_multipart_opts(location, opts).await?,
+            location: location.clone(),
+            target,
+        }))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
@@ -127,7 +142,11 @@ impl ObjectStore for DurableFileSystem {
         self.inner.list(prefix)
     }
 
-    fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
+    fn list_with_offset(
+        &self,
+        prefix: Option<&Path>,
+        offset: &Path,
+    ) -> BoxStream<'static, Result<ObjectMeta>> {
         let Some(prefix) = prefix.cloned() else { return self.inner.list_with_offset(None, offset) };
         let (folder, offset) = (self.inner.path_to_filesystem(&prefix), offset.clone());
         let own = self.clone();
@@ -192,15 +211,20 @@ impl MultipartUpload for DurableUpload {
 }
 
 async fn blocking(location: &Path, work: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<()> {
-    let failed = |e: &dyn std::fmt::Display| Error::Generic { store: STORE, source: format!("writing {location}: {e}").into() };
+    let failed = |e: &dyn std::fmt::Display| Error::Generic {
+        store: STORE,
+        source: format!("writing {location}: {e}").into(),
+    };
     tokio::task::spawn_blocking(work).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))
 }
 
-/// Removes what was begun before a time and has not got its name: `put…#0` of ours, `….parquet#1` of object_store's.
+/// Removes what was begun before a time and has not got its name: `put…#0` of ours, `….parquet#1` of
+/// object_store's.
 pub fn remove_unfinished(folder: &FilePath, before: i64, dry_run: bool) -> io::Result<u64> {
     let is_unfinished = |name: &str| {
         let Some((name, digits)) = name.rsplit_once('#') else { return false };
-        let is_ours = name.starts_with("put") || [".parquet", ".json", "_last_checkpoint"].iter().any(|end| name.ends_with(end));
+        let is_ours = name.starts_with("put")
+            || [".parquet", ".json", "_last_checkpoint"].iter().any(|end| name.ends_with(end));
         is_ours && !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
     };
     let mut removed = 0;
@@ -214,7 +238,8 @@ pub fn remove_unfinished(folder: &FilePath, before: i64, dry_run: bool) -> io::R
                 return Ok(0);
             }
             if !dry_run {
-                fs::remove_file(entry.path()).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", entry.path().display())))?;
+                fs::remove_file(entry.path())
+                    .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", entry.path().display())))?;
             }
             Ok::<_, io::Error>(1)
         };
@@ -234,7 +259,8 @@ fn put(target: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> 
     // The name ends in `#` and digits, which object_store takes for an unfinished write and never lists.
     // Others may read a lake as far as the umask lets them: the default for temporary files is nobody.
     let mode = fs::Permissions::from_mode(0o666);
-    let mut staging = tempfile::Builder::new().prefix("put").suffix("#0").permissions(mode).tempfile_in(folder)?;
+    let mut staging =
+        tempfile::Builder::new().prefix("put").suffix("#0").permissions(mode).tempfile_in(folder)?;
     for chunk in payload {
         staging.write_all(chunk)?;
     }
@@ -250,7 +276,8 @@ fn put(target: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> 
 
 /// Makes the folder and those above it, and syncs every folder that got a new entry.
 fn make_folders(folder: &FilePath) -> io::Result<()> {
-    let missing: Vec<PathBuf> = folder.ancestors().take_while(|f| !f.exists()).map(FilePath::to_path_buf).collect();
+    let missing: Vec<PathBuf> =
+        folder.ancestors().take_while(|f| !f.exists()).map(FilePath::to_path_buf).collect();
     fs::create_dir_all(folder)?;
     for made in missing.iter().rev() {
         sync_folder(made.parent().unwrap_or(made))?;

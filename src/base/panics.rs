@@ -1,4 +1,5 @@
-//! What a panic costs: the task that it is in is begun again, or is told of. Nobody waits for a task that is gone.
+//! What a panic costs: the task that it is in is begun again, or is told of. Nobody waits for a task that is
+//! gone.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
@@ -22,9 +23,12 @@ pub fn caught_here<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|panic| said(panic.as_ref()))
 }
 
-/// Works to the end, however often it panics on the way: `panicked` is given what was said, and says when to begin again. For
-/// tasks that hold nothing between two turns.
-pub async fn to_the_end<F: Future>(mut work: impl FnMut() -> F, mut panicked: impl FnMut(String) -> Duration) -> F::Output {
+/// Works to the end, however often it panics on the way: `panicked` is given what was said, and says when to
+/// begin again. For tasks that hold nothing between two turns.
+pub async fn to_the_end<F: Future>(
+    mut work: impl FnMut() -> F,
+    mut panicked: impl FnMut(String) -> Duration,
+) -> F::Output {
     loop {
         match caught(work()).await {
             Ok(done) => return done,

@@ -1,15 +1,17 @@
-//! Text that strangers chose, made fit to be seen: clients of the protected sites write user agents, paths and referrers, and
-//! whoever may write to a bucket names its objects. Nothing of that may steer a terminal, break a line of a log in two, or turn
-//! the direction of what stands beside it.
+//! Text that strangers chose, made fit to be seen: clients of the protected sites write user agents, paths
+//! and referrers, and whoever may write to a bucket names its objects. Nothing of that may steer a terminal,
+//! break a line of a log in two, or turn the direction of what stands beside it.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
 
-/// Control characters (those of C1, too), line ends of Unicode, what turns the direction of text, and what is there unseen.
+/// Control characters (those of C1, too), line ends of Unicode, what turns the direction of text, and what is
+/// there unseen.
 pub fn is_mischief(c: char) -> bool {
     c.is_control()
-        || matches!(c, '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
-            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+        || matches!(c, '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(c, '\u{2066}'..='\u{2069}' | '\u{feff}')
+        || matches!(c, '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 /// The text in one line, with `\u{1b}` for what must not be seen raw.
@@ -33,8 +35,8 @@ fn escaped(text: &str, is_meant: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Passes JSON on, with `\u009b` for what [`printable`] would escape and JSON itself lets through. Outside of strings JSON is
-/// ASCII, so it says the same.
+/// Passes JSON on, with `\u009b` for what [`printable`] would escape and JSON itself lets through. Outside of
+/// strings JSON is ASCII, so it says the same.
 #[derive(Debug)]
 pub struct JsonWriter<W> {
     to: W,

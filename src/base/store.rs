@@ -110,13 +110,18 @@ impl Reach {
         if let Some(own) = &self.access.endpoint {
             (builder, endpoint) = (builder.with_endpoint(own), Some(own.as_str()));
         }
-        for (name, value) in [("aws_server_side_encryption", &self.encryption), ("aws_sse_kms_key_id", &self.kms_key_id)] {
+        for (name, value) in
+            [("aws_server_side_encryption", &self.encryption), ("aws_sse_kms_key_id", &self.kms_key_id)]
+        {
             if let (Ok(key), Some(value)) = (name.parse::<AmazonS3ConfigKey>(), value) {
                 builder = builder.with_config(key, value);
             }
         }
         let plain_http = endpoint.is_some_and(|e| e.starts_with("http://"));
-        let client = ClientOptions::new().with_timeout(REQUEST_TIMEOUT).with_connect_timeout(CONNECT_TIMEOUT).with_allow_http(plain_http);
+        let client = ClientOptions::new()
+            .with_timeout(REQUEST_TIMEOUT)
+            .with_connect_timeout(CONNECT_TIMEOUT)
+            .with_allow_http(plain_http);
         builder.with_client_options(client)
     }
 }
@@ -145,7 +150,10 @@ impl Store {
     fn open_folder(url: &str) -> Result<Self, StoreError> {
         let wrong = |why: &str| StoreError::Url { url: url.to_owned(), why: why.to_owned() };
         let path = match url.strip_prefix("file://") {
-            Some(_) => Url::parse(url).ok().and_then(|u| u.to_file_path().ok()).ok_or_else(|| wrong("not a file path"))?,
+            Some(_) => Url::parse(url)
+                .ok()
+                .and_then(|u| u.to_file_path().ok())
+                .ok_or_else(|| wrong("not a file path"))?,
             None if url.contains("://") => return Err(wrong("unknown scheme")),
             None if url.is_empty() => return Err(wrong("it is empty")),
             None => PathBuf::from(url),
@@ -171,17 +179,22 @@ impl Store {
     async fn open_s3(text: &str, reach: &Reach) -> Result<Self, StoreError> {
         let wrong = |why: &str| StoreError::Url { url: text.to_owned(), why: why.to_owned() };
         let mut url = Url::parse(&text.replacen("s3a://", "s3://", 1)).map_err(|e| wrong(&e.to_string()))?;
-        let bucket = url.host_str().filter(|b| !b.is_empty()).ok_or_else(|| wrong("it names no bucket"))?.to_owned();
+        let bucket =
+            url.host_str().filter(|b| !b.is_empty()).ok_or_else(|| wrong("it names no bucket"))?.to_owned();
         if !url.path().ends_with('/') {
             url.set_path(&format!("{}/", url.path()));
         }
         let root = Path::from_url_path(url.path()).map_err(|e| wrong(&e.to_string()))?;
-        let objects = reach.builder(bucket).await.build().map_err(|source| StoreError::Settings { url: text.to_owned(), source })?;
+        let objects = reach
+            .builder(bucket)
+            .await
+            .build()
+            .map_err(|source| StoreError::Settings { url: text.to_owned(), source })?;
         Ok(Self { objects: Arc::new(objects), url, root, clock: Clock::system() })
     }
 
-    /// Makes sure that of puts of one new key, however many at once, one wins: what every commit relies on. A store that looks first
-    /// and puts then would pass if they came one after the other.
+    /// Makes sure that of puts of one new key, however many at once, one wins: what every commit relies on. A
+    /// store that looks first and puts then would pass if they came one after the other.
     pub async fn probe(&self) -> Result<(), StoreError> {
         let failed = |doing, source| StoreError::Request { doing, url: self.url.to_string(), source };
         let (mut won, mut last) = (0, None);
@@ -196,7 +209,8 @@ impl Store {
                 return Ok(());
             }
         }
-        let nothing = || object_store::Error::Generic { store: "probe", source: "no race was told the end of".into() };
+        let nothing =
+            || object_store::Error::Generic { store: "probe", source: "no race was told the end of".into() };
         Err(failed("can't probe", last.unwrap_or_else(nothing)))
     }
 
@@ -205,17 +219,23 @@ impl Store {
         let puts = (0..RACERS).map(|_| self.objects.put_opts(&key, "probe".into(), PutMode::Create.into()));
         let answers = futures::future::join_all(puts).await;
         let won = answers.iter().filter(|answer| answer.is_ok()).count();
-        let (exists, errors): (Vec<_>, Vec<_>) =
-            answers.into_iter().filter_map(Result::err).partition(|e| matches!(e, object_store::Error::AlreadyExists { .. }));
+        let (exists, errors): (Vec<_>, Vec<_>) = answers
+            .into_iter()
+            .filter_map(Result::err)
+            .partition(|e| matches!(e, object_store::Error::AlreadyExists { .. }));
         if won + exists.len() > 0 {
             // A writer needs no right to delete; the probe is a few bytes, and no reader sees it.
-            self.objects.delete(&key).await.unwrap_or_else(|e| tracing::debug!(%key, error = %e, "the probe's key stays"));
+            self.objects
+                .delete(&key)
+                .await
+                .unwrap_or_else(|e| tracing::debug!(%key, error = %e, "the probe's key stays"));
         }
         match (won, errors.into_iter().next()) {
             (2.., _) => Race::Several,
             (1, None) => Race::One,
             (0, Some(error)) if exists.is_empty() => Race::None(error),
-            // A put that failed may have won. If none has won, one did whose answer was lost, and met its own key when it was repeated.
+            // A put that failed may have won. If none has won, one did whose answer was lost, and met its own
+            // key when it was repeated.
             (_, Some(error)) => Race::Unknown(error),
             (_, None) => exists.into_iter().next().map_or(Race::One, Race::Unknown),
         }
@@ -232,18 +252,26 @@ impl Store {
 }
 
 impl Store {
-    /// What time it is by the store: when it says that a key was written which is put just now. In microseconds since the epoch.
+    /// What time it is by the store: when it says that a key was written which is put just now. In
+    /// microseconds since the epoch.
     pub async fn now_micros(&self) -> Result<i64, StoreError> {
-        let failed = |source| StoreError::Request { doing: "can't ask the time of", url: self.url.to_string(), source };
+        let failed = |source| StoreError::Request {
+            doing: "can't ask the time of",
+            url: self.url.to_string(),
+            source,
+        };
         let key = self.root.clone().join(format!("_probe-{}", super::new_uuid()));
         self.put_new(&key).await.map_err(failed)?;
         let written = self.objects.head(&key).await;
-        self.objects.delete(&key).await.unwrap_or_else(|e| tracing::debug!(%key, error = %e, "the probe's key stays"));
+        self.objects
+            .delete(&key)
+            .await
+            .unwrap_or_else(|e| tracing::debug!(%key, error = %e, "the probe's key stays"));
         Ok(written.map_err(failed)?.last_modified.timestamp_micros())
     }
 
-    /// Removes files of a local lake that were begun before a time, in microseconds since the epoch, and never finished.
-    /// Listings don't show them. How many.
+    /// Removes files of a local lake that were begun before a time, in microseconds since the epoch, and
+    /// never finished. Listings don't show them. How many.
     pub async fn remove_unfinished(&self, before: i64, dry_run: bool) -> std::io::Result<u64> {
         let Ok(folder) = self.url.to_file_path() else { return Ok(0) };
         let task = tokio::task::spawn_blocking(move || durable::remove_unfinished(&folder, before, dry_run));
@@ -255,7 +283,8 @@ impl Store {
 pub type Permission = (&'static str, Result<(), String>);
 
 impl Store {
-    /// Tries each right that a writer needs, on a key of its own. `s3:DeleteObject` comes last: only upkeep needs it.
+    /// Tries each right that a writer needs, on a key of its own. `s3:DeleteObject` comes last: only upkeep
+    /// needs it.
     pub async fn permissions(&self) -> Vec<Permission> {
         let key = self.root.clone().join(format!("_probe-{}", super::new_uuid()));
         let told = |e: object_store::Error| e.to_string();

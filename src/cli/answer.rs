@@ -8,7 +8,9 @@ use futures::StreamExt as _;
 
 use super::{Settings, Usage, output};
 use crate::base::store::Store;
-use crate::query::{Cells, Expanded, Format, QueryError, Renderer, SavedError, SavedQuery, Session, Value, built_in};
+use crate::query::{
+    Cells, Expanded, Format, QueryError, Renderer, SavedError, SavedQuery, Session, Value, built_in,
+};
 
 /// The form of a result.
 #[derive(Debug, Clone, Copy, Args)]
@@ -16,8 +18,8 @@ pub struct Form {
     /// The form of the result
     #[arg(long, value_enum, default_value_t = FormatName::Table)]
     pub format: FormatName,
-    /// In CSV, a ' before text that a spreadsheet would take for a formula: what begins with = + - @, a tab or a line break.
-    /// Clients choose what their requests say
+    /// In CSV, a ' before text that a spreadsheet would take for a formula: what begins with = + - @, a tab
+    /// or a line break. Clients choose what their requests say
     #[arg(long)]
     csv_safe: bool,
 }
@@ -68,7 +70,13 @@ pub async fn open(settings: &Settings) -> anyhow::Result<Session> {
 }
 
 /// Writes a statement's result, row by row as it comes.
-pub async fn print(session: &Session, sql: &str, values: &[(String, Value)], format: Format, to: impl Write + Send) -> anyhow::Result<()> {
+pub async fn print(
+    session: &Session,
+    sql: &str,
+    values: &[(String, Value)],
+    format: Format,
+    to: impl Write + Send,
+) -> anyhow::Result<()> {
     let mut batches = session.query(sql, values).await?;
     let mut renderer = Renderer::new(format, batches.schema(), to)?;
     while let Some(batch) = batches.next().await {
@@ -86,11 +94,20 @@ pub fn by_width() -> Expanded {
 /// Bytes are not for a terminal.
 pub fn check_stdout(format: FormatName) -> Result<(), Usage> {
     let shown = format == FormatName::Parquet && io::stdout().is_terminal();
-    if shown { Err(Usage("--format parquet writes bytes: name a file with -o, or redirect them".to_owned())) } else { Ok(()) }
+    if shown {
+        Err(Usage("--format parquet writes bytes: name a file with -o, or redirect them".to_owned()))
+    } else {
+        Ok(())
+    }
 }
 
 /// Writes a statement's result to standard output; on a terminal, rows too wide for it as records.
-pub async fn print_to_stdout(session: &Session, sql: &str, values: &[(String, Value)], form: Form) -> anyhow::Result<()> {
+pub async fn print_to_stdout(
+    session: &Session,
+    sql: &str,
+    values: &[(String, Value)],
+    form: Form,
+) -> anyhow::Result<()> {
     check_stdout(form.format)?;
     let terminal = io::stdout().is_terminal();
     let expanded = if terminal { by_width() } else { Expanded::Off };
@@ -107,8 +124,8 @@ pub fn saved(name: &str) -> anyhow::Result<SavedQuery> {
     if let Some(own) = built_in().into_iter().find(|q| q.name == name) {
         return Ok(own);
     }
-    let text =
-        std::fs::read_to_string(name).with_context(|| format!("can't read {name}, and no saved query has that name (see --list)"))?;
+    let text = std::fs::read_to_string(name)
+        .with_context(|| format!("can't read {name}, and no saved query has that name (see --list)"))?;
     SavedQuery::parse(name, &text).map_err(wrong)
 }
 
@@ -118,8 +135,16 @@ pub fn listing(queries: &[SavedQuery]) -> String {
     for query in queries {
         text += &format!("{}: {}\n    {}\n", query.name, query.title, query.answers);
         for parameter in &query.parameters {
-            let default = parameter.default.as_ref().map_or_else(|| " (has to be given)".to_owned(), |d| format!(" = {d}"));
-            text += &format!("    -p {} ({}){default}: {}\n", parameter.name, parameter.kind.name(), parameter.help);
+            let default = parameter
+                .default
+                .as_ref()
+                .map_or_else(|| " (has to be given)".to_owned(), |d| format!(" = {d}"));
+            text += &format!(
+                "    -p {} ({}){default}: {}\n",
+                parameter.name,
+                parameter.kind.name(),
+                parameter.help
+            );
         }
     }
     text

@@ -157,7 +157,11 @@ impl std::fmt::Display for Report<'_> {
         let Self { summary, backfill, seconds } = self;
         let landed = if backfill.lake.is_some() { "landed" } else { "decoded, nothing written" };
         let megabytes = Meter::get(&backfill.meter.inflated) as f64 / 1e6;
-        let counts = [(summary.landed, landed), (summary.already_there, "already there"), (summary.skipped, "skipped (no logs)")];
+        let counts = [
+            (summary.landed, landed),
+            (summary.already_there, "already there"),
+            (summary.skipped, "skipped (no logs)"),
+        ];
         write!(f, "objects:")?;
         for (count, what) in counts {
             write!(f, " {} {what},", grouped(count))?;
@@ -168,10 +172,18 @@ impl std::fmt::Display for Report<'_> {
         }
         let PassedOver { links, others } = summary.passed_over;
         if links > 0 {
-            writeln!(f, "         {} symbolic links passed over (--follow-links reads what they lead to)", grouped(links))?;
+            writeln!(
+                f,
+                "         {} symbolic links passed over (--follow-links reads what they lead to)",
+                grouped(links)
+            )?;
         }
         if others > 0 {
-            writeln!(f, "         {} passed over that are no files (FIFOs, sockets, devices)", grouped(others))?;
+            writeln!(
+                f,
+                "         {} passed over that are no files (FIFOs, sockets, devices)",
+                grouped(others)
+            )?;
         }
         writeln!(f, "rows:    {}", grouped(summary.total_rows()))?;
         for (table, rows) in &summary.rows {
@@ -184,9 +196,17 @@ impl std::fmt::Display for Report<'_> {
         if summary.skipped_records > 0 {
             writeln!(f, "skipped: {} test uploads of Cloudflare's", grouped(summary.skipped_records))?;
         }
-        if summary.landed == 0 && summary.already_there > 0 && summary.failed.is_empty() && summary.not_begun == 0 {
+        if summary.landed == 0
+            && summary.already_there > 0
+            && summary.failed.is_empty()
+            && summary.not_begun == 0
+        {
             writeln!(f, "nothing new: everything had landed before")?;
         }
-        writeln!(f, "took:    {seconds:.2} s, {megabytes:.0} MB of records, {:.0} MB/s", megabytes / seconds.max(0.001))
+        writeln!(
+            f,
+            "took:    {seconds:.2} s, {megabytes:.0} MB of records, {:.0} MB/s",
+            megabytes / seconds.max(0.001)
+        )
     }
 }

@@ -20,11 +20,18 @@ impl Findings {
     fn add(&mut self, what: &str, resource: &str, tried: Vec<Permission>) {
         for (action, result) in tried {
             // A folder knows no IAM.
-            let action = if what.starts_with("lake") && !what.contains("s3") { action.trim_start_matches("s3:") } else { action };
+            let action = if what.starts_with("lake") && !what.contains("s3") {
+                action.trim_start_matches("s3:")
+            } else {
+                action
+            };
             match result {
                 Ok(()) => _ = writeln!(self.text, "ok       {what}: {action}"),
                 Err(why) if action.ends_with("DeleteObject") => {
-                    let _ = writeln!(self.text, "note     {what}: {action} is not allowed: only upkeep (vacuum) needs it: {why}");
+                    let _ = writeln!(
+                        self.text,
+                        "note     {what}: {action} is not allowed: only upkeep (vacuum) needs it: {why}"
+                    );
                 }
                 Err(why) => {
                     self.missing += 1;
@@ -74,11 +81,17 @@ async fn check_source(source: &Source, found: &mut Findings) {
         None => found.note(&format!("source {id}: no queue: ingest reads nothing of it")),
     }
     if source.queue.is_some() && source.buckets.is_empty() {
-        found.note(&format!("source {id}: no buckets: whatever its queue announces becomes a reject; records in messages land"));
+        found.note(&format!(
+            "source {id}: no buckets: whatever its queue announces becomes a reject; records in messages land"
+        ));
     }
     let client = source.aws.s3(config::s3_is_elsewhere()).await;
     for name in &source.buckets {
-        found.add(&format!("source {id}: bucket {name}"), &format!("{} and /*", arn("s3", name)), bucket::permissions(&client, name).await);
+        found.add(
+            &format!("source {id}: bucket {name}"),
+            &format!("{} and /*", arn("s3", name)),
+            bucket::permissions(&client, name).await,
+        );
     }
 }
 

@@ -33,7 +33,8 @@ pub struct CompactArguments {
 
 pub async fn run(arguments: CompactArguments, settings: Settings) -> anyhow::Result<End> {
     let stop = CancellationToken::new();
-    let lake = if arguments.dry_run { None } else { Some(parts::open_lake_that_is_there(&settings.config).await?) };
+    let lake =
+        if arguments.dry_run { None } else { Some(parts::open_lake_that_is_there(&settings.config).await?) };
     let maintainer = parts::maintainer(&settings, lake, stop.clone()).await?;
     let tables = chosen(&maintainer, arguments.table.as_deref())?;
     if arguments.dry_run {
@@ -49,10 +50,16 @@ pub async fn run(arguments: CompactArguments, settings: Settings) -> anyhow::Res
 }
 
 fn chosen<'a>(maintainer: &'a Maintainer, name: Option<&str>) -> anyhow::Result<Vec<&'a TableSpec>> {
-    let tables: Vec<&TableSpec> = maintainer.tables.iter().filter(|spec| name.is_none_or(|name| spec.name == name)).collect();
+    let tables: Vec<&TableSpec> =
+        maintainer.tables.iter().filter(|spec| name.is_none_or(|name| spec.name == name)).collect();
     if tables.is_empty() {
         let known: Vec<&str> = maintainer.tables.iter().map(|spec| spec.name.as_str()).collect();
-        return Err(Usage(format!("--table {}: there is no such table; known are {}", name.unwrap_or_default(), known.join(", "))).into());
+        return Err(Usage(format!(
+            "--table {}: there is no such table; known are {}",
+            name.unwrap_or_default(),
+            known.join(", ")
+        ))
+        .into());
     }
     Ok(tables)
 }
@@ -76,10 +83,17 @@ pub fn stops(stop: &CancellationToken) {
 
 /// The plan, a row a merge.
 fn print(plans: &[(String, Vec<Bin>)], target: u64, format: FormatName) -> anyhow::Result<End> {
-    let bins: Vec<(&String, &Bin)> = plans.iter().flat_map(|(table, bins)| bins.iter().map(move |bin| (table, bin))).collect();
-    let text = |of: &dyn Fn(&(&String, &Bin)) -> String| Arc::new(StringArray::from_iter_values(bins.iter().map(of))) as ArrayRef;
-    let count = |of: &dyn Fn(&Bin) -> u64| Arc::new(bins.iter().map(|(_, bin)| of(bin)).collect::<UInt64Array>()) as ArrayRef;
-    let partition = |bin: &Bin| bin.partition.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("/");
+    let bins: Vec<(&String, &Bin)> =
+        plans.iter().flat_map(|(table, bins)| bins.iter().map(move |bin| (table, bin))).collect();
+    let text = |of: &dyn Fn(&(&String, &Bin)) -> String| {
+        Arc::new(StringArray::from_iter_values(bins.iter().map(of))) as ArrayRef
+    };
+    let count = |of: &dyn Fn(&Bin) -> u64| {
+        Arc::new(bins.iter().map(|(_, bin)| of(bin)).collect::<UInt64Array>()) as ArrayRef
+    };
+    let partition = |bin: &Bin| {
+        bin.partition.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("/")
+    };
     let batch = RecordBatch::try_from_iter([
         ("table", text(&|(table, _)| (*table).clone())),
         ("partition", text(&|(_, bin)| partition(bin))),
@@ -102,21 +116,33 @@ pub struct Report<'a> {
 
 impl std::fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Compacted { merges, files_in, files_out, bytes_in, bytes_out, rows, overtaken, ref failed, took } = *self.compacted;
+        let Compacted { merges, files_in, files_out, bytes_in, bytes_out, .. } = *self.compacted;
+        let Compacted { rows, overtaken, ref failed, took, .. } = *self.compacted;
         for error in failed {
             writeln!(f, "failed:  {error}")?;
         }
         if merges == 0 && overtaken == 0 {
             return writeln!(f, "nothing {}to merge", if failed.is_empty() { "" } else { "else " });
         }
-        writeln!(f, "merged:  {} files ({}) into {} ({})", grouped(files_in), bytes(bytes_in), grouped(files_out), bytes(bytes_out))?;
+        writeln!(
+            f,
+            "merged:  {} files ({}) into {} ({})",
+            grouped(files_in),
+            bytes(bytes_in),
+            grouped(files_out),
+            bytes(bytes_out)
+        )?;
         writeln!(f, "rows:    {}, in {} merges", grouped(rows), grouped(merges))?;
         if overtaken > 0 {
             writeln!(f, "         {} merges given up: another maintainer was faster", grouped(overtaken))?;
         }
         let seconds = took.as_secs_f64().max(0.001);
         let rate = bytes_in as f64 / 1e6 / seconds;
-        writeln!(f, "took:    {seconds:.2} s, {rate:.0} MB/s, {} rows/s", grouped((rows as f64 / seconds) as u64))
+        writeln!(
+            f,
+            "took:    {seconds:.2} s, {rate:.0} MB/s, {} rows/s",
+            grouped((rows as f64 / seconds) as u64)
+        )
     }
 }
 

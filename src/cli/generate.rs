@@ -42,7 +42,8 @@ pub struct GenerateArguments {
     /// From the first event to the last
     #[arg(long, value_name = "DURATION", default_value = "1d")]
     span: humantime::Duration,
-    /// The share of records in odd forms: numbers as text, empty strings, newer fields; a twentieth of them are broken
+    /// The share of records in odd forms: numbers as text, empty strings, newer fields; a twentieth of them
+    /// are broken
     #[arg(long, value_name = "SHARE", default_value_t = 0.01, value_parser = share)]
     odd: f64,
     /// Compress the files

@@ -27,7 +27,8 @@ const UPKEEP_SHARE: usize = 4;
 /// How long to work.
 #[derive(Debug, Args)]
 pub struct IngestArguments {
-    /// End when nothing was received and nothing held for this long, such as 10s; without it, run until stopped
+    /// End when nothing was received and nothing held for this long, such as 10s; without it, run until
+    /// stopped
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     until_idle: Option<Duration>,
 }
@@ -49,14 +50,24 @@ pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Resu
         opened = parts::open_lake(config) => opened?,
         () = stop.cancelled() => return Ok(End::Done),
     };
-    let workers = if config.ingest.workers > 0 { config.ingest.workers } else { parts::affordable_workers(config) };
-    tracing::info!(lake = config.lake()?, objects = lake.objects(), queues = feeds.len(), workers, "ingesting");
+    let workers =
+        if config.ingest.workers > 0 { config.ingest.workers } else { parts::affordable_workers(config) };
+    tracing::info!(
+        lake = config.lake()?,
+        objects = lake.objects(),
+        queues = feeds.len(),
+        workers,
+        "ingesting"
+    );
     let (memory, upkeep) = embedded(&settings, &lake, &metrics).await?;
     let ingest = Ingest {
         catalog: settings.catalog.clone(),
         tables: Arc::new(Tables::new(&settings.catalog, config.partition)),
         lake,
-        settings: WorkerSettings { max_age: config.flush.max_age, ..parts::worker_settings(config, memory, workers) },
+        settings: WorkerSettings {
+            max_age: config.flush.max_age,
+            ..parts::worker_settings(config, memory, workers)
+        },
         pace: pace(config, workers, arguments.until_idle),
         feeds,
         metrics: metrics.clone(),
@@ -66,22 +77,33 @@ pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Resu
     let ended = beside_upkeep(upkeep, &metrics, ingest.run(stop)).await?;
     drop(status);
     output::say(Report { metrics: &metrics, ended })?;
-    Ok(if ended.given_up + ended.refused as u64 > 0 && arguments.until_idle.is_some() { End::Incomplete } else { End::Done })
+    Ok(if ended.given_up + ended.refused as u64 > 0 && arguments.until_idle.is_some() {
+        End::Incomplete
+    } else {
+        End::Done
+    })
 }
 
 /// The memory that is left to the workers, and the upkeep beside them.
-async fn embedded(settings: &Settings, lake: &Arc<Lake>, metrics: &Arc<Metrics>) -> anyhow::Result<(usize, Option<Maintainer>)> {
+async fn embedded(
+    settings: &Settings,
+    lake: &Arc<Lake>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<(usize, Option<Maintainer>)> {
     let memory = settings.config.memory.as_u64() as usize;
     if !settings.config.maintenance.embedded {
         return Ok((memory, None));
     }
     let share = memory / UPKEEP_SHARE;
     let upkeep = parts::maintainer(settings, Some(lake.clone()), CancellationToken::new()).await?;
-    Ok((memory - share, Some(Maintainer { memory: share, at_once: 1, encoders: 1, metrics: Some(metrics.clone()), ..upkeep })))
+    Ok((
+        memory - share,
+        Some(Maintainer { memory: share, at_once: 1, encoders: 1, metrics: Some(metrics.clone()), ..upkeep }),
+    ))
 }
 
-/// Works with upkeep beside it, if there is any. Upkeep ends with the work: what it has at hand is not visible before it is
-/// whole, and the next one does it.
+/// Works with upkeep beside it, if there is any. Upkeep ends with the work: what it has at hand is not
+/// visible before it is whole, and the next one does it.
 async fn beside_upkeep<T>(upkeep: Option<Maintainer>, metrics: &Metrics, work: impl Future<Output = T>) -> T {
     let Some(upkeep) = upkeep else { return work.await };
     let panicked = |said| {
@@ -121,12 +143,16 @@ async fn feeds(settings: &Settings) -> anyhow::Result<Vec<Feed>> {
     }
     if feeds.is_empty() {
         let example = "[[source]]\nid = \"cf-prod\"\nqueue = \"https://sqs.eu-west-1.amazonaws.com/123456789012/cloudflare-logs\"\nbuckets = [\"acme-cloudflare-logs\"]";
-        return Err(Usage(format!("no source has a queue; write one into the configuration (--config FILE):\n{example}")).into());
+        return Err(Usage(format!(
+            "no source has a queue; write one into the configuration (--config FILE):\n{example}"
+        ))
+        .into());
     }
     Ok(feeds)
 }
 
-/// Of the memory, a sixteenth holds fetched bytes and as much messages; the workers share it by their own rule.
+/// Of the memory, a sixteenth holds fetched bytes and as much messages; the workers share it by their own
+/// rule.
 fn pace(config: &Config, workers: usize, until_idle: Option<Duration>) -> Pace {
     let memory = config.memory.as_u64() as usize;
     Pace {
@@ -152,9 +178,21 @@ impl std::fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { metrics, ended } = self;
         let grouped = output::grouped;
-        writeln!(f, "messages: {} done, {} given back", grouped(metrics.deleted.get()), grouped(ended.released as u64))?;
-        let (landed, again, skipped) = (metrics.landed.get(), metrics.duplicates.get(), metrics.skipped.get());
-        write!(f, "objects:  {} landed, {} came again, {} skipped (no logs)", grouped(landed), grouped(again), grouped(skipped))?;
+        writeln!(
+            f,
+            "messages: {} done, {} given back",
+            grouped(metrics.deleted.get()),
+            grouped(ended.released as u64)
+        )?;
+        let (landed, again, skipped) =
+            (metrics.landed.get(), metrics.duplicates.get(), metrics.skipped.get());
+        write!(
+            f,
+            "objects:  {} landed, {} came again, {} skipped (no logs)",
+            grouped(landed),
+            grouped(again),
+            grouped(skipped)
+        )?;
         writeln!(f, ", {} given up for now", grouped(ended.given_up))
     }
 }

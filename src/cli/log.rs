@@ -1,5 +1,5 @@
-//! The program's own log, on stderr: a line for each event, whatever the names and values in it are, and nothing that ends the
-//! work because nobody reads it.
+//! The program's own log, on stderr: a line for each event, whatever the names and values in it are, and
+//! nothing that ends the work because nobody reads it.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::{self, Debug};
@@ -17,7 +17,8 @@ use crate::base::printable::{JsonWriter, printable};
 use crate::config::LogFormat;
 
 /// What is heard unless RUST_LOG says otherwise: other libraries only when something is wrong.
-const QUIET: &str = "flarelake=info,warn,aws_config=error,deltalake=error,deltalake_core=error,buoyant_kernel=error";
+const QUIET: &str =
+    "flarelake=info,warn,aws_config=error,deltalake=error,deltalake_core=error,buoyant_kernel=error";
 
 /// Starts the log.
 pub fn start(format: LogFormat) {
@@ -26,7 +27,10 @@ pub fn start(format: LogFormat) {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).log_internal_errors(false);
     match format {
         LogFormat::Text => {
-            log.with_writer(LogWriter::default).with_ansi(std::io::stderr().is_terminal()).fmt_fields(InOneLine).init();
+            log.with_writer(LogWriter::default)
+                .with_ansi(std::io::stderr().is_terminal())
+                .fmt_fields(InOneLine)
+                .init();
         }
         LogFormat::Json => log.with_writer(JsonLog).json().flatten_event(true).init(),
     }
@@ -37,7 +41,10 @@ pub fn tell_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let trace = Backtrace::capture();
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        output::tell(format_args!("a fault of the program, at {place}: {}", printable(panic.payload_as_str().unwrap_or_default())));
+        output::tell(format_args!(
+            "a fault of the program, at {place}: {}",
+            printable(panic.payload_as_str().unwrap_or_default())
+        ));
         if trace.status() == BacktraceStatus::Captured {
             output::tell(trace);
         }
@@ -54,8 +61,8 @@ impl MakeWriter<'_> for JsonLog {
     }
 }
 
-/// The message, then `name=value`, as tracing writes them, but each in one line: an object's key or a record's text may hold
-/// anything.
+/// The message, then `name=value`, as tracing writes them, but each in one line: an object's key or a
+/// record's text may hold anything.
 struct InOneLine;
 
 impl<'a> MakeVisitor<Writer<'a>> for InOneLine {
@@ -87,7 +94,9 @@ impl Visit for Fields<'_> {
         let name = field.name();
         self.written = match name {
             "message" => write!(self.to, "{gap}{text}"),
-            _ if self.to.has_ansi_escapes() => write!(self.to, "{gap}\u{1b}[3m{name}\u{1b}[0m\u{1b}[2m=\u{1b}[0m{text}"),
+            _ if self.to.has_ansi_escapes() => {
+                write!(self.to, "{gap}\u{1b}[3m{name}\u{1b}[0m\u{1b}[2m=\u{1b}[0m{text}")
+            }
             _ => write!(self.to, "{gap}{name}={text}"),
         };
     }

@@ -15,14 +15,16 @@ pub struct MaintainArguments {
     /// Do everything once, now, and end; without it, keep to the schedules until stopped
     #[arg(long)]
     once: bool,
-    /// Show what a run would begin with, as the lake is now; change nothing. compact --dry-run shows each merge, and why
+    /// Show what a run would begin with, as the lake is now; change nothing. compact --dry-run shows each
+    /// merge, and why
     #[arg(long)]
     dry_run: bool,
 }
 
 pub async fn run(arguments: MaintainArguments, settings: Settings) -> anyhow::Result<End> {
     let stop = CancellationToken::new();
-    let lake = if arguments.dry_run { None } else { Some(parts::open_lake_that_is_there(&settings.config).await?) };
+    let lake =
+        if arguments.dry_run { None } else { Some(parts::open_lake_that_is_there(&settings.config).await?) };
     let maintainer = parts::maintainer(&settings, lake, stop.clone()).await?;
     if arguments.dry_run {
         let outlook = maintainer.outlook().await?;
@@ -57,12 +59,25 @@ impl std::fmt::Display for Begins<'_> {
         let Outlook { missing, merges, .. } = self.outlook;
         for (table, files) in missing {
             let (rows, size) = (files.iter().map(|f| f.rows).sum(), files.iter().map(|f| f.size).sum());
-            writeln!(f, "would be brought in: {table}: {} rows in {} files ({}) that landed", grouped(rows), files.len(), bytes(size))?;
+            writeln!(
+                f,
+                "would be brought in: {table}: {} rows in {} files ({}) that landed",
+                grouped(rows),
+                files.len(),
+                bytes(size)
+            )?;
         }
         for (table, bins) in merges.iter().filter(|(_, bins)| !bins.is_empty()) {
             let files: usize = bins.iter().map(|bin| bin.inputs.len()).sum();
-            let (size, into) = (bins.iter().map(Bin::bytes).sum(), bins.iter().map(|bin| bin.files_out(self.target)).sum());
-            writeln!(f, "would be merged: {table}: {} files ({}) into {}", grouped(files as u64), bytes(size), grouped(into))?;
+            let (size, into) =
+                (bins.iter().map(Bin::bytes).sum(), bins.iter().map(|bin| bin.files_out(self.target)).sum());
+            writeln!(
+                f,
+                "would be merged: {table}: {} files ({}) into {}",
+                grouped(files as u64),
+                bytes(size),
+                grouped(into)
+            )?;
         }
         Ok(())
     }
@@ -79,12 +94,24 @@ impl std::fmt::Display for Freed<'_> {
         let Tidied { dropped, deleted, unfinished, log_entries, checkpoints } = self.tidied;
         let would = if self.dry_run { "would be " } else { "" };
         for (table, files) in dropped {
-            let (rows, size) = (files.iter().map(|f| f.rows).sum::<u64>(), files.iter().map(|f| f.size).sum());
-            writeln!(f, "{would}dropped: {table}: {} rows in {} files ({}), older than is kept", grouped(rows), files.len(), bytes(size))?;
+            let (rows, size) =
+                (files.iter().map(|f| f.rows).sum::<u64>(), files.iter().map(|f| f.size).sum());
+            writeln!(
+                f,
+                "{would}dropped: {table}: {} rows in {} files ({}), older than is kept",
+                grouped(rows),
+                files.len(),
+                bytes(size)
+            )?;
         }
         for (table, files) in deleted {
             let size = files.iter().map(|f| f.size).sum();
-            writeln!(f, "{would}deleted: {table}: {} files ({}) that no version needs", grouped(files.len() as u64), bytes(size))?;
+            writeln!(
+                f,
+                "{would}deleted: {table}: {} files ({}) that no version needs",
+                grouped(files.len() as u64),
+                bytes(size)
+            )?;
         }
         if *unfinished > 0 {
             writeln!(f, "{would}deleted: {} unfinished files of writers that died", grouped(*unfinished))?;

@@ -33,7 +33,8 @@ use crate::base::store::StoreError;
 use crate::config::{self, Config, ConfigError};
 use crate::schema::{Catalog, CatalogError};
 
-/// Cloudflare logs in, a queryable lake out: every record once, in typed columns, in Delta tables that any engine reads.
+/// Cloudflare logs in, a queryable lake out: every record once, in typed columns, in Delta tables that any
+/// engine reads.
 #[derive(Debug, Parser)]
 #[command(name = "flarelake", version, max_term_width = 110)]
 struct Arguments {
@@ -52,7 +53,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Generate logs, land them, land them again, merge their files, and query them; needs no account and no network
+    /// Generate logs, land them, land them again, merge their files, and query them; needs no account and no
+    /// network
     Demo(demo::DemoArguments),
     /// Land what SQS queues announce, until stopped
     Ingest(ingest::IngestArguments),
@@ -62,13 +64,15 @@ enum Command {
     Reconcile(reconcile::ReconcileArguments),
     /// Decode rejects again, after a schema, a limit or a route was mended; what becomes a row lands once
     Replay(replay::ReplayArguments),
-    /// What a lake can still be made into whose ledger was removed, restored or changed by others. Stop every writer first
+    /// What a lake can still be made into whose ledger was removed, restored or changed by others. Stop every
+    /// writer first
     Repair(repair::RepairArguments),
     /// Can this configuration work? Tries each permission that it needs, and names those that are missing
     Check,
     /// Merge small files into large ones, once, now
     Compact(compact::CompactArguments),
-    /// All upkeep on its schedules: compaction, retention, vacuum, checkpoints, and what dead workers left undone
+    /// All upkeep on its schedules: compaction, retention, vacuum, checkpoints, and what dead workers left
+    /// undone
     Maintain(maintain::MaintainArguments),
     /// Ask the lake in SQL
     Query(query::QueryArguments),
@@ -76,14 +80,15 @@ enum Command {
     Search(search::SearchArguments),
     /// What is there, how much, and how fresh
     Tables(tables::TablesArguments),
-    /// The log types, their columns, what they don't know, and what makes their tables visible in other engines
+    /// The log types, their columns, what they don't know, and what makes their tables visible in other
+    /// engines
     Schema(schema::SchemaArguments),
     /// Write realistic synthetic logs
     Generate(generate::GenerateArguments),
 }
 
-/// Of the thread that plans statements: those of thousands of terms are planned by functions that call themselves. Of addresses,
-/// not of memory.
+/// Of the thread that plans statements: those of thousands of terms are planned by functions that call
+/// themselves. Of addresses, not of memory.
 const STACK_BYTES: usize = 512 << 20;
 /// Of every other thread: what was planned is carried out there, by functions that call themselves, too.
 const WORKER_STACK_BYTES: usize = 64 << 20;
@@ -115,13 +120,20 @@ pub fn main() -> ExitCode {
         tracing::debug!("{name} is no setting: Kubernetes sets it for a Service named flarelake");
     }
     raise_descriptors();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(WORKER_STACK_BYTES).build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_stack_size(WORKER_STACK_BYTES)
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return report(&error.into()),
     };
     let whole = std::thread::scope(|scope| {
         let work = || runtime.block_on(run(arguments.command, settings));
-        std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work).map(|thread| thread.join())
+        std::thread::Builder::new()
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, work)
+            .map(|thread| thread.join())
     });
     let result = match whole {
         Ok(Ok(result)) => result,
@@ -141,7 +153,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// A statement may begin with a comment, which must not be taken for an option: a space before it changes nothing.
+/// A statement may begin with a comment, which must not be taken for an option: a space before it changes
+/// nothing.
 fn with_its_comment(argument: OsString) -> OsString {
     let is_comment = argument.to_str().and_then(|text| text.strip_prefix("--")).is_some_and(|rest| {
         let name = rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_');
@@ -155,12 +168,14 @@ fn with_its_comment(argument: OsString) -> OsString {
     spaced
 }
 
-/// As many open files as the system allows: each connection, each file that is read and each that is written takes one.
+/// As many open files as the system allows: each connection, each file that is read and each that is written
+/// takes one.
 fn raise_descriptors() {
     #[cfg(target_os = "linux")]
     {
         use nix::sys::resource::{Resource, getrlimit, setrlimit};
-        let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+        let raised = getrlimit(Resource::RLIMIT_NOFILE)
+            .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
         // With fewer it works, too, only less at once.
         raised.unwrap_or_else(|error| tracing::debug!("the limit of open files stays as it is: {error}"));
     }
@@ -194,7 +209,8 @@ fn report(error: &anyhow::Error) -> ExitCode {
         }
     }
     let wrong_url = matches!(error.downcast_ref(), Some(StoreError::Url { .. }));
-    let wrong_usage = wrong_url || error.is::<ConfigError>() || error.is::<CatalogError>() || error.is::<Usage>();
+    let wrong_usage =
+        wrong_url || error.is::<ConfigError>() || error.is::<CatalogError>() || error.is::<Usage>();
     // What the person wrote has lines of its own; what rows and names say has none.
     output::tell(format_args!("error: {}", if wrong_usage { shown } else { printable(&shown).into_owned() }));
     ExitCode::from(if wrong_usage { 2 } else { 1 })

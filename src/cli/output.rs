@@ -35,7 +35,8 @@ pub fn stdout() -> BufWriter<Stdout> {
     BufWriter::with_capacity(1 << 16, Stdout(io::stdout()))
 }
 
-/// Whether an error is that whoever read our output has seen enough: no failure of ours. What else went wrong is one, read or not.
+/// Whether an error is that whoever read our output has seen enough: no failure of ours. What else went wrong
+/// is one, read or not.
 pub fn is_reader_gone(error: &anyhow::Error) -> bool {
     let is_broken_pipe = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
@@ -79,5 +80,6 @@ pub fn grouped(number: u64) -> String {
 
 /// A time in microseconds since the epoch, as RFC 3339 writes it.
 pub fn time(micros: i64) -> String {
-    DateTime::from_timestamp_micros(micros).map_or_else(String::new, |t| t.to_rfc3339_opts(SecondsFormat::AutoSi, true))
+    DateTime::from_timestamp_micros(micros)
+        .map_or_else(String::new, |t| t.to_rfc3339_opts(SecondsFormat::AutoSi, true))
 }

@@ -16,7 +16,8 @@ use crate::land::worker::WorkerSettings;
 use crate::maintain::{Maintainer, lease};
 use crate::table::{LEDGER_TABLE, Lake, Snapshot, TableError};
 
-/// What a merge takes, measured on files of a hundred columns. With less it reads in small batches; its writer takes most.
+/// What a merge takes, measured on files of a hundred columns. With less it reads in small batches; its
+/// writer takes most.
 const LEAST_MERGE: usize = 384 << 20;
 
 /// Log entries that a reader reads one by one, at most.
@@ -38,8 +39,13 @@ pub async fn open_lake_that_is_there(config: &Config) -> anyhow::Result<Arc<Lake
     open_lake(config).await
 }
 
-/// The upkeep of the lake, with all of the memory and every core; without a lake to write to, for plans and dry runs.
-pub async fn maintainer(settings: &Settings, lake: Option<Arc<Lake>>, stop: CancellationToken) -> anyhow::Result<Maintainer> {
+/// The upkeep of the lake, with all of the memory and every core; without a lake to write to, for plans and
+/// dry runs.
+pub async fn maintainer(
+    settings: &Settings,
+    lake: Option<Arc<Lake>>,
+    stop: CancellationToken,
+) -> anyhow::Result<Maintainer> {
     let Settings { config, catalog } = settings;
     let Tables { log_types, failures, ledger } = Tables::new(catalog, config.partition);
     let memory = config.memory.as_u64() as usize;
@@ -81,7 +87,10 @@ pub fn worker_settings(config: &Config, memory: usize, workers: usize) -> Worker
     let limits = &config.limits;
     let share = memory / workers.max(1);
     WorkerSettings {
-        records: RecordLimits { max_record: limits.max_record.as_u64() as usize, max_depth: limits.max_depth },
+        records: RecordLimits {
+            max_record: limits.max_record.as_u64() as usize,
+            max_depth: limits.max_depth,
+        },
         objects: ObjectLimits {
             max_object: limits.max_object.as_u64(),
             max_ratio: limits.max_ratio,
@@ -96,7 +105,10 @@ pub fn worker_settings(config: &Config, memory: usize, workers: usize) -> Worker
 }
 
 /// The log types that routes name, by their index in the catalog.
-pub fn routed_log_types<'a>(settings: &Settings, sources: impl IntoIterator<Item = &'a Source>) -> anyhow::Result<BTreeMap<String, usize>> {
+pub fn routed_log_types<'a>(
+    settings: &Settings,
+    sources: impl IntoIterator<Item = &'a Source>,
+) -> anyhow::Result<BTreeMap<String, usize>> {
     let routes = sources.into_iter().flat_map(|s| &s.route);
     routes.map(|r| Ok((r.log_type.clone(), settings.catalog.index_of(&r.log_type)?))).collect()
 }

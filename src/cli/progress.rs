@@ -14,8 +14,8 @@ use crate::maintain::rewrite::Progress as Totals;
 
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
-/// Writes log lines to stderr, above a progress bar if one is shown. A stderr that nobody reads any more, or a full disk behind
-/// it, is no reason to stop: what is told is lost, and what is done is not.
+/// Writes log lines to stderr, above a progress bar if one is shown. A stderr that nobody reads any more, or
+/// a full disk behind it, is no reason to stop: what is told is lost, and what is done is not.
 #[derive(Default)]
 pub struct LogWriter;
 
@@ -48,20 +48,26 @@ impl Progress {
 
     /// A bar of what `meter` says of a replay, whose objects are rejects.
     pub fn replay(meter: Arc<Meter>) -> Self {
-        Self::follow(template("{bar:30} {human_pos}/{human_len} rejects, {per_sec}, {eta} left"), move |bar| {
-            bar.set_length(Meter::get(&meter.objects_total));
-            bar.set_position(Meter::get(&meter.objects_done));
-        })
+        Self::follow(
+            template("{bar:30} {human_pos}/{human_len} rejects, {per_sec}, {eta} left"),
+            move |bar| {
+                bar.set_length(Meter::get(&meter.objects_total));
+                bar.set_position(Meter::get(&meter.objects_done));
+            },
+        )
     }
 
     /// A bar of merges.
     pub fn merges(totals: Arc<Totals>) -> Self {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Self::follow(template("{bar:30} {human_pos}/{human_len} rows, {per_sec}, {msg}, {eta} left"), move |bar| {
-            bar.set_length(get(&totals.rows));
-            bar.set_position(get(&totals.rows_done));
-            bar.set_message(format!("{}/{} merges", get(&totals.bins_done), get(&totals.bins)));
-        })
+        Self::follow(
+            template("{bar:30} {human_pos}/{human_len} rows, {per_sec}, {msg}, {eta} left"),
+            move |bar| {
+                bar.set_length(get(&totals.rows));
+                bar.set_position(get(&totals.rows_done));
+                bar.set_message(format!("{}/{} merges", get(&totals.bins_done), get(&totals.bins)));
+            },
+        )
     }
 
     /// A line of what an ingest does.
@@ -81,7 +87,10 @@ impl Progress {
 
     fn follow(style: ProgressStyle, update: impl Fn(&ProgressBar) + Send + 'static) -> Self {
         if !io::stderr().is_terminal() {
-            return Self { bar: ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()), task: None };
+            return Self {
+                bar: ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden()),
+                task: None,
+            };
         }
         let bar = BARS.add(ProgressBar::new(0));
         bar.set_style(style);

@@ -67,7 +67,9 @@ pub async fn run(arguments: QueryArguments, settings: Settings) -> anyhow::Resul
         }
     };
     if statements.is_empty() {
-        return Err(Usage("give a statement, a file with -f, or statements on standard input".to_owned()).into());
+        return Err(
+            Usage("give a statement, a file with -f, or statements on standard input".to_owned()).into()
+        );
     }
     if statements.len() > 1 && arguments.output.is_some() {
         return Err(Usage("-o takes the result of one statement".to_owned()).into());
@@ -102,9 +104,15 @@ fn bound(sql: &str, given: &[(String, String)]) -> anyhow::Result<(String, Vec<(
     Ok((sql.to_owned(), plain.arguments(given).map_err(wrong)?))
 }
 
-/// Writes a file that is there whole, or not at all. What is no file (a pipe, a device) is written to, not replaced; so is a
-/// descriptor of ours: others may have written before us where it leads, and may go on.
-async fn write_file(session: &Session, sql: &str, values: &[(String, Value)], form: Form, path: &Path) -> anyhow::Result<()> {
+/// Writes a file that is there whole, or not at all. What is no file (a pipe, a device) is written to, not
+/// replaced; so is a descriptor of ours: others may have written before us where it leads, and may go on.
+async fn write_file(
+    session: &Session,
+    sql: &str,
+    values: &[(String, Value)],
+    form: Form,
+    path: &Path,
+) -> anyhow::Result<()> {
     let cant = || format!("can't write {}", path.display());
     // A link means what it points to.
     let target = followed(path).with_context(cant)?;
@@ -137,11 +145,13 @@ async fn write_file(session: &Session, sql: &str, values: &[(String, Value)], fo
     Ok(())
 }
 
-/// Where a path's links lead, be something there or not; as far as to a descriptor of ours, which is a link that only looks like one.
+/// Where a path's links lead, be something there or not; as far as to a descriptor of ours, which is a link
+/// that only looks like one.
 fn followed(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..MOST_LINKS {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).canonicalize()?;
+        let folder =
+            path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).canonicalize()?;
         let Some(name) = path.file_name() else { return path.canonicalize() };
         path = folder.join(name);
         match path.read_link() {
@@ -156,7 +166,8 @@ fn followed(path: &Path) -> io::Result<PathBuf> {
 fn descriptor(path: &Path) -> Option<u32> {
     let (folder, number) = (path.parent()?, path.file_name()?.to_str()?.parse().ok()?);
     // /proc/self is a link to our own number; where there is no /proc, /dev/fd is the folder itself.
-    let is_ours = folder == Path::new("/dev/fd") || folder.starts_with(format!("/proc/{}", std::process::id())) && folder.ends_with("fd");
+    let is_ours = folder == Path::new("/dev/fd")
+        || folder.starts_with(format!("/proc/{}", std::process::id())) && folder.ends_with("fd");
     is_ours.then_some(number)
 }
 

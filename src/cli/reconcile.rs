@@ -1,4 +1,5 @@
-//! `flarelake reconcile`: what a bucket holds and the lake lacks, landed on demand, and the gaps that Cloudflare itself left.
+//! `flarelake reconcile`: what a bucket holds and the lake lacks, landed on demand, and the gaps that
+//! Cloudflare itself left.
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -31,7 +32,8 @@ pub struct ReconcileArguments {
     /// How long an object may be on its way before it is missing
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "15m")]
     grace: Duration,
-    /// What is longer is a gap; without it what is longer than 5 minutes and 3 times what is usual in its stream
+    /// What is longer is a gap; without it what is longer than 5 minutes and 3 times what is usual in its
+    /// stream
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     gap: Option<Duration>,
     /// The form of the report
@@ -50,8 +52,7 @@ enum Form {
 pub async fn run(arguments: ReconcileArguments, settings: Settings) -> anyhow::Result<End> {
     let url = &arguments.url;
     let Some(bucket) = bucket_of(url) else {
-        let why =
-            "only buckets are reconciled; `flarelake backfill` lands from files and folders what is missing, and says how much was there";
+        let why = "only buckets are reconciled; `flarelake backfill` lands from files and folders what is missing, and says how much was there";
         return Err(Usage(format!("{url}: {why}")).into());
     };
     settings.config.lake()?;
@@ -79,7 +80,10 @@ pub async fn run(arguments: ReconcileArguments, settings: Settings) -> anyhow::R
         Some(lake) if !found.absent.is_empty() => {
             let workers = parts::affordable_workers(&settings.config);
             let backfill = backfill::backfill(&settings, Some(lake), sources, workers);
-            let origins = found.absent.iter().map(|absent| Origin::listed(buckets.clone(), &bucket, absent.object.clone()));
+            let origins = found
+                .absent
+                .iter()
+                .map(|absent| Origin::listed(buckets.clone(), &bucket, absent.object.clone()));
             Some(repair(backfill, origins.collect(), arguments.format).await?)
         }
         _ => None,
@@ -109,7 +113,11 @@ async fn repair(backfill: Backfill, origins: Vec<Origin>, form: Form) -> anyhow:
     let summary = backfill.origins(origins).await?;
     drop(progress);
     if form == Form::Table {
-        let report = backfill::Report { summary: &summary, backfill: &backfill, seconds: began.elapsed().as_secs_f64() };
+        let report = backfill::Report {
+            summary: &summary,
+            backfill: &backfill,
+            seconds: began.elapsed().as_secs_f64(),
+        };
         output::say(format_args!("\nrepaired\n{report}"))?;
     }
     Ok((summary, interrupted.load(Ordering::Relaxed)))
@@ -158,8 +166,7 @@ impl Report<'_> {
             json!({"state": code(*state), "key": object.key, "etag": object.head.etag, "bytes": object.head.size,
                 "last_modified": object.head.last_modified.map(time)})
         };
-        let gap =
-            |gap: &Gap| json!({"stream": gap.stream, "from": seconds(gap.from), "until": gap.until.map(seconds), "seconds": gap.seconds});
+        let gap = |gap: &Gap| json!({"stream": gap.stream, "from": seconds(gap.from), "until": gap.until.map(seconds), "seconds": gap.seconds});
         let mut told = json!({"url": self.arguments.url, "listed": tally(self.listed()),
             "absent": self.found.absent.iter().map(absent).collect::<Vec<_>>(),
             "gaps": self.gaps.iter().map(gap).collect::<Vec<_>>(), "without_time_range": self.found.streams.unnamed});
@@ -173,7 +180,8 @@ impl Report<'_> {
     fn tallies(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Tally { objects, bytes } = self.listed();
         writeln!(f, "listed:  {} objects, {} bytes", grouped(objects), grouped(bytes))?;
-        let younger = format!("on their way: younger than {}", humantime::format_duration(self.arguments.grace));
+        let younger =
+            format!("on their way: younger than {}", humantime::format_duration(self.arguments.grace));
         let told = [
             (State::Landed, "landed"),
             (State::OnItsWay, &younger),
@@ -200,30 +208,51 @@ impl Report<'_> {
         match self.gaps {
             _ if self.found.streams.is_empty() => {}
             [] => writeln!(f, "gaps:    none longer than {rule}")?,
-            gaps => writeln!(f, "gaps:    {} longer than {rule}, that no object of the bucket covers", gaps.len())?,
+            gaps => writeln!(
+                f,
+                "gaps:    {} longer than {rule}, that no object of the bucket covers",
+                gaps.len()
+            )?,
         }
         for gap in self.gaps {
             let stream = shown(self.bucket, &gap.stream);
             let long = humantime::format_duration(Duration::from_secs(gap.seconds as u64));
             match gap.until {
-                Some(until) => writeln!(f, "         {stream}: {} to {}, {long}", seconds(gap.from), seconds(until))?,
+                Some(until) => {
+                    writeln!(f, "         {stream}: {} to {}, {long}", seconds(gap.from), seconds(until))?
+                }
                 None => writeln!(f, "         {stream}: nothing since {}, {long}", seconds(gap.from))?,
             }
         }
         match self.found.streams.unnamed {
             0 => Ok(()),
-            n => writeln!(f, "         {} objects have no time range in their names: of them no gap can be told", grouped(n)),
+            n => writeln!(
+                f,
+                "         {} objects have no time range in their names: of them no gap can be told",
+                grouped(n)
+            ),
         }
     }
 }
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let widest = self.found.absent.iter().map(|absent| grouped(absent.object.head.size).len()).max().unwrap_or_default();
+        let widest = self
+            .found
+            .absent
+            .iter()
+            .map(|absent| grouped(absent.object.head.size).len())
+            .max()
+            .unwrap_or_default();
         for Absent { state, object } in &self.found.absent {
             let written = object.head.last_modified.map(time).unwrap_or_default();
             let size = grouped(object.head.size);
-            writeln!(f, "{:15}  {written:20}  {size:>widest$} bytes  {}", code(*state).replace('_', " "), shown(self.bucket, &object.key))?;
+            writeln!(
+                f,
+                "{:15}  {written:20}  {size:>widest$} bytes  {}",
+                code(*state).replace('_', " "),
+                shown(self.bucket, &object.key)
+            )?;
         }
         self.tallies(f)?;
         self.gaps(f)?;

@@ -13,8 +13,9 @@ use crate::table::Findings;
 /// What to look through beside what looks damaged.
 #[derive(Debug, Args)]
 pub struct RepairArguments {
-    /// Also search this table's folder for rows that landed and that no file in its log holds, for example after you put files back from
-    /// a copy. Rows that were deleted less than a vacuum ago come back. May be repeated
+    /// Also search this table's folder for rows that landed and that no file in its log holds, for example
+    /// after you put files back from a copy. Rows that were deleted less than a vacuum ago come back. May be
+    /// repeated
     #[arg(long = "table", value_name = "NAME")]
     tables: Vec<String>,
 }

@@ -58,7 +58,8 @@ pub async fn run(arguments: ReplayArguments, settings: Settings) -> anyhow::Resu
     let tables = Arc::new(Tables::new(catalog, config.partition));
     let lake = if arguments.dry_run { None } else { Some(parts::open_lake(config).await?) };
     let target = config.maintenance.target_file_size.as_u64();
-    let chosen = Chosen { reasons, since: arguments.since.map(|since| now_micros().saturating_sub(micros(since))) };
+    let chosen =
+        Chosen { reasons, since: arguments.since.map(|since| now_micros().saturating_sub(micros(since))) };
     if arguments.discard {
         return discard(Discard { tables, store, lake, memory, target, chosen }).await;
     }
@@ -80,7 +81,11 @@ pub async fn run(arguments: ReplayArguments, settings: Settings) -> anyhow::Resu
     let progress = Progress::replay(replay.meter.clone());
     let summary = replay.run().await?;
     drop(progress);
-    output::say(Report { summary: &summary, dry_run: arguments.dry_run, seconds: began.elapsed().as_secs_f64() })?;
+    output::say(Report {
+        summary: &summary,
+        dry_run: arguments.dry_run,
+        seconds: began.elapsed().as_secs_f64(),
+    })?;
     Ok(if interrupted.load(Ordering::Relaxed) {
         End::Interrupted
     } else if summary.unreadable > 0 || summary.removed.overtaken {
@@ -116,7 +121,8 @@ fn reason(code: &str) -> Result<Reason, Usage> {
         Some(nearest) if likeness(&nearest) > 0.75 => format!("did you mean `{}`?", nearest.code()),
         _ => format!("there are {}", Reason::ALL.map(Reason::code).join(", ")),
     };
-    Reason::parse(code).ok_or_else(|| Usage(format!("--reason {code}: nothing is rejected for that; {}", unknown())))
+    Reason::parse(code)
+        .ok_or_else(|| Usage(format!("--reason {code}: nothing is rejected for that; {}", unknown())))
 }
 
 fn micros(time: Duration) -> i64 {
@@ -151,11 +157,21 @@ impl fmt::Display for Report<'_> {
         }
         if stay > 0 {
             writeln!(f, "stay:    {}", grouped(stay))?;
-            summary.rejected.iter().try_for_each(|(reason, count)| writeln!(f, "         {reason} {}", grouped(*count)))?;
+            summary
+                .rejected
+                .iter()
+                .try_for_each(|(reason, count)| writeln!(f, "         {reason} {}", grouped(*count)))?;
         }
         if !summary.new_rejects.is_empty() {
-            writeln!(f, "new:     {} rejects of records of objects", grouped(summary.new_rejects.values().sum()))?;
-            summary.new_rejects.iter().try_for_each(|(reason, count)| writeln!(f, "         {reason} {}", grouped(*count)))?;
+            writeln!(
+                f,
+                "new:     {} rejects of records of objects",
+                grouped(summary.new_rejects.values().sum())
+            )?;
+            summary
+                .new_rejects
+                .iter()
+                .try_for_each(|(reason, count)| writeln!(f, "         {reason} {}", grouped(*count)))?;
         }
         if summary.removed.rows > 0 {
             writeln!(f, "removed: {} rejects from classification_failures", grouped(summary.removed.rows))?;

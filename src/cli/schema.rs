@@ -30,7 +30,8 @@ enum What {
         #[arg(value_name = "LOG_TYPE")]
         log_type: String,
     },
-    /// The fields that no column took: what Cloudflare sends and the schema doesn't know, and values that are no such type
+    /// The fields that no column took: what Cloudflare sends and the schema doesn't know, and values that are
+    /// no such type
     Drift {
         /// Only this log type
         #[arg(value_name = "LOG_TYPE")]
@@ -83,8 +84,15 @@ pub async fn run(arguments: SchemaArguments, settings: Settings) -> anyhow::Resu
     let types = settings.catalog.types();
     match arguments.what {
         What::List => {
-            let line =
-                |t: &LogType| format!("{}  {}  {} columns: {}\n", t.name, t.table_name(), t.arrow_schema().fields().len(), t.description);
+            let line = |t: &LogType| {
+                format!(
+                    "{}  {}  {} columns: {}\n",
+                    t.name,
+                    t.table_name(),
+                    t.arrow_schema().fields().len(),
+                    t.description
+                )
+            };
             output::say(types.iter().map(|t| line(t)).collect::<String>())?;
         }
         What::Show { log_type } => {
@@ -101,12 +109,17 @@ pub async fn run(arguments: SchemaArguments, settings: Settings) -> anyhow::Resu
         }
         What::Ddl { dialect, table } => {
             let lake = Store::open(settings.config.lake()?, &settings.config.reach()).await?;
-            let own = types.iter().map(|t| t.table_name()).chain([FAILURES_TABLE.to_owned(), LEDGER_TABLE.to_owned()]);
+            let own = types
+                .iter()
+                .map(|t| t.table_name())
+                .chain([FAILURES_TABLE.to_owned(), LEDGER_TABLE.to_owned()]);
             let tables: Vec<String> = own.filter(|name| table.as_ref().is_none_or(|t| t == name)).collect();
             if tables.is_empty() {
                 return Err(Usage(format!("there is no table {}", table.unwrap_or_default())).into());
             }
-            output::say(Engine::from(dialect).ddl(lake.url.as_str(), &tables).map_err(|e| Usage(e.to_string()))?)?;
+            output::say(
+                Engine::from(dialect).ddl(lake.url.as_str(), &tables).map_err(|e| Usage(e.to_string()))?,
+            )?;
         }
     }
     Ok(End::Done)
@@ -115,7 +128,8 @@ pub async fn run(arguments: SchemaArguments, settings: Settings) -> anyhow::Resu
 /// A log type by its name or its table's, in any case.
 fn named<'a>(settings: &'a Settings, name: &str) -> anyhow::Result<&'a LogType> {
     let types = settings.catalog.types();
-    let found = types.iter().find(|t| t.name.eq_ignore_ascii_case(name) || t.table_name() == name.to_lowercase());
+    let found =
+        types.iter().find(|t| t.name.eq_ignore_ascii_case(name) || t.table_name() == name.to_lowercase());
     // It is not there: the catalog says so, and what is.
     Ok(found.map_or_else(|| Ok(&types[settings.catalog.index_of(name)?]), anyhow::Ok)?)
 }
@@ -128,12 +142,18 @@ fn shown(log_type: &LogType) -> String {
     let longest = log_type.columns.iter().map(|c| c.name.len()).max().unwrap_or_default();
     for column in &log_type.columns {
         let required = if column.required { ", required" } else { "" };
-        let aliases = if column.aliases.is_empty() { String::new() } else { format!(" (also {})", column.aliases.join(", ")) };
+        let aliases = if column.aliases.is_empty() {
+            String::new()
+        } else {
+            format!(" (also {})", column.aliases.join(", "))
+        };
         let kind = format!("{}{required}", column.kind.documented());
-        writeln!(text, "  {:longest$}  {kind:20}  {}{aliases}", column.name, column.description).expect("writing to a string");
+        writeln!(text, "  {:longest$}  {kind:20}  {}{aliases}", column.name, column.description)
+            .expect("writing to a string");
     }
     for (standard, description) in &log_type.standard {
-        writeln!(text, "  {:longest$}  {:20}  {description}", standard.name(), "").expect("writing to a string");
+        writeln!(text, "  {:longest$}  {:20}  {description}", standard.name(), "")
+            .expect("writing to a string");
     }
     text
 }

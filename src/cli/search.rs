@@ -37,7 +37,8 @@ const WIDEST: usize = 90;
 /// What to search for.
 #[derive(Debug, Args)]
 pub struct SearchArguments {
-    /// An IP address in any spelling, a network (192.0.2.0/24), a host name, all below a domain (*.example.com), or a trace id
+    /// An IP address in any spelling, a network (192.0.2.0/24), a host name, all below a domain
+    /// (*.example.com), or a trace id
     #[arg(value_name = "VALUE", required = true)]
     values: Vec<String>,
     /// How far back
@@ -71,18 +72,28 @@ pub async fn run(arguments: SearchArguments, settings: Settings) -> anyhow::Resu
     match arguments.format {
         Form::Table => {
             let mut text = String::new();
-            answers.clone().try_for_each(|(needle, found)| show(&mut text, needle, found, &arguments.since))?;
+            answers
+                .clone()
+                .try_for_each(|(needle, found)| show(&mut text, needle, found, &arguments.since))?;
             let (read, total) = (searched.bytes_read, searched.bytes_total);
             let share = 100.0 * read as f64 / total.max(1) as f64;
             let how_much = match read <= total {
                 true => format!("read {} of {} bytes ({share:.2} %)", grouped(read), grouped(total)),
-                false => format!("read {} bytes (the ends of small files more than once; there are {})", grouped(read), grouped(total)),
+                false => format!(
+                    "read {} bytes (the ends of small files more than once; there are {})",
+                    grouped(read),
+                    grouped(total)
+                ),
             };
             writeln!(text, "{how_much} in {} files", searched.files)?;
             output::say(text)?;
         }
-        Form::Json => output::json(&Value::Array(answers.map(|(needle, found)| told(needle, found, &searched)).collect()))?,
-        Form::Ndjson => answers.clone().try_for_each(|(needle, found)| output::json(&told(needle, found, &searched)))?,
+        Form::Json => output::json(&Value::Array(
+            answers.map(|(needle, found)| told(needle, found, &searched)).collect(),
+        ))?,
+        Form::Ndjson => {
+            answers.clone().try_for_each(|(needle, found)| output::json(&told(needle, found, &searched)))?
+        }
     }
     Ok(End::Done)
 }
@@ -90,10 +101,12 @@ pub async fn run(arguments: SearchArguments, settings: Settings) -> anyhow::Resu
 /// For machines. What it took is that of all values together.
 fn told(needle: &Needle, found: &Found, searched: &Searched) -> Value {
     let table = |t: &TableHits| {
-        let days: Vec<Value> = t.days.iter().map(|(day, rows)| json!({"day": day.to_string(), "rows": rows})).collect();
+        let days: Vec<Value> =
+            t.days.iter().map(|(day, rows)| json!({"day": day.to_string(), "rows": rows})).collect();
         json!({"table": t.table, "rows": t.rows, "first_seen": time(t.times.0), "last_seen": time(t.times.1), "days": days})
     };
-    let newest: Vec<Value> = found.newest.iter().map(|row| json!({"table": row.table, "row": row.row})).collect();
+    let newest: Vec<Value> =
+        found.newest.iter().map(|row| json!({"table": row.table, "row": row.row})).collect();
     json!({"value": needle.text, "tables": found.tables.iter().map(table).collect::<Vec<_>>(), "newest": newest,
         "files": searched.files, "bytes_read": searched.bytes_read, "bytes_total": searched.bytes_total})
 }
@@ -107,22 +120,37 @@ fn show(text: &mut String, needle: &Needle, found: &Found, since: &Duration) -> 
         writeln!(text, "{value}")?;
     }
     let longest = found.tables.iter().map(|t| t.table.len()).max().unwrap_or_default();
-    let last_day = found.tables.iter().filter_map(|t| t.days.keys().next_back()).max().copied().unwrap_or_default();
-    let first_day = found.tables.iter().filter_map(|t| t.days.keys().next()).min().copied().unwrap_or_default();
+    let last_day =
+        found.tables.iter().filter_map(|t| t.days.keys().next_back()).max().copied().unwrap_or_default();
+    let first_day =
+        found.tables.iter().filter_map(|t| t.days.keys().next()).min().copied().unwrap_or_default();
     for t in &found.tables {
         let name = format!("{:longest$}", t.table);
         writeln!(text, "  {name}  {:>9} rows  {} to {}", grouped(t.rows), time(t.times.0), time(t.times.1))?;
         if std::io::stdout().is_terminal() {
-            writeln!(text, "  {:longest$}  {}  by day, {first_day} to {last_day}", "", chart(t, first_day, last_day))?;
+            writeln!(
+                text,
+                "  {:longest$}  {}  by day, {first_day} to {last_day}",
+                "",
+                chart(t, first_day, last_day)
+            )?;
         }
     }
     for row in &found.newest {
         let value = |name: &&str| {
             let value = row.row.get(*name)?;
-            Some(format!("{name}={}", value.as_str().map_or_else(|| value.to_string(), |s| printable(s).into_owned())))
+            Some(format!(
+                "{name}={}",
+                value.as_str().map_or_else(|| value.to_string(), |s| printable(s).into_owned())
+            ))
         };
         let at = row.row.get("p_event_time").and_then(Value::as_str).unwrap_or_default();
-        writeln!(text, "  {at}  {}  {}", row.table, TELLING.iter().filter_map(value).collect::<Vec<_>>().join(" "))?;
+        writeln!(
+            text,
+            "  {at}  {}  {}",
+            row.table,
+            TELLING.iter().filter_map(value).collect::<Vec<_>>().join(" ")
+        )?;
     }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! `flarelake query` without a statement: a shell with history, completion, several lines a statement, and a pager.
+//! `flarelake query` without a statement: a shell with history, completion, several lines a statement, and a
+//! pager.
 
 use std::io::{self, BufWriter, Write};
 use std::process::{Child, Command, Stdio};
@@ -18,7 +19,8 @@ use crate::config;
 use crate::query::{Expanded, Session, TABLES, Value, built_in, completions, is_complete, split};
 
 const HELP: &str = "\
-Statements end with a semicolon and may be many lines long; Tab completes, Ctrl-R searches the history, Ctrl-C cancels.
+Statements end with a semicolon and may be many lines long.
+Tab completes, Ctrl-R searches the history, Ctrl-C cancels.
   \\d [TABLE]              the tables, or a table's columns
   \\l                      the saved queries
   \\run NAME [p=VALUE …]   asks a saved query, or a file
@@ -35,16 +37,27 @@ struct Assistant<'a> {
 impl Completer for Assistant<'_> {
     type Candidate = Pair;
 
-    fn complete(&self, line: &str, at: usize, _: &rustyline::Context<'_>) -> rustyline::Result<(usize, Vec<Pair>)> {
+    fn complete(
+        &self,
+        line: &str,
+        at: usize,
+        _: &rustyline::Context<'_>,
+    ) -> rustyline::Result<(usize, Vec<Pair>)> {
         let (word, found) = completions(self.session.vocabulary(), line, at);
-        Ok((word.start, found.into_iter().map(|name| Pair { display: name.clone(), replacement: name }).collect()))
+        Ok((
+            word.start,
+            found.into_iter().map(|name| Pair { display: name.clone(), replacement: name }).collect(),
+        ))
     }
 }
 
 impl Validator for Assistant<'_> {
     fn validate(&self, context: &mut ValidationContext) -> rustyline::Result<ValidationResult> {
         let text = context.input().trim();
-        let done = text.is_empty() || text.starts_with('\\') || is_complete(text) || ["quit", "exit", "help"].contains(&text);
+        let done = text.is_empty()
+            || text.starts_with('\\')
+            || is_complete(text)
+            || ["quit", "exit", "help"].contains(&text);
         Ok(if done { ValidationResult::Valid(None) } else { ValidationResult::Incomplete })
     }
 }
@@ -60,8 +73,11 @@ struct Shown {
 /// Reads and answers, until the person has enough.
 pub async fn run(settings: Settings) -> anyhow::Result<End> {
     let session = open(&settings).await?;
-    let editing =
-        rustyline::Config::builder().completion_type(CompletionType::List).max_history_size(10_000)?.history_ignore_space(true).build();
+    let editing = rustyline::Config::builder()
+        .completion_type(CompletionType::List)
+        .max_history_size(10_000)?
+        .history_ignore_space(true)
+        .build();
     let mut editor: Editor<Assistant, FileHistory> = Editor::with_config(editing)?;
     editor.set_helper(Some(Assistant { session: &session }));
     let history = config::state_folder().map(|folder| folder.join("history"));
@@ -70,7 +86,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<End> {
         let _ = path.parent().map(std::fs::create_dir_all);
         let _ = editor.load_history(path);
     }
-    output::tell(format_args!("flarelake {}: {}; \\? for help", env!("CARGO_PKG_VERSION"), settings.config.lake()?));
+    output::tell(format_args!(
+        "flarelake {}: {}; \\? for help",
+        env!("CARGO_PKG_VERSION"),
+        settings.config.lake()?
+    ));
     let mut shown = Shown { format: FormatName::Table, expanded: None, timing: false };
     loop {
         let line = match tokio::task::block_in_place(|| editor.readline("flarelake> ")) {
@@ -108,8 +128,10 @@ impl Shown {
             ("\\d", Some(table)) => output::say(described(session, table).await?)?,
             ("\\run", Some(name)) => {
                 let saved = saved(name)?;
-                let given: Vec<(String, String)> =
-                    words.filter_map(|w| w.split_once('=')).map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+                let given: Vec<(String, String)> = words
+                    .filter_map(|w| w.split_once('='))
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .collect();
                 let values = saved.arguments(&given)?;
                 self.ask(session, &saved.sql, &values).await?;
             }
@@ -132,7 +154,9 @@ impl Shown {
                 let format = FormatName::from_str(name, true).ok().filter(|f| *f != FormatName::Parquet);
                 self.format = format.ok_or_else(|| anyhow::anyhow!("{name}: table, csv, json or ndjson"))?;
             }
-            (word, _) if word.starts_with('\\') => anyhow::bail!("{word} is no command of this shell; \\? lists them"),
+            (word, _) if word.starts_with('\\') => {
+                anyhow::bail!("{word} is no command of this shell; \\? lists them")
+            }
             _ => {
                 for statement in split(text) {
                     self.ask(session, &statement, &[]).await?;
@@ -158,7 +182,11 @@ impl Shown {
         let told = pager.wait();
         match asked {
             // The pager was left before the end.
-            Err(error) if told && error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {}
+            Err(error)
+                if told
+                    && error
+                        .downcast_ref::<io::Error>()
+                        .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {}
             other => other?,
         }
         if self.timing {
@@ -190,8 +218,10 @@ impl Pager {
             return Self(None);
         }
         // Whether there is such a program, the shell knows; without one, `cat` shows it all the same.
-        let command =
-            format!("command -v {} >/dev/null && exec {command} || exec cat", command.split_whitespace().next().unwrap_or_default());
+        let command = format!(
+            "command -v {} >/dev/null && exec {command} || exec cat",
+            command.split_whitespace().next().unwrap_or_default()
+        );
         Self(Command::new("sh").args(["-c", &command]).stdin(Stdio::piped()).spawn().ok())
     }
 

@@ -35,7 +35,9 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// No lake was named.
-    #[error("no lake: give --lake FOLDER or --lake s3://bucket/prefix, set FLARELAKE_LAKE, or write lake = \"…\" in the configuration")]
+    #[error(
+        "no lake: give --lake FOLDER or --lake s3://bucket/prefix, set FLARELAKE_LAKE, or write lake = \"…\" in the configuration"
+    )]
     NoLake,
 }
 
@@ -288,12 +290,16 @@ impl Config {
     pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
         let mut figment = Figment::new();
         if let Some(path) = file {
-            let text = std::fs::read_to_string(path).map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| ConfigError::File { path: path.to_owned(), source })?;
             figment = figment.merge(Toml::string(&text));
         }
-        let environment = Env::prefixed(PREFIX).filter(|key| !is_of_kubernetes(&key.as_str().to_uppercase())).split("__");
+        let environment =
+            Env::prefixed(PREFIX).filter(|key| !is_of_kubernetes(&key.as_str().to_uppercase())).split("__");
         let read = figment.merge(environment).extract();
-        let config: Self = read.map_err(|errors| ConfigError::Invalid(errors.into_iter().map(explain).collect::<Vec<_>>().join("; ")))?;
+        let config: Self = read.map_err(|errors| {
+            ConfigError::Invalid(errors.into_iter().map(explain).collect::<Vec<_>>().join("; "))
+        })?;
         config.check()?;
         Ok(config)
     }
@@ -317,7 +323,10 @@ impl Config {
             return wrong("flush.max_bytes, flush.max_rows and flush.max_age must be more than 0".into());
         }
         if self.maintenance.target_file_size < ByteSize::mib(1) {
-            return wrong(format!("maintenance.target_file_size = {}: at least 1 MiB", self.maintenance.target_file_size));
+            return wrong(format!(
+                "maintenance.target_file_size = {}: at least 1 MiB",
+                self.maintenance.target_file_size
+            ));
         }
         if self.maintenance.vacuum_after > MOST_VACUUM_AFTER {
             return wrong(
@@ -325,18 +334,27 @@ impl Config {
             );
         }
         if let Some((table, _)) = self.retention.iter().find(|(_, keep)| keep.is_zero()) {
-            return wrong(format!("retention.{table}: must be more than 0; without an entry a table's rows are kept for ever"));
+            return wrong(format!(
+                "retention.{table}: must be more than 0; without an entry a table's rows are kept for ever"
+            ));
         }
         let ingest = &self.ingest;
         if ingest.receivers == 0 || ingest.fetches == 0 || ingest.max_messages < 10 {
-            return wrong("ingest.receivers and ingest.fetches must be at least 1, ingest.max_messages at least 10".into());
+            return wrong(
+                "ingest.receivers and ingest.fetches must be at least 1, ingest.max_messages at least 10"
+                    .into(),
+            );
         }
         if let Some(encryption) = &self.store.server_side_encryption
             && !["aws:kms", "aws:kms:dsse", "AES256"].contains(&encryption.as_str())
         {
-            return wrong(format!("store.server_side_encryption = \"{encryption}\": \"aws:kms\", \"aws:kms:dsse\" or \"AES256\""));
+            return wrong(format!(
+                "store.server_side_encryption = \"{encryption}\": \"aws:kms\", \"aws:kms:dsse\" or \"AES256\""
+            ));
         }
-        if self.store.kms_key_id.is_some() && !self.store.server_side_encryption.as_ref().is_some_and(|e| e.starts_with("aws:kms")) {
+        if self.store.kms_key_id.is_some()
+            && !self.store.server_side_encryption.as_ref().is_some_and(|e| e.starts_with("aws:kms"))
+        {
             return wrong("store.kms_key_id needs store.server_side_encryption = \"aws:kms\"".into());
         }
         self.check_sources()
@@ -353,14 +371,17 @@ impl Config {
                 return wrong(format!("two sources have the id \"{id}\""));
             }
             if let Some(queue) = &source.queue
-                && !url::Url::parse(queue).is_ok_and(|u| u.scheme().starts_with("http") && u.has_host() && u.path().len() > 1)
+                && !url::Url::parse(queue)
+                    .is_ok_and(|u| u.scheme().starts_with("http") && u.has_host() && u.path().len() > 1)
             {
                 return wrong(format!(
                     "source \"{id}\": queue = \"{queue}\" is no queue URL, such as https://sqs.eu-west-1.amazonaws.com/123456789012/logs"
                 ));
             }
             if source.queue.is_some() && self.source[..at].iter().any(|other| other.queue == source.queue) {
-                return wrong(format!("two sources read the same queue, one of them \"{id}\": let one source list both buckets"));
+                return wrong(format!(
+                    "two sources read the same queue, one of them \"{id}\": let one source list both buckets"
+                ));
             }
             if let Some(bucket) = source.buckets.iter().find(|b| b.contains(['/', ':'])) {
                 return wrong(format!("source \"{id}\": buckets are bare names, not \"{bucket}\""));
@@ -371,7 +392,9 @@ impl Config {
             if let Some(endpoint) = &source.aws.endpoint
                 && !url::Url::parse(endpoint).is_ok_and(|u| u.scheme().starts_with("http") && u.has_host())
             {
-                return wrong(format!("source \"{id}\": aws.endpoint = \"{endpoint}\" is no http:// or https:// URL"));
+                return wrong(format!(
+                    "source \"{id}\": aws.endpoint = \"{endpoint}\" is no http:// or https:// URL"
+                ));
             }
         }
         Ok(())
@@ -401,7 +424,9 @@ fn explain(error: figment::Error) -> String {
     let place = if table.is_empty() { String::new() } else { format!(" in [{table}]") };
     let likeness = |known: &&&str| strsim::jaro_winkler(name, known);
     match expected.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))) {
-        Some(known) if likeness(&known) > 0.75 => format!("unknown key `{name}`{place}: did you mean `{known}`?"),
+        Some(known) if likeness(&known) > 0.75 => {
+            format!("unknown key `{name}`{place}: did you mean `{known}`?")
+        }
         _ => format!("unknown key `{name}`{place}; known are {}", expected.join(", ")),
     }
 }
@@ -411,18 +436,23 @@ pub fn arguments() -> Vec<OsString> {
     std::env::args_os().collect()
 }
 
-/// The variables that would be settings by their names, and that Kubernetes sets in every container beside a Service named
-/// `flarelake`.
+/// The variables that would be settings by their names, and that Kubernetes sets in every container beside a
+/// Service named `flarelake`.
 pub fn of_kubernetes() -> Vec<String> {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     names.filter(|name| name.strip_prefix(PREFIX).is_some_and(is_of_kubernetes)).collect()
 }
 
-/// Whether Kubernetes sets the variable of this name (without the prefix): `SERVICE_HOST`, `SERVICE_PORT`, one for each port
-/// that has a name (`SERVICE_PORT_METRICS`), and those that Docker made up for links: `PORT`, `PORT_9464_TCP`, and of each of
-/// these `_PROTO`, `_PORT` and `_ADDR`. Exactly these: any other is a setting, or a mistake that has to be told.
+/// Whether Kubernetes sets the variable of this name (without the prefix): `SERVICE_HOST`, `SERVICE_PORT`,
+/// one for each port that has a name (`SERVICE_PORT_METRICS`), and those that Docker made up for links:
+/// `PORT`, `PORT_9464_TCP`, and of each of these `_PROTO`, `_PORT` and `_ADDR`. Exactly these: any other is a
+/// setting, or a mistake that has to be told.
 fn is_of_kubernetes(name: &str) -> bool {
-    let is_name = |text: &str| !text.is_empty() && !text.contains("__") && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+    let is_name = |text: &str| {
+        !text.is_empty()
+            && !text.contains("__")
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
     let is_port = |text: &str| text.parse::<u16>().is_ok() && text.bytes().all(|b| b.is_ascii_digit());
     match name {
         "SERVICE_HOST" | "SERVICE_PORT" => return true,

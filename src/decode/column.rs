@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BooleanBuilder, Float32Builder, Int16Builder, Int32Builder, Int64Builder, ListBuilder, MapBuilder, MapFieldNames,
-    StringViewBuilder, TimestampMicrosecondBuilder,
+    Array, ArrayRef, BooleanBuilder, Float32Builder, Int16Builder, Int32Builder, Int64Builder, ListBuilder,
+    MapBuilder, MapFieldNames, StringViewBuilder, TimestampMicrosecondBuilder,
 };
 
 use super::number;
@@ -37,7 +37,8 @@ pub fn text_map() -> TextMap {
 }
 
 /// A column under construction.
-// There are a few hundred of these in all, and each value goes through one: a box would cost more than it saves.
+// There are a few hundred of these in all, and each value goes through one: a box would cost more than it
+// saves.
 #[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 pub enum ColumnBuilder {
@@ -61,7 +62,9 @@ impl ColumnBuilder {
             ColumnType::Float => Self::Float(Float32Builder::with_capacity(rows)),
             ColumnType::Boolean => Self::Boolean(BooleanBuilder::with_capacity(rows)),
             ColumnType::String => Self::Text(StringViewBuilder::with_capacity(rows)),
-            ColumnType::Timestamp => Self::Time(TimestampMicrosecondBuilder::with_capacity(rows).with_timezone("UTC"), formats),
+            ColumnType::Timestamp => {
+                Self::Time(TimestampMicrosecondBuilder::with_capacity(rows).with_timezone("UTC"), formats)
+            }
             ColumnType::StringList => Self::List(text_list()),
             ColumnType::StringMap => Self::Map(text_map()),
         }
@@ -86,8 +89,10 @@ impl ColumnBuilder {
         let held = match self {
             Self::Text(b) => append_text(b, record, value, scratch),
             Self::BigInt(b) => scalar(record, value, scratch, number::integer).map(|v| b.append_option(v)),
-            Self::Int(b) => scalar(record, value, scratch, |t| number::integer(t)?.try_into().ok()).map(|v| b.append_option(v)),
-            Self::SmallInt(b) => scalar(record, value, scratch, |t| number::integer(t)?.try_into().ok()).map(|v| b.append_option(v)),
+            Self::Int(b) => scalar(record, value, scratch, |t| number::integer(t)?.try_into().ok())
+                .map(|v| b.append_option(v)),
+            Self::SmallInt(b) => scalar(record, value, scratch, |t| number::integer(t)?.try_into().ok())
+                .map(|v| b.append_option(v)),
             Self::Float(b) => scalar(record, value, scratch, number::float).map(|v| b.append_option(v)),
             Self::Boolean(b) => append_boolean(b, record, value, scratch),
             Self::Time(b, formats) => {
@@ -143,14 +148,20 @@ fn text_of<'a>(record: &'a str, value: Value, scratch: &'a mut String) -> Option
     unescape(raw, scratch).then_some(scratch.as_str())
 }
 
-/// Text as it stands in a map: decoded if it is a string, else JSON text; with its quotes if it can't be decoded.
+/// Text as it stands in a map: decoded if it is a string, else JSON text; with its quotes if it can't be
+/// decoded.
 pub fn map_text<'a>(record: &'a str, value: Value, scratch: &'a mut String) -> &'a str {
     let quoted = &record[value.start.saturating_sub(1) as usize..record.len().min(value.end as usize + 1)];
     text_of(record, value, scratch).unwrap_or(quoted)
 }
 
 /// A scalar by its text. `Some(None)`: null, or an empty string. None: does not fit.
-fn scalar<T>(record: &str, value: Value, scratch: &mut Scratch, read: impl Fn(&str) -> Option<T>) -> Option<Option<T>> {
+fn scalar<T>(
+    record: &str,
+    value: Value,
+    scratch: &mut Scratch,
+    read: impl Fn(&str) -> Option<T>,
+) -> Option<Option<T>> {
     match value.kind {
         Kind::Null => Some(None),
         Kind::Number => read(&record[value.start as usize..value.end as usize]).map(Some),

@@ -1,15 +1,16 @@
 //! Records to Arrow record batches, straight from bytes. No I/O, no clock: the same bytes in the same
 //! context always give the same rows and rejects.
 //!
-//! A record is scanned once into the spans of its fields. Which log type it is, which field fills which column and
-//! what is rescued are decided on the spans; only then is anything appended. So a record that is rejected
-//! has touched no column.
+//! A record is scanned once into the spans of its fields. Which log type it is, which field fills which
+//! column and what is rescued are decided on the spans; only then is anything appended. So a record that is
+//! rejected has touched no column.
 
 use std::collections::HashSet;
 
 use arrow::record_batch::RecordBatch;
 
-use super::json::{Field, Keys, Kind, Scanner};
+use super::json::{Field, Kind, Scanner};
+use super::keys::Keys;
 use super::object::{Object, ObjectContext};
 use super::reject::{Reason, Reject};
 use super::rows::{MAX_BATCH_ROWS, RowBuilder, Verdict};
@@ -99,7 +100,10 @@ struct Rule {
 impl Rule {
     /// A log type without a rule is told by configuration only.
     fn matches(&self, present: u128) -> bool {
-        self.all | self.any != 0 && present & self.all == self.all && (self.any == 0 || present & self.any != 0) && present & self.none == 0
+        self.all | self.any != 0
+            && present & self.all == self.all
+            && (self.any == 0 || present & self.any != 0)
+            && present & self.none == 0
     }
 }
 
@@ -112,11 +116,14 @@ impl Decoder {
         let (mut names, mut known) = (Vec::new(), HashSet::new());
         for log_type in catalog.types() {
             let own = log_type.columns.iter().flat_map(|c| std::iter::once(&c.name).chain(&c.aliases));
-            names.extend(own.chain(log_type.matches.names()).map(String::as_str).filter(|name| known.insert(*name)));
+            names.extend(
+                own.chain(log_type.matches.names()).map(String::as_str).filter(|name| known.insert(*name)),
+            );
         }
         let keys = Keys::new(names.iter().copied());
         let (mut match_bits, mut used) = (vec![0; names.len()], 0);
-        let rules = catalog.types().iter().map(|t| rule(&t.matches, &keys, &mut match_bits, &mut used)).collect();
+        let rules =
+            catalog.types().iter().map(|t| rule(&t.matches, &keys, &mut match_bits, &mut used)).collect();
         let rows = catalog.types().iter().map(|t| RowBuilder::new(t.clone(), &keys)).collect();
         Self {
             limits,
@@ -166,7 +173,13 @@ impl Decoder {
                         Ok(text) => self.record(&context, text, offset + start as u64),
                         Err(e) => {
                             let message = format!("not UTF-8 at byte {} of the record", e.valid_up_to());
-                            self.reject(Reason::InvalidUtf8, message, None, offset + start as u64, &window[start..end]);
+                            self.reject(
+                                Reason::InvalidUtf8,
+                                message,
+                                None,
+                                offset + start as u64,
+                                &window[start..end],
+                            );
                         }
                     }
                 }
@@ -176,7 +189,10 @@ impl Decoder {
                 Piece::Kept(kept) => {
                     let message = match kept.reason {
                         Reason::RecordTooLarge => {
-                            format!("{} bytes; the limit is {} (limits.max_record)", kept.length, self.limits.max_record)
+                            format!(
+                                "{} bytes; the limit is {} (limits.max_record)",
+                                kept.length, self.limits.max_record
+                            )
                         }
                         _ => kept.what.to_owned(),
                     };
@@ -196,8 +212,9 @@ impl Decoder {
         Progress { used, need }
     }
 
-    /// Decodes a record that was cut out of its object, where it stood at byte `offset`. `object` is like the one that was begun,
-    /// but for its id and time. Nothing is kept of bytes that are not one record and a row: then why.
+    /// Decodes a record that was cut out of its object, where it stood at byte `offset`. `object` is like the
+    /// one that was begun, but for its id and time. Nothing is kept of bytes that are not one record and a
+    /// row: then why.
     ///
     /// # Panics
     /// If no object was begun.
@@ -220,7 +237,14 @@ impl Decoder {
         self.decoded.rejects.pop().map_or(Ok(()), |reject| Err(Some(reject.reason)))
     }
 
-    fn reject(&mut self, reason: Reason, message: String, log_type: Option<usize>, offset: u64, bytes: &[u8]) {
+    fn reject(
+        &mut self,
+        reason: Reason,
+        message: String,
+        log_type: Option<usize>,
+        offset: u64,
+        bytes: &[u8],
+    ) {
         let message = format!("{message} (record {})", self.counts.records + 1);
         self.counts.records += 1;
         self.counts.rejects += 1;
@@ -257,7 +281,9 @@ impl Decoder {
                 self.counts.records += 1;
                 self.counts.skipped += 1;
             }
-            Verdict::Reject(reason, message) => self.reject(reason, message, Some(log_type), offset, record.as_bytes()),
+            Verdict::Reject(reason, message) => {
+                self.reject(reason, message, Some(log_type), offset, record.as_bytes())
+            }
         }
     }
 
@@ -269,7 +295,11 @@ impl Decoder {
         match (found.next(), found.next()) {
             (Some(only), None) => Ok(only),
             (Some(one), Some(other)) => {
-                let message = format!("its fields match both {} and {}; {NAME_IT}", self.rows[one].name(), self.rows[other].name());
+                let message = format!(
+                    "its fields match both {} and {}; {NAME_IT}",
+                    self.rows[one].name(),
+                    self.rows[other].name()
+                );
                 Err((Reason::Ambiguous, message))
             }
             (None, _) => Err((Reason::Unclassified, self.unclassified(record))),
@@ -278,17 +308,23 @@ impl Decoder {
 
     /// What is said of a record that is of no known log type: whose it looks like.
     fn unclassified(&self, record: &str) -> String {
-        let names = self.fields.iter().map(|field| &record[field.name.start as usize..field.name.end as usize]);
+        let names =
+            self.fields.iter().map(|field| &record[field.name.start as usize..field.name.end as usize]);
         let likely = likely(names);
         let looks_like = match likely.as_slice() {
             [] => "it has the time field of no dataset of Cloudflare's".to_owned(),
             [one] => format!("it looks like Cloudflare's {} ({})", one.title, one.name),
             some if some.len() <= 3 => {
-                format!("it looks like one of Cloudflare's {}", some.iter().map(|d| d.name).collect::<Vec<_>>().join(", "))
+                format!(
+                    "it looks like one of Cloudflare's {}",
+                    some.iter().map(|d| d.name).collect::<Vec<_>>().join(", ")
+                )
             }
             many => format!("{} datasets of Cloudflare's have such fields", many.len()),
         };
-        format!("its fields match no known log type: {looks_like}; {NAME_IT}, or add a schema for it with --schemas")
+        format!(
+            "its fields match no known log type: {looks_like}; {NAME_IT}, or add a schema for it with --schemas"
+        )
     }
 
     /// Takes what was decoded so far. The row counts go on.
@@ -327,7 +363,8 @@ fn reason_of(piece: &Piece) -> Option<Reason> {
     }
 }
 
-/// Gives the rule its bits: one for each name that has to be there, one for all of which one has to be, one for all that must not.
+/// Gives the rule its bits: one for each name that has to be there, one for all of which one has to be, one
+/// for all that must not.
 fn rule(matches: &Match, keys: &Keys, match_bits: &mut [u128], used: &mut usize) -> Rule {
     let mut bit = |names: &[String]| {
         if names.is_empty() {

@@ -29,7 +29,8 @@ pub fn unescape(raw: &str, out: &mut String) -> bool {
     true
 }
 
-/// The character that `\u` with its four digits (or a pair of these) at the head of `text` stands for, and its length.
+/// The character that `\u` with its four digits (or a pair of these) at the head of `text` stands for, and
+/// its length.
 fn unicode_escape(text: &str) -> Option<(char, usize)> {
     let unit = |from: usize| text.get(from..from + 4).and_then(|hex| u32::from_str_radix(hex, 16).ok());
     let first = unit(2)?;

@@ -56,7 +56,17 @@ impl Extent {
     pub fn new(first: u8, column: usize, in_array: bool) -> Self {
         let is_text = !matches!(first, b'{' | b'[');
         let state = if is_text { State::ToLineEnd } else { State::Inside };
-        Self { state, depth: 0, in_string: false, escaped: false, multi_line: false, is_text, column, in_array, scanned: 0 }
+        Self {
+            state,
+            depth: 0,
+            in_string: false,
+            escaped: false,
+            multi_line: false,
+            is_text,
+            column,
+            in_array,
+            scanned: 0,
+        }
     }
 
     /// Scans on; the first call begins at the value's first byte. None: its end is not in these bytes.

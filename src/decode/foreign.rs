@@ -1,5 +1,6 @@
-//! Text and files that are no JSON at all: tables, W3C logs, markup, other formats. Each is one reject that says what it is, not
-//! one for every cell. It ends where a line begins as a record does, so that it takes no record with it.
+//! Text and files that are no JSON at all: tables, W3C logs, markup, other formats. Each is one reject that
+//! says what it is, not one for every cell. It ends where a line begins as a record does, so that it takes no
+//! record with it.
 //!
 //! Told by little at its beginning, and never by more than a line or two: one broken record is no table.
 
@@ -44,14 +45,20 @@ const BINARY: [(&[u8], &str); 10] = [
 const LONGEST_MAGIC: usize = 10;
 
 const DELIMITERS: [(u8, &str); 4] = [
-    (b',', "a table of values between commas (CSV), not JSON records: Logpush writes JSON with output_type ndjson"),
-    (b'\t', "a table of values between tabs (TSV), not JSON records: Logpush writes JSON with output_type ndjson"),
+    (
+        b',',
+        "a table of values between commas (CSV), not JSON records: Logpush writes JSON with output_type ndjson",
+    ),
+    (
+        b'\t',
+        "a table of values between tabs (TSV), not JSON records: Logpush writes JSON with output_type ndjson",
+    ),
     (b';', "a table of values between semicolons, not JSON records"),
     (b'|', "a table of values between bars, not JSON records"),
 ];
 
-/// What begins at a line's first byte that is no white space and opens no object or array. `at_start`: nothing was read of the
-/// object before; `last`: nothing comes after `bytes`.
+/// What begins at a line's first byte that is no white space and opens no object or array. `at_start`:
+/// nothing was read of the object before; `last`: nothing comes after `bytes`.
 pub fn sniff(bytes: &[u8], at_start: bool, last: bool) -> Sniffed {
     if at_start {
         if let Some((_, what)) = BINARY.iter().find(|(magic, _)| bytes.starts_with(magic)) {
@@ -91,7 +98,8 @@ pub fn sniff(bytes: &[u8], at_start: bool, last: bool) -> Sniffed {
     table((0..DELIMITERS.len()).find(|n| cells[*n] > 0 && cells[*n] == next[*n]))
 }
 
-/// Whether a long text begins as no JSON does, where a line begins. It is looked at as far as [`sniff`] looks.
+/// Whether a long text begins as no JSON does, where a line begins. It is looked at as far as [`sniff`]
+/// looks.
 pub fn is_foreign(beginning: &[u8]) -> bool {
     let opens = beginning.first().is_some_and(|first| matches!(first, b'{' | b'['));
     !opens && matches!(sniff(&beginning[..beginning.len().min(SNIFFED)], true, false), Sniffed::Foreign(_))
@@ -100,11 +108,14 @@ pub fn is_foreign(beginning: &[u8]) -> bool {
 /// Formats that one line tells.
 fn told_by_line(line: &[u8], at_start: bool) -> Option<&'static str> {
     let directive = line.strip_prefix(b"#").and_then(|rest| Some((rest, memchr::memchr(b':', rest)?)));
-    if directive.is_some_and(|(rest, end)| end > 2 && rest[..end].iter().all(|b| b.is_ascii_alphabetic() || *b == b'-')) {
+    if directive.is_some_and(|(rest, end)| {
+        end > 2 && rest[..end].iter().all(|b| b.is_ascii_alphabetic() || *b == b'-')
+    }) {
         return Some("a W3C extended log, not JSON records");
     }
-    let is_markup =
-        at_start && line.first() == Some(&b'<') && line.get(1).is_some_and(|b| b.is_ascii_alphabetic() || matches!(b, b'?' | b'!'));
+    let is_markup = at_start
+        && line.first() == Some(&b'<')
+        && line.get(1).is_some_and(|b| b.is_ascii_alphabetic() || matches!(b, b'?' | b'!'));
     is_markup.then_some("XML or HTML, not JSON records")
 }
 

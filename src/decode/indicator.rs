@@ -128,9 +128,9 @@ const LONGEST_HOST: usize = 253;
 /// The host in a URL, in `host:port/path`, or alone; without brackets, port, path and final dot. None if
 /// what is there can't be a host.
 ///
-/// A host is what stands before the first `/`, `?` or `#`. A scheme, or only `//`, may stand before it, at the very
-/// beginning and nowhere else; without `//` there is neither a user's name before it nor anything but a host behind it,
-/// so that `mailto:a@example.com` and `about:blank` have none.
+/// A host is what stands before the first `/`, `?` or `#`. A scheme, or only `//`, may stand before it, at
+/// the very beginning and nowhere else; without `//` there is neither a user's name before it nor anything
+/// but a host behind it, so that `mailto:a@example.com` and `about:blank` have none.
 pub fn host(value: &str) -> Option<&str> {
     let value = value.trim();
     let rest = behind_scheme(value);
@@ -145,7 +145,10 @@ pub fn host(value: &str) -> Option<&str> {
         let (address, port) = bracketed.split_once(']')?;
         // A zone is of the machine that wrote it.
         let address = address.split_once('%').map_or(address, |(address, _)| address);
-        (port.is_empty() || port.strip_prefix(':').is_some_and(is_port)).then_some(address)?.parse::<Ipv6Addr>().ok()?;
+        (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
+            .then_some(address)?
+            .parse::<Ipv6Addr>()
+            .ok()?;
         address
     } else if host_port.parse::<IpAddr>().is_ok() {
         host_port
@@ -159,13 +162,20 @@ pub fn host(value: &str) -> Option<&str> {
         }
     };
     let host = host.strip_suffix('.').unwrap_or(host);
-    let stands_in_none =
-        |c: char| c.is_whitespace() || c.is_control() || matches!(c, '"' | '<' | '>' | '[' | ']' | '^' | '`' | '{' | '|' | '}');
-    let is_host = !host.is_empty() && host.len() <= LONGEST_HOST && !host.ends_with('.') && !host.contains(stands_in_none);
+    let stands_in_none = |c: char| {
+        c.is_whitespace()
+            || c.is_control()
+            || matches!(c, '"' | '<' | '>' | '[' | ']' | '^' | '`' | '{' | '|' | '}')
+    };
+    let is_host = !host.is_empty()
+        && host.len() <= LONGEST_HOST
+        && !host.ends_with('.')
+        && !host.contains(stands_in_none);
     is_host.then_some(host)
 }
 
-/// What follows `//`, before which only a scheme may stand: `letter (letter | digit | + . -)* ":"`. None if it has no such beginning.
+/// What follows `//`, before which only a scheme may stand: `letter (letter | digit | + . -)* ":"`. None if
+/// it has no such beginning.
 fn behind_scheme(value: &str) -> Option<&str> {
     if let Some(rest) = value.strip_prefix("//") {
         return Some(rest);

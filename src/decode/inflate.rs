@@ -76,7 +76,9 @@ pub enum InflateError {
         limit: u64,
     },
     /// zstd data that refers further back than `ObjectLimits::max_window`.
-    #[error("its zstd window is larger than a worker has memory for; raise `memory`, or compress it without --long")]
+    #[error(
+        "its zstd window is larger than a worker has memory for; raise `memory`, or compress it without --long"
+    )]
     Window,
     /// Reading failed: says nothing about the object.
     #[error("reading failed: {0}")]
@@ -171,11 +173,16 @@ impl Inflater {
     }
 
     /// The inflated bytes of `stored` as a stream. Its errors hold an [`InflateError`]: see [`cause`].
-    pub fn stream<'a>(stored: impl Read + Send + 'a, limits: ObjectLimits) -> io::Result<Box<dyn Read + Send + 'a>> {
+    pub fn stream<'a>(
+        stored: impl Read + Send + 'a,
+        limits: ObjectLimits,
+    ) -> io::Result<Box<dyn Read + Send + 'a>> {
         let mut stored = BufReader::with_capacity(1 << 18, Counted { inner: stored, bytes: 0 });
         let encoding = Encoding::of(stored.fill_buf()?);
         Ok(match encoding {
-            Encoding::Plain => Box::new(Limited { inner: stored, bytes: 0, limits, read: |_| 0, encoding: "plain" }),
+            Encoding::Plain => {
+                Box::new(Limited { inner: stored, bytes: 0, limits, read: |_| 0, encoding: "plain" })
+            }
             Encoding::Gzip => {
                 let inner = Members { inner: Some(GzDecoder::new(stored)) };
                 Box::new(Limited { inner, bytes: 0, limits, read: Members::stored_bytes, encoding: "gzip" })
@@ -183,7 +190,13 @@ impl Inflater {
             Encoding::Zstd => {
                 let mut inner = zstd::stream::read::Decoder::with_buffer(stored)?;
                 inner.window_log_max(limits.max_window.clamp(ZSTD_LEAST_WINDOW, ZSTD_MOST_WINDOW).ilog2())?;
-                Box::new(Limited { inner, bytes: 0, limits, read: |d| d.get_ref().get_ref().bytes, encoding: "zstd" })
+                Box::new(Limited {
+                    inner,
+                    bytes: 0,
+                    limits,
+                    read: |d| d.get_ref().get_ref().bytes,
+                    encoding: "zstd",
+                })
             }
         })
     }
@@ -211,7 +224,8 @@ struct Counted<R> {
 
 impl<R: Read> Read for Counted<R> {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        // What the source says is about reading, not about the data: marked here, where both can be told apart.
+        // What the source says is about reading, not about the data: marked here, where both can be told
+        // apart.
         let n = self.inner.read(to).map_err(|e| io::Error::other(InflateError::Read(e)))?;
         self.bytes += n as u64;
         Ok(n)
@@ -278,7 +292,10 @@ impl<R: BufRead> Members<R> {
             stored.consume(zeros);
         }
         if padding || stored.fill_buf()?[0] != 0x1f {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "something that is no gzip member follows the last one"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "something that is no gzip member follows the last one",
+            ));
         }
         // A new decoder starts on the bytes that are left.
         self.inner = self.inner.take().map(|done| GzDecoder::new(done.into_inner()));

@@ -8,19 +8,8 @@
 //! like the continuation of a pretty-printed value (white space, `"` or `}`). So an incomplete line
 //! never swallows its neighbour.
 
-use std::collections::HashMap;
-
 pub use super::escape::unescape;
-
-/// A field name's number: known names first, then those met in the data.
-pub type KeyId = u16;
-
-/// The number of every name that is not interned: not text, over-long, or beyond the 4096 that are kept.
-pub const UNKNOWN_KEY: KeyId = KeyId::MAX;
-
-/// How many names are interned at most; hostile input can't make the table grow beyond it.
-pub const MAX_KEYS: usize = 4096;
-const MAX_KEY_BYTES: usize = 256;
+use super::keys::{KeyId, Keys, UNKNOWN_KEY};
 
 /// What a value is. Spans of strings exclude the quotes; all other spans cover the JSON text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,46 +67,6 @@ pub enum Fault {
     TooDeep(usize),
 }
 
-/// The names of fields, numbered, with the order in which they were last seen.
-#[derive(Debug)]
-pub struct Keys {
-    names: Vec<Box<[u8]>>,
-    /// Hashed by a secret: whoever writes objects chooses names.
-    numbers: HashMap<Box<[u8]>, KeyId>,
-    /// `next[k]`: the field that last followed field `k`; index 0 stands for the record's beginning.
-    next: Vec<KeyId>,
-}
-
-impl Keys {
-    /// A table that knows `names`; the n-th gets number n.
-    pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut keys = Self { names: Vec::new(), numbers: HashMap::new(), next: vec![UNKNOWN_KEY] };
-        for name in names {
-            keys.intern(name.as_bytes());
-        }
-        keys
-    }
-
-    fn intern(&mut self, name: &[u8]) -> KeyId {
-        if let Some(&number) = self.numbers.get(name) {
-            return number;
-        }
-        if self.names.len() >= MAX_KEYS || name.len() > MAX_KEY_BYTES {
-            return UNKNOWN_KEY;
-        }
-        let number = self.names.len() as KeyId;
-        self.names.push(name.into());
-        self.numbers.insert(name.into(), number);
-        self.next.push(UNKNOWN_KEY);
-        number
-    }
-
-    /// The number of a known name.
-    pub fn number(&self, name: &str) -> Option<KeyId> {
-        self.numbers.get(name.as_bytes()).copied()
-    }
-}
-
 /// Reads values out of a byte slice. Holds scratch space, so one is kept for many records.
 #[derive(Debug)]
 pub struct Scanner {
@@ -145,8 +94,9 @@ struct Checkpoint {
     need_comma: bool,
 }
 
-/// The containers that were open where a value could not be read on, and how far it had been read. A value that begins with one
-/// of them can't be read beyond that place either, or goes on from there: its bytes need not be read again.
+/// The containers that were open where a value could not be read on, and how far it had been read. A value
+/// that begins with one of them can't be read beyond that place either, or goes on from there: its bytes need
+/// not be read again.
 #[derive(Debug, Default)]
 pub struct Nest {
     open: Vec<Open>,
@@ -198,9 +148,15 @@ impl Scanner {
         self.work
     }
 
-    /// Scans the object that begins at `bytes[start]` (a `{`) into `fields` and returns its end. `nest`: what the value before was
-    /// in when it could not be read on; now, what this one was.
-    pub fn object(&mut self, bytes: &[u8], start: usize, fields: &mut Vec<Field>, nest: &mut Nest) -> Result<usize, Fault> {
+    /// Scans the object that begins at `bytes[start]` (a `{`) into `fields` and returns its end. `nest`: what
+    /// the value before was in when it could not be read on; now, what this one was.
+    pub fn object(
+        &mut self,
+        bytes: &[u8],
+        start: usize,
+        fields: &mut Vec<Field>,
+        nest: &mut Nest,
+    ) -> Result<usize, Fault> {
         self.known_fault(bytes, start, nest)?;
         self.open.clear();
         let scanned = self.fields(bytes, start, fields);
@@ -324,7 +280,8 @@ impl Scanner {
         }
     }
 
-    /// The end of the object or array that begins at `at`. Not recursive: depth costs a few bytes, not a stack frame.
+    /// The end of the object or array that begins at `at`. Not recursive: depth costs a few bytes, not a
+    /// stack frame.
     fn container(&mut self, bytes: &[u8], at: usize) -> Result<usize, Fault> {
         self.open.clear();
         // The record itself is the first level.
@@ -526,7 +483,8 @@ fn literal(bytes: &[u8], at: usize, word: &'static [u8]) -> Result<usize, Fault>
     }
 }
 
-/// A member of an object (with its name) or an element of an array, in a container that a scanner has validated.
+/// A member of an object (with its name) or an element of an array, in a container that a scanner has
+/// validated.
 #[derive(Debug, Clone, Copy)]
 pub struct Child {
     /// The member's name; none in an array.

@@ -1,5 +1,5 @@
-//! Bytes to rows and rejects, without I/O: an object's content is inflated and cut into records, and each record becomes a row of its log type
-//! or a reject with its raw bytes and the reason.
+//! Bytes to rows and rejects, without I/O: an object's content is inflated and cut into records, and each
+//! record becomes a row of its log type or a reject with its raw bytes and the reason.
 //!
 //! ```text
 //! bytes → inflate → split (json) → decoder: rows, column → Arrow batches, rejects
@@ -9,6 +9,7 @@ pub mod object;
 pub mod reject;
 pub mod inflate;
 pub mod escape;
+pub mod keys;
 pub mod json;
 pub mod extent;
 pub mod foreign;

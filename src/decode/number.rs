@@ -40,7 +40,8 @@ fn decimal(text: &[u8], negative: bool) -> Option<i64> {
     if power < 0 || power + significant as i64 > 19 {
         return None;
     }
-    let value = digits[..significant].iter().fold(0i128, |sum, b| sum * 10 + i128::from(b - b'0')) * 10i128.pow(power as u32);
+    let value = digits[..significant].iter().fold(0i128, |sum, b| sum * 10 + i128::from(b - b'0'))
+        * 10i128.pow(power as u32);
     i64::try_from(if negative { -value } else { value }).ok()
 }
 

@@ -36,18 +36,20 @@ impl ObjectId {
         Self::of(&[b"stdin", &content.0])
     }
 
-    /// A message's body: the source that it came to, and the hash of its bytes. A redriven message has a new message id.
+    /// A message's body: the source that it came to, and the hash of its bytes. A redriven message has a new
+    /// message id.
     pub fn of_message(source: &str, content: &ContentHash) -> Self {
         Self::of(&[b"message", source.as_bytes(), &content.0])
     }
 
-    /// An object that was announced, and became a reject without having been read: why, and what the announcement said of it.
-    /// Not the id that it has once it is read.
+    /// An object that was announced, and became a reject without having been read: why, and what the
+    /// announcement said of it. Not the id that it has once it is read.
     pub fn of_unread(reason: &str, bucket: &str, key: &str, etag: &str) -> Self {
         Self::of(&[b"unread", reason.as_bytes(), bucket.as_bytes(), key.as_bytes(), etag.as_bytes()])
     }
 
-    /// What became of a reject when it was decoded again: known apart from the object that it was a part of, which had landed.
+    /// What became of a reject when it was decoded again: known apart from the object that it was a part of,
+    /// which had landed.
     pub fn of_replay(reject: RowId) -> Self {
         Self::of(&[b"replay", reject.to_string().as_bytes()])
     }
@@ -80,7 +82,10 @@ impl RowId {
     /// The id that the text of [`Display`](fmt::Display) stands for.
     pub fn parse(text: &str) -> Option<Self> {
         let offset = text.get(32..).filter(|digits| digits.len() == 12)?;
-        Some(Self { object: ObjectId::parse(text.get(..32)?)?, offset: u64::from_str_radix(offset, 16).ok()? })
+        Some(Self {
+            object: ObjectId::parse(text.get(..32)?)?,
+            offset: u64::from_str_radix(offset, 16).ok()?,
+        })
     }
 }
 
@@ -130,8 +135,8 @@ impl fmt::Display for ContentHash {
     }
 }
 
-/// 1970-01-01T00:00:00Z and the last microsecond of 2099: times that every reader of dates can read, and the least and greatest
-/// that the lake keeps. Microseconds.
+/// 1970-01-01T00:00:00Z and the last microsecond of 2099: times that every reader of dates can read, and the
+/// least and greatest that the lake keeps. Microseconds.
 pub const EARLIEST_TIME: i64 = 0;
 /// See [`EARLIEST_TIME`].
 pub const LATEST_TIME: i64 = 4_102_444_800_000_000 - 1;
@@ -166,7 +171,8 @@ impl Object {
         }
     }
 
-    /// When it was written, as the lake keeps it: file systems and archives hold times that no calendar reads.
+    /// When it was written, as the lake keeps it: file systems and archives hold times that no calendar
+    /// reads.
     pub fn written(&self) -> Option<i64> {
         self.last_modified.map(|written| written.clamp(EARLIEST_TIME, LATEST_TIME))
     }
@@ -191,6 +197,7 @@ pub struct ObjectContext {
     pub source_label: Option<String>,
     /// `p_parse_time`, in microseconds.
     pub parse_time: i64,
-    /// The log type every record is taken for, by its index in the catalog; else each is told by its own fields.
+    /// The log type every record is taken for, by its index in the catalog; else each is told by its own
+    /// fields.
     pub log_type: Option<usize>,
 }

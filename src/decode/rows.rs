@@ -4,13 +4,16 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, StringViewArray, StringViewBuilder, TimestampMicrosecondArray, TimestampMicrosecondBuilder};
+use arrow::array::{
+    ArrayRef, StringViewArray, StringViewBuilder, TimestampMicrosecondArray, TimestampMicrosecondBuilder,
+};
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 
 use super::column::{self, ColumnBuilder, Scratch, TextList, TextMap};
 use super::indicator::Indicators;
-use super::json::{Field, Keys, Kind, MAX_KEYS, UNKNOWN_KEY, unescape};
+use super::json::{Field, Kind, unescape};
+use super::keys::{Keys, MAX_KEYS, UNKNOWN_KEY};
 use super::object::{LATEST_TIME, ObjectContext};
 use super::reject::Reason;
 use super::time::{self, Time};
@@ -24,11 +27,13 @@ const EARLIEST_EVENT: i64 = 1_262_304_000_000_000;
 /// A day, in microseconds: how much later than its object an event may be.
 const CLOCK_SKEW: i64 = 86_400_000_000;
 
-/// The last plausible moment for an event of an object that says it was written then. A time that no object can have
-/// been written at, such as the 0 of reproducible archives, says nothing.
+/// The last plausible moment for an event of an object that says it was written then. A time that no object
+/// can have been written at, such as the 0 of reproducible archives, says nothing.
 fn latest_event(last_modified: Option<i64>) -> i64 {
     match last_modified {
-        Some(written) if (EARLIEST_EVENT..LATEST_TIME).contains(&written) => written.saturating_add(CLOCK_SKEW),
+        Some(written) if (EARLIEST_EVENT..LATEST_TIME).contains(&written) => {
+            written.saturating_add(CLOCK_SKEW)
+        }
         _ => LATEST_TIME,
     }
 }
@@ -110,7 +115,9 @@ impl RowBuilder {
             }
         }
         let indicator_columns = log_type.columns.iter().enumerate();
-        let indicator_columns = indicator_columns.flat_map(|(i, c)| c.indicators.iter().map(move |kind| (i as u16, *kind))).collect();
+        let indicator_columns = indicator_columns
+            .flat_map(|(i, c)| c.indicators.iter().map(move |kind| (i as u16, *kind)))
+            .collect();
         let mut builder = Self {
             schema: log_type.arrow_schema(),
             targets,
@@ -149,12 +156,23 @@ impl RowBuilder {
 
     fn reset(&mut self) {
         self.rows = 0;
-        self.columns = self.log_type.columns.iter().map(|c| ColumnBuilder::new(c.kind, c.time_formats, self.expected_rows)).collect();
+        self.columns = self
+            .log_type
+            .columns
+            .iter()
+            .map(|c| ColumnBuilder::new(c.kind, c.time_formats, self.expected_rows))
+            .collect();
         self.standard = StandardBuilders::new(self.expected_rows);
     }
 
     /// Appends the record as a row, or says why it is none; then nothing was appended.
-    pub fn append(&mut self, context: &ObjectContext, record: &str, fields: &[Field], offset: u64) -> Verdict {
+    pub fn append(
+        &mut self,
+        context: &ObjectContext,
+        record: &str,
+        fields: &[Field],
+        offset: u64,
+    ) -> Verdict {
         self.choose(fields);
         let event_time = match self.event_time(context, record, fields) {
             Ok(micros) => micros,
@@ -209,10 +227,17 @@ impl RowBuilder {
 
     /// The time that becomes `p_event_time`, checked against the object's own time and never the wall clock:
     /// the same object must always decode the same.
-    fn event_time(&mut self, context: &ObjectContext, record: &str, fields: &[Field]) -> Result<i64, (Reason, String)> {
+    fn event_time(
+        &mut self,
+        context: &ObjectContext,
+        record: &str,
+        fields: &[Field],
+    ) -> Result<i64, (Reason, String)> {
         let column = self.log_type.event_column();
         let name = &column.name;
-        let missing = |what: &str| Err((Reason::MissingEventTime, format!("{name} {what}; {} requires it", self.log_type.name)));
+        let missing = |what: &str| {
+            Err((Reason::MissingEventTime, format!("{name} {what}; {} requires it", self.log_type.name)))
+        };
         let field = self.chosen[self.log_type.event_time];
         if field == NO_FIELD {
             return missing("is not there");
@@ -224,19 +249,29 @@ impl RowBuilder {
             Kind::Text | Kind::Number => time::parse(raw, column.time_formats),
             Kind::Escaped => {
                 self.text.clear();
-                if unescape(raw, &mut self.text) { time::parse(&self.text, column.time_formats) } else { Time::Unreadable }
+                if unescape(raw, &mut self.text) {
+                    time::parse(&self.text, column.time_formats)
+                } else {
+                    Time::Unreadable
+                }
             }
             _ => Time::Unreadable,
         };
         let shown = || raw.chars().take(64).collect::<String>();
         match time {
             Time::Empty => missing("is empty"),
-            Time::Unreadable => Err((Reason::InvalidEventTime, format!("{name} is no time that can be read: {}", shown()))),
+            Time::Unreadable => {
+                Err((Reason::InvalidEventTime, format!("{name} is no time that can be read: {}", shown())))
+            }
             Time::At(micros) if micros < EARLIEST_EVENT => {
                 Err((Reason::ImplausibleEventTime, format!("{name} is before 2010: {}", shown())))
             }
             Time::At(micros) if micros > latest_event(context.last_modified) => {
-                let bound = if micros > LATEST_TIME { "after 2099" } else { "more than a day after its object was written" };
+                let bound = if micros > LATEST_TIME {
+                    "after 2099"
+                } else {
+                    "more than a day after its object was written"
+                };
                 Err((Reason::ImplausibleEventTime, format!("{name} is {bound}: {}", shown())))
             }
             Time::At(micros) => Ok(micros),
@@ -291,7 +326,11 @@ impl RowBuilder {
         for &index in &self.rescued {
             let field = &fields[index as usize];
             let name = column::map_text(record, field.name, &mut self.text);
-            let last = if field.key == UNKNOWN_KEY { last_unknown[name] } else { self.last_rescued[usize::from(field.key)].1 };
+            let last = if field.key == UNKNOWN_KEY {
+                last_unknown[name]
+            } else {
+                self.last_rescued[usize::from(field.key)].1
+            };
             if last == index {
                 map.keys().append_value(name);
                 column::append_map_value(map, record, field.value, &mut self.text);
@@ -307,7 +346,9 @@ impl RowBuilder {
         for (standard, _) in &self.log_type.standard {
             arrays.push(match standard {
                 Standard::EventTime => Arc::new(self.standard.event_time.finish()),
-                Standard::ParseTime => Arc::new(TimestampMicrosecondArray::from_value(context.parse_time, rows).with_timezone("UTC")),
+                Standard::ParseTime => Arc::new(
+                    TimestampMicrosecondArray::from_value(context.parse_time, rows).with_timezone("UTC"),
+                ),
                 Standard::LogType => constant(Some(&self.log_type.name), rows),
                 Standard::RowId => Arc::new(self.standard.row_id.finish()),
                 Standard::SourceId => constant(context.source_id.as_deref(), rows),
@@ -318,7 +359,8 @@ impl RowBuilder {
             });
         }
         arrays.push(column::finish_map(&mut self.standard.rescued));
-        let batch = RecordBatch::try_new(self.schema.clone(), arrays).expect("the builders follow the schema");
+        let batch =
+            RecordBatch::try_new(self.schema.clone(), arrays).expect("the builders follow the schema");
         self.expected_rows = rows.min(MAX_BATCH_ROWS);
         self.reset();
         batch
@@ -332,5 +374,8 @@ pub(crate) fn constant(text: Option<&str>, rows: usize) -> ArrayRef {
     };
     let one = StringViewArray::from_iter_values([text]);
     let views = vec![one.views()[0]; rows];
-    Arc::new(StringViewArray::try_new(views.into(), one.data_buffers().to_vec(), None).expect("every view is the one that was there"))
+    Arc::new(
+        StringViewArray::try_new(views.into(), one.data_buffers().to_vec(), None)
+            .expect("every view is the one that was there"),
+    )
 }

@@ -4,7 +4,8 @@
 //! * `[` as the first byte opens an array of records.
 //! * An incomplete line goes on only if the next one continues it; otherwise it is one reject.
 //! * An error inside a value rejects as little as can be told apart, and never a neighbour.
-//! * Lines that are no JSON at all, such as a table's, are one reject, up to a line that begins as a record does.
+//! * Lines that are no JSON at all, such as a table's, are one reject, up to a line that begins as a record
+//!   does.
 //!
 //! The splitter sees the object through a window that the caller moves on; it keeps no bytes but those of a
 //! record that is too large.
@@ -134,10 +135,19 @@ pub struct Splitter {
 }
 
 impl Splitter {
-    /// A splitter for one object whose records may have `max_record` bytes. `place` is [`Place::START`], unless
-    /// the object goes on where another was cut.
+    /// A splitter for one object whose records may have `max_record` bytes. `place` is [`Place::START`],
+    /// unless the object goes on where another was cut.
     pub fn new(max_record: usize, place: Place) -> Self {
-        Self { place, max_record, skipping: None, nest: Nest::default(), begun: false, work: 0, empty_array: None, position: 0 }
+        Self {
+            place,
+            max_record,
+            skipping: None,
+            nest: Nest::default(),
+            begun: false,
+            work: 0,
+            empty_array: None,
+            position: 0,
+        }
     }
 
     /// The first byte of the window that is still needed.
@@ -168,7 +178,14 @@ impl Splitter {
 
     /// The next piece in `window`, which stands at `offset` in the object; `last` if the object ends with it.
     /// For a record, `fields` holds its fields.
-    pub fn next(&mut self, scanner: &mut Scanner, window: &[u8], offset: u64, last: bool, fields: &mut Vec<Field>) -> Piece {
+    pub fn next(
+        &mut self,
+        scanner: &mut Scanner,
+        window: &[u8],
+        offset: u64,
+        last: bool,
+        fields: &mut Vec<Field>,
+    ) -> Piece {
         if self.skipping.is_some() {
             return self.skip_on(window, last);
         }
@@ -180,7 +197,8 @@ impl Splitter {
             return Piece::Kept(array);
         }
         if window[start] != b'{' {
-            let is_line = self.place.framing == Framing::Lines && self.place.indent.is_some() && window[start] != b'[';
+            let is_line =
+                self.place.framing == Framing::Lines && self.place.indent.is_some() && window[start] != b'[';
             match if is_line { sniff(&window[start..], !self.begun, last) } else { Sniffed::Nothing } {
                 Sniffed::Nothing => {}
                 Sniffed::NeedMore => return Piece::NeedMore,
@@ -203,7 +221,8 @@ impl Splitter {
                 Piece::Record { start, end }
             }
             Ok(end) => {
-                let message = format!("{} bytes; the limit is {} (limits.max_record)", end - start, self.max_record);
+                let message =
+                    format!("{} bytes; the limit is {} (limits.max_record)", end - start, self.max_record);
                 self.broken(window, start, end, Reason::RecordTooLarge, message)
             }
             Err(fault) => self.recover(window, offset, last, start, fault),
@@ -258,7 +277,8 @@ impl Splitter {
                     if !seen {
                         let length = offset + at as u64 + 1 - opened;
                         let (reason, what) = (Reason::NotAnObject, "an array, not an object");
-                        self.empty_array = Some(Kept { offset: opened, length, head: b"[]".to_vec(), reason, what });
+                        self.empty_array =
+                            Some(Kept { offset: opened, length, head: b"[]".to_vec(), reason, what });
                     }
                     self.place.framing = Framing::Lines;
                     self.place.after_value = false;
@@ -278,7 +298,8 @@ impl Splitter {
     fn recover(&mut self, window: &[u8], offset: u64, last: bool, start: usize, fault: Fault) -> Piece {
         let mut extent = self.extent(window[start]);
         let undecided = fault == Fault::End && !last;
-        let found = if undecided { None } else { extent.scan(&window[start..]).or(last.then(|| extent.finish())) };
+        let found =
+            if undecided { None } else { extent.scan(&window[start..]).or(last.then(|| extent.finish())) };
         self.work += found.map_or(window.len() - start, |end| end.resume as usize) as u64;
         let Some(end) = found else {
             if window.len() - start <= self.max_record {
@@ -293,12 +314,20 @@ impl Splitter {
         let (reason, message) = match fault {
             _ if length > self.max_record => (
                 Reason::RecordTooLarge,
-                format!("{length} bytes without a complete record; the limit is {} (limits.max_record)", self.max_record),
+                format!(
+                    "{length} bytes without a complete record; the limit is {} (limits.max_record)",
+                    self.max_record
+                ),
             ),
             Fault::End => (Reason::Incomplete, "the object ends inside the record".to_owned()),
             Fault::LineEnd(_) => (Reason::Incomplete, "the line ends inside the record".to_owned()),
-            Fault::TooDeep(at) => (Reason::TooDeep, format!("nested too deeply at byte {} of the record (limits.max_depth)", at - start)),
-            Fault::Syntax(at, what) => (Reason::InvalidJson, format!("{what}, at byte {} of the record", at - start)),
+            Fault::TooDeep(at) => (
+                Reason::TooDeep,
+                format!("nested too deeply at byte {} of the record (limits.max_depth)", at - start),
+            ),
+            Fault::Syntax(at, what) => {
+                (Reason::InvalidJson, format!("{what}, at byte {} of the record", at - start))
+            }
         };
         let piece = self.broken(window, start, start + length, reason, message);
         self.position = start + end.resume as usize;

@@ -86,7 +86,8 @@ fn fraction(bytes: &[u8]) -> Option<(i64, usize)> {
 
 /// `Fri, 21 Oct 2016 07:28:00 GMT`, or `UTC`. The weekday is not checked: servers get it wrong.
 fn rfc1123(text: &str) -> Option<i64> {
-    const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let (weekday, rest) = text.split_once(", ")?;
     let mut words = rest.split(' ');
     let mut word = || words.next();

@@ -1,5 +1,5 @@
-//! Parquet's bloom filters, asked with as few bytes as it takes: 32 of a filter that may be a megabyte. As specified in
-//! <https://github.com/apache/parquet-format/blob/master/BloomFilter.md>.
+//! Parquet's bloom filters, asked with as few bytes as it takes: 32 of a filter that may be a megabyte. As
+//! specified in <https://github.com/apache/parquet-format/blob/master/BloomFilter.md>.
 
 use std::ops::Range;
 
@@ -8,7 +8,8 @@ use twox_hash::XxHash64;
 
 /// Bytes of one block: eight words of 32 bits.
 const BLOCK: u64 = 32;
-const SALT: [u32; 8] = [0x47b6_137b, 0x4497_4d91, 0x8824_ad5b, 0xa2b7_289d, 0x7054_95c7, 0x2df1_424b, 0x9efc_4947, 0x5c6b_fb31];
+const SALT: [u32; 8] =
+    [0x47b6_137b, 0x4497_4d91, 0x8824_ad5b, 0xa2b7_289d, 0x7054_95c7, 0x2df1_424b, 0x9efc_4947, 0x5c6b_fb31];
 
 /// A value's hash.
 pub fn hash(value: &str) -> u64 {
@@ -17,8 +18,12 @@ pub fn hash(value: &str) -> u64 {
 
 /// Where in the file the block is that knows of a hash; none if the column has no filter of a known form.
 pub fn block_of(column: &ColumnChunkMetaData, hash: u64) -> Option<Range<u64>> {
-    let (offset, length) = (u64::try_from(column.bloom_filter_offset()?).ok()?, u64::try_from(column.bloom_filter_length()?).ok()?);
-    // A header of some 16 bytes, and then the bits: a power of two. Of other lengths the header would seem longer.
+    let (offset, length) = (
+        u64::try_from(column.bloom_filter_offset()?).ok()?,
+        u64::try_from(column.bloom_filter_length()?).ok()?,
+    );
+    // A header of some 16 bytes, and then the bits: a power of two. Of other lengths the header would seem
+    // longer.
     let bits = 1_u64 << length.checked_ilog2()?;
     let header = length - bits;
     if bits < BLOCK || header == 0 || header > 24 {

@@ -17,7 +17,11 @@ pub struct Columns {
 
 impl Columns {
     /// The row group with this number.
-    pub fn begin(factory: &ArrowRowGroupWriterFactory, schema: &SchemaDescriptor, group: usize) -> Result<Self> {
+    pub fn begin(
+        factory: &ArrowRowGroupWriterFactory,
+        schema: &SchemaDescriptor,
+        group: usize,
+    ) -> Result<Self> {
         let mut writers: Vec<_> = schema.root_schema().get_fields().iter().map(|_| Vec::new()).collect();
         for (leaf, writer) in factory.create_column_writers(group)?.into_iter().enumerate() {
             writers[schema.get_column_root_idx(leaf)].push(writer);
@@ -33,7 +37,9 @@ impl Columns {
             writers.iter_mut().zip(&leaves).try_for_each(|(writer, leaf)| writer.write(leaf))
         };
         match threads {
-            Some(threads) => threads.install(|| self.writers.par_iter_mut().enumerate().try_for_each(encode))?,
+            Some(threads) => {
+                threads.install(|| self.writers.par_iter_mut().enumerate().try_for_each(encode))?
+            }
             None => self.writers.iter_mut().enumerate().try_for_each(encode)?,
         }
         self.rows += rows.num_rows();
@@ -51,10 +57,16 @@ impl Columns {
     }
 
     /// Ends the row group, and puts it into the file.
-    pub fn end<W: std::io::Write + Send>(self, mut group: SerializedRowGroupWriter<'_, W>, threads: Option<&ThreadPool>) -> Result<()> {
+    pub fn end<W: std::io::Write + Send>(
+        self,
+        mut group: SerializedRowGroupWriter<'_, W>,
+        threads: Option<&ThreadPool>,
+    ) -> Result<()> {
         let writers: Vec<_> = self.writers.into_iter().flatten().collect();
         let chunks = match threads {
-            Some(threads) => threads.install(|| writers.into_par_iter().map(ArrowColumnWriter::close).collect::<Result<Vec<_>>>())?,
+            Some(threads) => threads.install(|| {
+                writers.into_par_iter().map(ArrowColumnWriter::close).collect::<Result<Vec<_>>>()
+            })?,
             None => writers.into_iter().map(ArrowColumnWriter::close).collect::<Result<Vec<_>>>()?,
         };
         for chunk in chunks {

@@ -79,7 +79,10 @@ impl AsyncFileReader for StoredFile {
         .boxed()
     }
 
-    fn get_metadata<'a>(&'a mut self, _: Option<&'a ArrowReaderOptions>) -> BoxFuture<'a, Result<Arc<ParquetMetaData>>> {
+    fn get_metadata<'a>(
+        &'a mut self,
+        _: Option<&'a ArrowReaderOptions>,
+    ) -> BoxFuture<'a, Result<Arc<ParquetMetaData>>> {
         async move {
             let (size, footer) = (self.size, self.footer);
             let reader = ParquetMetaDataReader::new().with_prefetch_hint(Some(footer));
@@ -91,12 +94,18 @@ impl AsyncFileReader for StoredFile {
 
 /// The footer of a file of which only its size is known.
 pub async fn footer(store: &Store, path: Path, size: u64) -> Result<Arc<ParquetMetaData>> {
-    let mut reader = StoredFile { objects: store.objects.clone(), path, size, footer: FIRST_GUESS.min(size) as usize, whole: None };
+    let mut reader = StoredFile {
+        objects: store.objects.clone(),
+        path,
+        size,
+        footer: FIRST_GUESS.min(size) as usize,
+        whole: None,
+    };
     reader.get_metadata(None).await
 }
 
-/// A stream of a file's rows, in the types that the table has them in, of those columns that `wanted` wants. `whole`: its
-/// bytes, if they are there already.
+/// A stream of a file's rows, in the types that the table has them in, of those columns that `wanted` wants.
+/// `whole`: its bytes, if they are there already.
 pub async fn stream(
     store: &Store,
     spec: &TableSpec,
@@ -113,11 +122,15 @@ pub async fn stream(
     let metadata = ArrowReaderMetadata::load_async(&mut reader, options.clone()).await?;
     let is_int96 = |name: &str| {
         let columns = metadata.metadata().file_metadata().schema_descr().columns();
-        columns.iter().any(|column| column.path().parts() == [name] && column.physical_type() == parquet::basic::Type::INT96)
+        columns.iter().any(|column| {
+            column.path().parts() == [name] && column.physical_type() == parquet::basic::Type::INT96
+        })
     };
     let field = |field: &Arc<Field>| match spec.schema.field_with_name(field.name()) {
         // In nanoseconds, times after 2262 would be others.
-        Ok(wanted) if is_int96(field.name()) => field.as_ref().clone().with_data_type(wanted.data_type().clone()),
+        Ok(wanted) if is_int96(field.name()) => {
+            field.as_ref().clone().with_data_type(wanted.data_type().clone())
+        }
         _ => in_views(field, spec),
     };
     let fields: Fields = metadata.schema().fields().iter().map(|of| Arc::new(field(of))).collect();
@@ -128,9 +141,18 @@ pub async fn stream(
     // A view or a number each, and text that is in memory as it was encoded, or longer.
     let row = 16 * spec.schema.fields().len() + 2 * encoded as usize / (file.rows as usize).max(1);
     let rows = (memory / IN_MEMORY / row).clamp(1, BATCH_ROWS);
-    let roots = metadata.schema().fields().iter().enumerate().filter(|(_, field)| wanted(field.name())).map(|(at, _)| at);
+    let roots = metadata
+        .schema()
+        .fields()
+        .iter()
+        .enumerate()
+        .filter(|(_, field)| wanted(field.name()))
+        .map(|(at, _)| at);
     let mask = ProjectionMask::roots(metadata.parquet_schema(), roots);
-    ParquetRecordBatchStreamBuilder::new_with_metadata(reader, metadata).with_projection(mask).with_batch_size(rows).build()
+    ParquetRecordBatchStreamBuilder::new_with_metadata(reader, metadata)
+        .with_projection(mask)
+        .with_batch_size(rows)
+        .build()
 }
 
 /// A file's field, its text in views where the table has them.
@@ -142,12 +164,16 @@ fn in_views(field: &Field, spec: &TableSpec) -> Field {
 }
 
 fn views(there: &DataType, wanted: &DataType) -> DataType {
-    let inner = |there: &Field, wanted: &Field| Arc::new(there.clone().with_data_type(views(there.data_type(), wanted.data_type())));
+    let inner = |there: &Field, wanted: &Field| {
+        Arc::new(there.clone().with_data_type(views(there.data_type(), wanted.data_type())))
+    };
     match (there, wanted) {
         (DataType::Utf8, DataType::Utf8View) => DataType::Utf8View,
         (DataType::Binary, DataType::BinaryView) => DataType::BinaryView,
         (DataType::List(there), DataType::List(wanted)) => DataType::List(inner(there, wanted)),
-        (DataType::Map(there, sorted), DataType::Map(wanted, _)) => DataType::Map(inner(there, wanted), *sorted),
+        (DataType::Map(there, sorted), DataType::Map(wanted, _)) => {
+            DataType::Map(inner(there, wanted), *sorted)
+        }
         (DataType::Struct(there), DataType::Struct(wanted)) if there.len() == wanted.len() => {
             DataType::Struct(there.iter().zip(wanted).map(|(there, wanted)| inner(there, wanted)).collect())
         }

@@ -1,17 +1,18 @@
-//! A file's index of addresses and hosts: their sorted values, and in which row groups each stands. What a bloom filter
-//! can't tell, whether anything of a network or below a domain is in a file, is told by a few kilobytes of it.
+//! A file's index of addresses and hosts: their sorted values, and in which row groups each stands. What a
+//! bloom filter can't tell, whether anything of a network or below a domain is in a file, is told by a few
+//! kilobytes of it.
 //!
-//! It stands in the Parquet file itself, between the pages and the footer, where other readers pass over it; the footer's
-//! key-value metadata say where. So it is written, moved and removed with its file.
+//! It stands in the Parquet file itself, between the pages and the footer, where other readers pass over it;
+//! the footer's key-value metadata say where. So it is written, moved and removed with its file.
 //!
 //! ```text
-//! blocks:     entries in order: shared-prefix length (times two, plus one if the row groups are those of the entry
-//!             before), suffix length, suffix, and unless they are the same, bits of the row groups
+//! blocks:     entries in order: shared-prefix length (times two, plus one if the row groups are those of the
+//!             entry before), suffix length, suffix, and unless they are the same, bits of the row groups
 //! directory:  for each block: length of its first key, that key, length of the block
 //! ```
 //!
-//! All lengths and bits are LEB128. A key is an address as 16 bytes (IPv4 as mapped into IPv6), or a host's bytes from the
-//! last to the first: so that a network, and all below a domain, are one range.
+//! All lengths and bits are LEB128. A key is an address as 16 bytes (IPv4 as mapped into IPv6), or a host's
+//! bytes from the last to the first: so that a network, and all below a domain, are one range.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -30,7 +31,8 @@ pub const METADATA_KEY: &str = "flarelake.lookup";
 const BLOCK_BYTES: usize = 4 << 10;
 /// Row groups that the bits have room for; what stands in later ones is counted to the last.
 const MOST_GROUPS: usize = 64;
-/// The lists that are indexed. Trace ids are as good as random: an index would be as large as the list itself.
+/// The lists that are indexed. Trace ids are as good as random: an index would be as large as the list
+/// itself.
 const INDEXED: [Standard; 2] = [Standard::AnyIpAddresses, Standard::AnyDomainNames];
 
 /// Where one list's index stands in its file.
@@ -60,8 +62,8 @@ pub fn host_key(host: &str) -> Vec<u8> {
     host.bytes().rev().collect()
 }
 
-/// What one list's values may take while they are collected: anyone who sends requests chooses them. Room for some 450,000
-/// addresses; a list that needs more has no index, and is read itself.
+/// What one list's values may take while they are collected: anyone who sends requests chooses them. Room for
+/// some 450,000 addresses; a list that needs more has no index, and is read itself.
 pub const MOST_BYTES: usize = 16 << 20;
 /// What a block of the heap takes beside its bytes.
 const ALLOCATION: usize = 16;
@@ -201,9 +203,12 @@ impl LookupBuilder {
         let bit = 1_u64 << group.min(MOST_GROUPS - 1);
         for collected in &mut self.lists {
             let name = collected.list.name();
-            let Some(column) = rows.column_by_name(name).and_then(|c| c.as_list_opt::<i32>()) else { continue };
+            let Some(column) = rows.column_by_name(name).and_then(|c| c.as_list_opt::<i32>()) else {
+                continue;
+            };
             let offsets = column.value_offsets();
-            let held = column.values().slice(offsets[0] as usize, (offsets[column.len()] - offsets[0]) as usize);
+            let held =
+                column.values().slice(offsets[0] as usize, (offsets[column.len()] - offsets[0]) as usize);
             // Nothing is below no host.
             for value in held.as_string_view().iter().flatten().filter(|value| !value.is_empty()) {
                 collected.add(value, bit);
@@ -211,8 +216,8 @@ impl LookupBuilder {
         }
     }
 
-    /// The indexes' bytes, which are to stand at `at` in the file, and where each is there. A list whose index would take
-    /// more than `most` bytes has none: that is how many its reader would save.
+    /// The indexes' bytes, which are to stand at `at` in the file, and where each is there. A list whose
+    /// index would take more than `most` bytes has none: that is how many its reader would save.
     pub fn finish(self, at: u64, most: usize) -> (Vec<u8>, Vec<Place>) {
         let (mut bytes, mut places) = (Vec::new(), Vec::new());
         for Collected { list, values, .. } in self.lists {
@@ -224,13 +229,19 @@ impl LookupBuilder {
             };
             let (blocks, middle) = (at + begun as u64, at + bytes.len() as u64);
             bytes.extend(&directory);
-            places.push(Place { column: list.name().to_owned(), blocks, directory: middle, end: at + bytes.len() as u64 });
+            places.push(Place {
+                column: list.name().to_owned(),
+                blocks,
+                directory: middle,
+                end: at + bytes.len() as u64,
+            });
         }
         (bytes, places)
     }
 }
 
-/// Appends the blocks to `blocks`, and gives the directory; none if both together take more than `most` bytes.
+/// Appends the blocks to `blocks`, and gives the directory; none if both together take more than `most`
+/// bytes.
 fn encode(sorted: &[(Key, u64)], blocks: &mut Vec<u8>, most: usize) -> Option<Vec<u8>> {
     let start = blocks.len();
     let mut directory = Vec::new();
@@ -264,8 +275,8 @@ fn encode(sorted: &[(Key, u64)], blocks: &mut Vec<u8>, most: usize) -> Option<Ve
     (blocks.len() - start + directory.len() <= most).then_some(directory)
 }
 
-/// Where the blocks are, from the first block on, that may hold keys of a range; none if no block may. An error: these
-/// bytes are no directory.
+/// Where the blocks are, from the first block on, that may hold keys of a range; none if no block may. An
+/// error: these bytes are no directory.
 pub fn blocks_of(directory: &[u8], keys: &RangeInclusive<Vec<u8>>) -> Result<Option<Range<u64>>, Malformed> {
     let mut at = directory;
     let mut blocks: Vec<(&[u8], u64)> = Vec::new();
@@ -285,7 +296,8 @@ pub fn blocks_of(directory: &[u8], keys: &RangeInclusive<Vec<u8>>) -> Result<Opt
     Ok(Some(start..start + length(&blocks[from..to])))
 }
 
-/// The row groups, as bits, in which the wanted keys stand, by blocks that were read. An error: these bytes are no blocks.
+/// The row groups, as bits, in which the wanted keys stand, by blocks that were read. An error: these bytes
+/// are no blocks.
 pub fn groups_of(blocks: &[u8], wanted: impl Fn(&[u8]) -> bool) -> Result<u64, Malformed> {
     let (mut at, mut key, mut bits, mut groups) = (blocks, Vec::new(), 0, 0);
     while !at.is_empty() {
@@ -335,7 +347,8 @@ fn take_number(from: &mut &[u8]) -> Result<u64, Malformed> {
 }
 
 fn take_bytes<'a>(from: &mut &'a [u8], length: u64) -> Result<&'a [u8], Malformed> {
-    let (taken, rest) = from.split_at_checked(usize::try_from(length).map_err(|_| Malformed)?).ok_or(Malformed)?;
+    let (taken, rest) =
+        from.split_at_checked(usize::try_from(length).map_err(|_| Malformed)?).ok_or(Malformed)?;
     *from = rest;
     Ok(taken)
 }

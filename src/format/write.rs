@@ -1,7 +1,7 @@
 //! Rows to Parquet files: sorted by time, one file a partition, with what the log has to say of each.
 //!
-//! Rows are never copied whole: the sort orders (batch, row) pairs, and the writer gathers a few thousand at a
-//! time. So writing costs little memory beyond the file itself.
+//! Rows are never copied whole: the sort orders (batch, row) pairs, and the writer gathers a few thousand at
+//! a time. So writing costs little memory beyond the file itself.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -40,12 +40,14 @@ const PAGE_ROWS: usize = 16 * 1024;
 /// A list's lookup index is kept up to this part of the file.
 const LOOKUP_SHARE: usize = 10;
 const BLOOM_FALSE_POSITIVES: f64 = 0.01;
-/// Tells Spark that times are by the calendar of today, whatever their century. Of a file that doesn't, it refuses times before 1900, which
-/// a single header of a single origin server may bring: <https://spark.apache.org/docs/latest/sql-data-sources-parquet.html>, under
-/// `datetimeRebaseModeInRead`. The first version that wrote them so.
+/// Tells Spark that times are by the calendar of today, whatever their century. Of a file that doesn't, it
+/// refuses times before 1900, which a single header of a single origin server may bring:
+/// <https://spark.apache.org/docs/latest/sql-data-sources-parquet.html>, under `datetimeRebaseModeInRead`.
+/// The first version that wrote them so.
 const CALENDAR: (&str, &str) = ("org.apache.spark.version", "3.0.0");
 
-/// How long the footer of a file may be, measured on realistic rows: what is read at its end in the hope that it is all of it.
+/// How long the footer of a file may be, measured on realistic rows: what is read at its end in the hope that
+/// it is all of it.
 pub fn footer_guess(columns: usize, rows: u64) -> u64 {
     let groups = rows.div_ceil(ROW_GROUP_ROWS as u64).max(1);
     groups * (180 * columns as u64 + 512)
@@ -70,9 +72,13 @@ pub struct EncodedFile {
     pub bytes: Vec<u8>,
 }
 
-/// Writes all rows of `batches`, which have the table's columns, as one file for each partition. Each is written when it is asked for: who
-/// passes one on before the next holds one of them, however many partitions there are.
-pub fn encode<'a>(spec: &'a TableSpec, batches: &'a [RecordBatch]) -> impl Iterator<Item = Result<EncodedFile, FileError>> + 'a {
+/// Writes all rows of `batches`, which have the table's columns, as one file for each partition. Each is
+/// written when it is asked for: who passes one on before the next holds one of them, however many partitions
+/// there are.
+pub fn encode<'a>(
+    spec: &'a TableSpec,
+    batches: &'a [RecordBatch],
+) -> impl Iterator<Item = Result<EncodedFile, FileError>> + 'a {
     let Sorted { times, rows } = sort(spec, batches);
     let sources: Vec<&RecordBatch> = batches.iter().collect();
     let runs = partition::cut(&times, spec.partitioning).into_iter().filter(|run| run.start < run.end);
@@ -109,7 +115,8 @@ pub struct FileWriter<'a, W: Write + Send> {
 }
 
 impl<'a, W: Write + Send> FileWriter<'a, W> {
-    /// Begins a file of a partition for at most `rows` rows. `threads`: those that encode its columns; none: the caller's.
+    /// Begins a file of a partition for at most `rows` rows. `threads`: those that encode its columns; none:
+    /// the caller's.
     pub fn new(
         spec: &'a TableSpec,
         partition_values: BTreeMap<String, String>,
@@ -117,15 +124,30 @@ impl<'a, W: Write + Send> FileWriter<'a, W> {
         sink: W,
         threads: Option<Arc<ThreadPool>>,
     ) -> Result<Self, FileError> {
-        // Without the Arrow schema, which would make readers hold text as we do; the Parquet types say all there is to say.
-        let options = ArrowWriterOptions::new().with_properties(properties(spec, rows)).with_skip_arrow_metadata(true);
-        let writer = ArrowWriter::try_new_with_options(sink, spec.schema.clone(), options).and_then(ArrowWriter::into_serialized_writer);
+        // Without the Arrow schema, which would make readers hold text as we do; the Parquet types say all
+        // there is to say.
+        let options =
+            ArrowWriterOptions::new().with_properties(properties(spec, rows)).with_skip_arrow_metadata(true);
+        let writer = ArrowWriter::try_new_with_options(sink, spec.schema.clone(), options)
+            .and_then(ArrowWriter::into_serialized_writer);
         let (writer, factory) = writer.map_err(|e| failed(spec, e))?;
         let folders = spec.partitioning.map_or(&[][..], |p| p.columns()).iter();
-        let folders = folders.filter_map(|column| Some(format!("{column}={}/", partition_values.get(*column)?)));
+        let folders =
+            folders.filter_map(|column| Some(format!("{column}={}/", partition_values.get(*column)?)));
         let path = format!("{}{}.parquet", folders.collect::<String>(), new_uuid());
         let lookup = LookupBuilder::new(spec);
-        Ok(Self { spec, writer, factory, columns: None, threads, lookup, rows: 0, times: None, path, partition_values })
+        Ok(Self {
+            spec,
+            writer,
+            factory,
+            columns: None,
+            threads,
+            lookup,
+            rows: 0,
+            times: None,
+            path,
+            partition_values,
+        })
     }
 
     /// Its path below the table.
@@ -202,7 +224,8 @@ impl<'a, W: Write + Send> FileWriter<'a, W> {
             let (index, places) = lookup.finish(written as u64, written / LOOKUP_SHARE);
             if !places.is_empty() {
                 writer.write_all(&index)?;
-                let places = serde_json::to_string(&places).map_err(|e| ParquetError::External(Box::new(e)))?;
+                let places =
+                    serde_json::to_string(&places).map_err(|e| ParquetError::External(Box::new(e)))?;
                 writer.append_key_value_metadata(KeyValue::new(value_index::METADATA_KEY.to_owned(), places));
             }
             writer.append_key_value_metadata(KeyValue::new(CALENDAR.0.to_owned(), CALENDAR.1.to_owned()));
@@ -222,12 +245,19 @@ impl<'a, W: Write + Send> FileWriter<'a, W> {
 }
 
 /// What the log has to say of a file that stands in the store, by its footer. `path`: below the table.
-pub fn describe(spec: &TableSpec, path: &str, size: u64, modified_ms: i64, metadata: &ParquetMetaData) -> DataFile {
+pub fn describe(
+    spec: &TableSpec,
+    path: &str,
+    size: u64,
+    modified_ms: i64,
+    metadata: &ParquetMetaData,
+) -> DataFile {
     let folders = path.split('/').filter_map(|folder| folder.split_once('='));
     let time = spec.sort_column.as_ref().and_then(|column| leaf_of(spec, metadata, column));
     // Whoever sorted its rows says so in every row group.
     let is_sorted = |leaf: usize| {
-        let mut sorting = metadata.row_groups().iter().map(|group| group.sorting_columns().and_then(|by| by.first()));
+        let mut sorting =
+            metadata.row_groups().iter().map(|group| group.sorting_columns().and_then(|by| by.first()));
         sorting.all(|by| by.is_some_and(|by| by.column_idx as usize == leaf && !by.descending))
     };
     DataFile {
@@ -249,7 +279,11 @@ struct Sorted {
 
 fn sort(spec: &TableSpec, batches: &[RecordBatch]) -> Sorted {
     let Some(column) = spec.sort_column.as_ref().and_then(|c| spec.schema.index_of(c).ok()) else {
-        let rows: Vec<_> = batches.iter().enumerate().flat_map(|(b, batch)| (0..batch.num_rows()).map(move |r| (b, r))).collect();
+        let rows: Vec<_> = batches
+            .iter()
+            .enumerate()
+            .flat_map(|(b, batch)| (0..batch.num_rows()).map(move |r| (b, r)))
+            .collect();
         return Sorted { times: vec![0; rows.len()], rows };
     };
     let mut keyed = Vec::with_capacity(batches.iter().map(RecordBatch::num_rows).sum());
@@ -259,11 +293,18 @@ fn sort(spec: &TableSpec, batches: &[RecordBatch]) -> Sorted {
     }
     // Equal times keep the order in which they came.
     keyed.sort_unstable();
-    Sorted { rows: keyed.iter().map(|k| (k.1 as usize, k.2 as usize)).collect(), times: keyed.iter().map(|k| k.0).collect() }
+    Sorted {
+        rows: keyed.iter().map(|k| (k.1 as usize, k.2 as usize)).collect(),
+        times: keyed.iter().map(|k| k.0).collect(),
+    }
 }
 
 /// Rows of several batches of a table's columns, each named by batch and row, as one batch. At least one row.
-pub fn gather(spec: &TableSpec, sources: &[&RecordBatch], rows: &[(usize, usize)]) -> Result<RecordBatch, FileError> {
+pub fn gather(
+    spec: &TableSpec,
+    sources: &[&RecordBatch],
+    rows: &[(usize, usize)],
+) -> Result<RecordBatch, FileError> {
     let (batch, first) = rows[0];
     let consecutive = rows.iter().enumerate().all(|(i, row)| *row == (batch, first + i));
     if consecutive {
@@ -273,7 +314,8 @@ pub fn gather(spec: &TableSpec, sources: &[&RecordBatch], rows: &[(usize, usize)
     let mut used: Vec<usize> = rows.iter().map(|row| row.0).collect();
     used.sort_unstable();
     used.dedup();
-    let local: Vec<(usize, usize)> = rows.iter().map(|(b, r)| (used.binary_search(b).unwrap_or_default(), *r)).collect();
+    let local: Vec<(usize, usize)> =
+        rows.iter().map(|(b, r)| (used.binary_search(b).unwrap_or_default(), *r)).collect();
     let sources: Vec<&RecordBatch> = used.iter().map(|b| sources[*b]).collect();
     let gathered = interleave_record_batch(&sources, &local).map_err(|e| failed(spec, e))?;
     // The schema stays the table's own object.
@@ -290,7 +332,11 @@ fn properties(spec: &TableSpec, rows: usize) -> WriterProperties {
     for (index, field) in spec.schema.fields().iter().enumerate() {
         let path = column_path(field.name(), field.data_type());
         if spec.sort_column.as_ref() == Some(field.name()) {
-            let sorting = SortingColumn { column_idx: leaf_index(&spec.schema, index), descending: false, nulls_first: false };
+            let sorting = SortingColumn {
+                column_idx: leaf_index(&spec.schema, index),
+                descending: false,
+                nulls_first: false,
+            };
             builder = builder.set_sorting_columns(Some(vec![sorting]));
             builder = plain(builder, path.clone(), Encoding::DELTA_BINARY_PACKED);
         }
@@ -299,7 +345,8 @@ fn properties(spec: &TableSpec, rows: usize) -> WriterProperties {
             builder = plain(builder, path.clone(), Encoding::DELTA_BYTE_ARRAY);
         }
         if spec.lookup.contains(field.name()) {
-            let values = rows.min(ROW_GROUP_ROWS) * if matches!(field.data_type(), DataType::List(_)) { 3 } else { 1 };
+            let values =
+                rows.min(ROW_GROUP_ROWS) * if matches!(field.data_type(), DataType::List(_)) { 3 } else { 1 };
             builder = builder
                 .set_column_bloom_filter_enabled(path.clone(), true)
                 .set_column_bloom_filter_fpp(path.clone(), BLOOM_FALSE_POSITIVES)
@@ -334,9 +381,13 @@ fn leaf_of(spec: &TableSpec, metadata: &ParquetMetaData, column: &str) -> Option
     metadata.file_metadata().schema_descr().columns().iter().position(|leaf| *leaf.path() == path)
 }
 
-/// The least and the greatest value of a column, as its row groups tell by `of`. A row group of nothing but nulls has none; one that does
-/// not tell makes every bound a guess.
-fn bounds<T: Ord>(metadata: &ParquetMetaData, leaf: usize, of: impl Fn(&Statistics) -> Option<(T, T)>) -> Option<(T, T)> {
+/// The least and the greatest value of a column, as its row groups tell by `of`. A row group of nothing but
+/// nulls has none; one that does not tell makes every bound a guess.
+fn bounds<T: Ord>(
+    metadata: &ParquetMetaData,
+    leaf: usize,
+    of: impl Fn(&Statistics) -> Option<(T, T)>,
+) -> Option<(T, T)> {
     let mut all = None;
     for group in metadata.row_groups() {
         let statistics = group.column(leaf).statistics()?;
@@ -355,7 +406,8 @@ fn bounds<T: Ord>(metadata: &ParquetMetaData, leaf: usize, of: impl Fn(&Statisti
 /// [`bounds`] of a time, in microseconds. Another engine may have written it in another unit.
 fn time_bounds(metadata: &ParquetMetaData, leaf: usize) -> Option<(i64, i64)> {
     let column = metadata.file_metadata().schema_descr().column(leaf);
-    if !matches!(column.logical_type_ref(), Some(LogicalType::Timestamp(time)) if time.unit == TimeUnit::MICROS) {
+    let Some(LogicalType::Timestamp(time)) = column.logical_type_ref() else { return None };
+    if time.unit != TimeUnit::MICROS {
         return None;
     }
     bounds(metadata, leaf, |statistics| match statistics {
@@ -379,7 +431,8 @@ fn stats(spec: &TableSpec, metadata: &ParquetMetaData) -> Value {
         let Ok(field) = spec.schema.field_with_name(name) else { continue };
         let Some(leaf) = leaf_of(spec, metadata, name) else { continue };
         let is_time = matches!(field.data_type(), DataType::Timestamp(..));
-        let found: Option<Vec<&Statistics>> = metadata.row_groups().iter().map(|g| g.column(leaf).statistics()).collect();
+        let found: Option<Vec<&Statistics>> =
+            metadata.row_groups().iter().map(|g| g.column(leaf).statistics()).collect();
         // A row group that tells nothing makes every bound a guess.
         let Some(found) = found else { continue };
         nulls.insert(name.clone(), json!(found.iter().filter_map(|s| s.null_count_opt()).sum::<u64>()));
@@ -403,11 +456,16 @@ fn milliseconds(count: i64) -> String {
 }
 
 /// The rows of an uploaded file that `keep` wants, told by their `p_row_id`; none if it wants none.
-pub fn filter_rows(spec: &TableSpec, bytes: bytes::Bytes, keep: impl Fn(&str) -> bool) -> Result<Vec<RecordBatch>, FileError> {
+pub fn filter_rows(
+    spec: &TableSpec,
+    bytes: bytes::Bytes,
+    keep: impl Fn(&str) -> bool,
+) -> Result<Vec<RecordBatch>, FileError> {
     let failed = |message: String| FileError { table: spec.name.clone(), message };
     // Text is read into views, as the schema has it, and every column under the type it was written from.
     let options = ArrowReaderOptions::new().with_schema(spec.schema.clone());
-    let reader = ParquetRecordBatchReaderBuilder::try_new_with_options(bytes, options).and_then(|b| b.build());
+    let reader =
+        ParquetRecordBatchReaderBuilder::try_new_with_options(bytes, options).and_then(|b| b.build());
     let mut kept = Vec::new();
     for batch in reader.map_err(|e| failed(e.to_string()))? {
         let batch = batch.map_err(|e| failed(e.to_string()))?;

@@ -28,7 +28,10 @@ pub fn write(line: &mut Line, world: &World, nanos: i64) {
     line.text("ClientRequestMethod", if rule.source == "ratelimit" { "POST" } else { "GET" });
     line.text("ClientRequestPath", path);
     line.text("ClientRequestProtocol", "HTTP/2");
-    line.text("ClientRequestQuery", if rule.message.starts_with("SQLi") { "?id=1%27%20OR%201=1--" } else { "" });
+    line.text(
+        "ClientRequestQuery",
+        if rule.message.starts_with("SQLi") { "?id=1%27%20OR%201=1--" } else { "" },
+    );
     line.text("ClientRequestScheme", "https");
     line.text("ClientRequestUserAgent", client.agent);
     line.time("Datetime", nanos);

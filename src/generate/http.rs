@@ -24,9 +24,16 @@ fn outcome(line: &mut Line, path: &str, client: &Client) -> Outcome {
     if path.starts_with("/assets/") {
         let cache = line.pick(&["hit", "hit", "hit", "hit", "miss", "expired", "revalidated"]);
         let origin = if cache == "hit" { 0 } else { 200 };
-        return Outcome { status: if line.one_in(9) { 304 } else { 200 }, cache, bytes, origin, blocked: false };
+        return Outcome {
+            status: if line.one_in(9) { 304 } else { 200 },
+            cache,
+            bytes,
+            origin,
+            blocked: false,
+        };
     }
-    let status = if probing { 404 } else { line.pick(&[200, 200, 200, 200, 200, 200, 201, 301, 404, 500, 502, 522]) };
+    let status =
+        if probing { 404 } else { line.pick(&[200, 200, 200, 200, 200, 200, 201, 301, 404, 500, 502, 522]) };
     let origin = if matches!(status, 502 | 522) { 0 } else { status };
     Outcome { status, cache: "dynamic", bytes, origin, blocked: false }
 }
@@ -37,7 +44,11 @@ pub fn write(line: &mut Line, world: &World, nanos: i64) {
     let host = &world.hosts[line.random.random_range(0..world.hosts.len())];
     let path = &world.paths[line.random.random_range(0..world.paths.len())];
     let happened = outcome(line, path, &client);
-    let query = if line.one_in(4) { format!("?utm_source=mail&id={}", line.random.random_range(1..99_999)) } else { String::new() };
+    let query = if line.one_in(4) {
+        format!("?utm_source=mail&id={}", line.random.random_range(1..99_999))
+    } else {
+        String::new()
+    };
     let took = line.random.random_range(2_000_000..900_000_000i64);
     let ray: u64 = line.random.random();
     line.number("BotScore", client.score);
@@ -58,7 +69,8 @@ pub fn write(line: &mut Line, world: &World, nanos: i64) {
     line.text("ClientRequestMethod", method);
     line.text("ClientRequestPath", path);
     line.text("ClientRequestProtocol", if client.score < 10 { "HTTP/1.1" } else { "HTTP/2" });
-    let referer = if line.one_in(3) { format!("https://{host}/search?q=\"{}\"", path.len()) } else { String::new() };
+    let referer =
+        if line.one_in(3) { format!("https://{host}/search?q=\"{}\"", path.len()) } else { String::new() };
     line.text("ClientRequestReferer", &referer);
     line.text("ClientRequestURI", &format!("{path}{query}"));
     line.text("ClientRequestUserAgent", client.agent);
@@ -79,7 +91,15 @@ pub fn write(line: &mut Line, world: &World, nanos: i64) {
     line.number("ZoneID", 458_677_291 + host.len() as i64);
 }
 
-fn edge(line: &mut Line, world: &World, client: &Client, host: &str, happened: &Outcome, nanos: i64, took: i64) {
+fn edge(
+    line: &mut Line,
+    world: &World,
+    client: &Client,
+    host: &str,
+    happened: &Outcome,
+    nanos: i64,
+    took: i64,
+) {
     line.text("EdgeColoCode", client.colo.0);
     line.number("EdgeColoID", client.colo.1);
     line.time("EdgeEndTimestamp", nanos + took);
@@ -113,15 +133,24 @@ fn origin(line: &mut Line, world: &World, happened: &Outcome, nanos: i64, took: 
     line.text("OriginIP", if asked { ip } else { "" });
     line.number("OriginResponseBytes", if asked { happened.bytes } else { 0 });
     let cached = asked && happened.cache != "dynamic";
-    let http_date = |offset: i64| chrono::DateTime::from_timestamp_nanos(nanos + offset).format("%a, %d %b %Y %H:%M:%S GMT").to_string();
-    line.text("OriginResponseHTTPExpires", &if cached { http_date(86_400_000_000_000) } else { String::new() });
-    line.text("OriginResponseHTTPLastModified", &if cached { http_date(-864_000_000_000_000) } else { String::new() });
+    let http_date = |offset: i64| {
+        chrono::DateTime::from_timestamp_nanos(nanos + offset).format("%a, %d %b %Y %H:%M:%S GMT").to_string()
+    };
+    line.text(
+        "OriginResponseHTTPExpires",
+        &if cached { http_date(86_400_000_000_000) } else { String::new() },
+    );
+    line.text(
+        "OriginResponseHTTPLastModified",
+        &if cached { http_date(-864_000_000_000_000) } else { String::new() },
+    );
     line.number("OriginResponseStatus", happened.origin);
     line.number("OriginResponseTime", if asked { took / 2 } else { 0 });
     line.text("OriginSSLProtocol", if asked { "TLSv1.3" } else { "unknown" });
 }
 
-/// The firewall's verdict, under the old names or, in odd records, under those Cloudflare has used since 2023.
+/// The firewall's verdict, under the old names or, in odd records, under those Cloudflare has used since
+/// 2023.
 fn security(line: &mut Line, world: &World, happened: &Outcome) {
     let rule = &world.rules[line.random.random_range(0..2)];
     let matched = happened.blocked;
@@ -129,9 +158,23 @@ fn security(line: &mut Line, world: &World, happened: &Outcome) {
     let (actions, ids, sources) = (one(rule.action), one(&rule.id), one(rule.source));
     let list = |values: &[String]| serde_json::json!(values);
     let names = if line.is_odd() {
-        ["SecurityActions", "SecurityRuleIDs", "SecuritySources", "SecurityAction", "SecurityRuleID", "SecurityRuleDescription"]
+        [
+            "SecurityActions",
+            "SecurityRuleIDs",
+            "SecuritySources",
+            "SecurityAction",
+            "SecurityRuleID",
+            "SecurityRuleDescription",
+        ]
     } else {
-        ["FirewallMatchesActions", "FirewallMatchesRuleIDs", "FirewallMatchesSources", "WAFAction", "WAFRuleID", "WAFRuleMessage"]
+        [
+            "FirewallMatchesActions",
+            "FirewallMatchesRuleIDs",
+            "FirewallMatchesSources",
+            "WAFAction",
+            "WAFRuleID",
+            "WAFRuleMessage",
+        ]
     };
     line.raw(names[0], list(&actions));
     line.raw(names[1], list(&ids));

@@ -19,7 +19,13 @@ impl<'a> Line<'a> {
     pub fn new(random: &'a mut SmallRng, timestamps: Timestamps, odd: bool) -> Self {
         let timestamps = match timestamps {
             Timestamps::Mixed => {
-                let all = [Timestamps::UnixNano, Timestamps::Unix, Timestamps::Rfc3339, Timestamps::Rfc3339Ms, Timestamps::Rfc3339Ns];
+                let all = [
+                    Timestamps::UnixNano,
+                    Timestamps::Unix,
+                    Timestamps::Rfc3339,
+                    Timestamps::Rfc3339Ms,
+                    Timestamps::Rfc3339Ns,
+                ];
                 all[random.random_range(0..all.len())]
             }
             one => one,

@@ -1,5 +1,5 @@
-//! Realistic synthetic logs: seeded, so that the same arguments always give the same bytes. Values fit together
-//! (a blocked request has no origin, a bot a bot's score), and a share of the records takes the odd
+//! Realistic synthetic logs: seeded, so that the same arguments always give the same bytes. Values fit
+//! together (a blocked request has no origin, a bot a bot's score), and a share of the records takes the odd
 //! forms that real logs take.
 
 mod line;
@@ -139,11 +139,16 @@ pub struct LogFile {
 impl Spec {
     /// The n-th file, from 0. Each is made by itself, so files can be made one at a time.
     pub fn file(&self, n: u64) -> LogFile {
-        let mut random = SmallRng::seed_from_u64(self.seed ^ (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ ((self.dataset as u64) << 56));
+        let mut random = SmallRng::seed_from_u64(
+            self.seed ^ (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ ((self.dataset as u64) << 56),
+        );
         let world = World::new(self.seed);
         let files = self.files.max(1);
         let rows = self.rows / files + u64::from(n < self.rows % files);
-        let (from, to) = (self.start + self.span * n as i64 / files as i64, self.start + self.span * (n as i64 + 1) / files as i64);
+        let (from, to) = (
+            self.start + self.span * n as i64 / files as i64,
+            self.start + self.span * (n as i64 + 1) / files as i64,
+        );
         let (mut bytes, mut broken) = (Vec::new(), 0);
         for row in 0..rows {
             // In order of arrival, which is nearly that of time.

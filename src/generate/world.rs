@@ -53,7 +53,11 @@ const NETWORKS: [(i64, &str, &str); 10] = [
     (28573, "Claro NXT Telecomunicacoes Ltda", "br"),
 ];
 const AGENTS: [(&str, &str, i64); 9] = [
-    ("Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36", "desktop", 92),
+    (
+        "Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/131.0.0.0 Safari/537.36",
+        "desktop",
+        92,
+    ),
     (
         "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.6 Safari/605.1.15",
         "desktop",
@@ -64,21 +68,27 @@ const AGENTS: [(&str, &str, i64); 9] = [
         "mobile",
         97,
     ),
-    ("Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0.0.0 Mobile Safari/537.36", "mobile", 90),
+    (
+        "Mozilla/5.0 (Linux; Android 14; Pixel 8) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0.0.0 Mobile Safari/537.36",
+        "mobile",
+        90,
+    ),
     ("Mozilla/5.0 (X11; Linux x86_64; rv:132.0) Gecko/20100101 Firefox/132.0", "desktop", 88),
     ("Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)", "desktop", 1),
     ("python-requests/2.32.3", "desktop", 3),
     ("curl/8.10.1", "desktop", 5),
     ("Go-http-client/2.0", "desktop", 7),
 ];
-const COLOS: [(&str, i64); 8] = [("IAD", 354), ("FRA", 4), ("SJC", 16), ("LHR", 17), ("SIN", 35), ("GRU", 87), ("NRT", 28), ("CDG", 13)];
+const COLOS: [(&str, i64); 8] =
+    [("IAD", 354), ("FRA", 4), ("SJC", 16), ("LHR", 17), ("SIN", 35), ("GRU", 87), ("NRT", 28), ("CDG", 13)];
 
 impl World {
     pub fn new(seed: u64) -> Self {
         let mut random = SmallRng::seed_from_u64(seed);
         let sites = ["shop", "www", "api", "blog", "static", "login", "docs", "img"];
         let zones = ["example.com", "example.org", "example.net"];
-        let hosts = zones.iter().flat_map(|zone| sites.iter().map(move |site| format!("{site}.{zone}"))).collect();
+        let hosts =
+            zones.iter().flat_map(|zone| sites.iter().map(move |site| format!("{site}.{zone}"))).collect();
         let mut paths: Vec<String> = [
             "/",
             "/index.html",
@@ -111,7 +121,11 @@ impl World {
     /// A client; a few come often.
     pub fn client(&self, random: &mut SmallRng) -> &Client {
         let all = self.clients.len();
-        let index = if random.random_bool(0.4) { random.random_range(0..all / 40) } else { random.random_range(0..all) };
+        let index = if random.random_bool(0.4) {
+            random.random_range(0..all / 40)
+        } else {
+            random.random_range(0..all)
+        };
         &self.clients[index]
     }
 }
@@ -120,7 +134,12 @@ fn client(random: &mut SmallRng) -> Client {
     let (asn, network, country) = NETWORKS[random.random_range(0..NETWORKS.len())];
     let (agent, device, score) = AGENTS[random.random_range(0..AGENTS.len())];
     let ip = if random.random_bool(0.2) {
-        format!("2001:db8:{:x}:{:x}::{:x}", random.random_range(1..0xffff), random.random_range(0..0xff), random.random_range(1..0xffff))
+        format!(
+            "2001:db8:{:x}:{:x}::{:x}",
+            random.random_range(1..0xffff),
+            random.random_range(0..0xff),
+            random.random_range(1..0xffff)
+        )
     } else {
         format!(
             "{}.{}.{}.{}",
@@ -135,7 +154,17 @@ fn client(random: &mut SmallRng) -> Client {
         2..10 if random.random_bool(0.3) => "badHost",
         _ => "noRecord",
     };
-    Client { ip, country, asn, network, agent, device, class, score, colo: COLOS[random.random_range(0..COLOS.len())] }
+    Client {
+        ip,
+        country,
+        asn,
+        network,
+        agent,
+        device,
+        class,
+        score,
+        colo: COLOS[random.random_range(0..COLOS.len())],
+    }
 }
 
 fn rules(random: &mut SmallRng) -> Vec<Rule> {
@@ -148,5 +177,12 @@ fn rules(random: &mut SmallRng) -> Vec<Rule> {
         ("bic", "block", "Bad browser"),
         ("firewallManaged", "skip", "Allowed health checks"),
     ];
-    known.map(|(source, action, message)| Rule { id: format!("{:032x}", random.random::<u128>()), source, action, message }).into()
+    known
+        .map(|(source, action, message)| Rule {
+            id: format!("{:032x}", random.random::<u128>()),
+            source,
+            action,
+            message,
+        })
+        .into()
 }

@@ -32,7 +32,8 @@ use crate::table::Lake;
 /// How many objects are fetched ahead of the workers.
 const FETCH_AHEAD: usize = 4;
 
-/// How often objects are decoded, where their files had become too old to be landed, or they changed while they were read.
+/// How often objects are decoded, where their files had become too old to be landed, or they changed while
+/// they were read.
 const MAX_PASSES: usize = 3;
 
 /// What a backfill works with.
@@ -107,7 +108,10 @@ impl Summary {
         for (reason, count) in other.rejects {
             *self.rejects.entry(reason).or_default() += count;
         }
-        self.event_times = [self.event_times, other.event_times].into_iter().flatten().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+        self.event_times = [self.event_times, other.event_times]
+            .into_iter()
+            .flatten()
+            .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
     }
 
     fn count(&mut self, outcome: &ObjectOutcome) {
@@ -119,7 +123,10 @@ impl Summary {
         for (reason, count) in &outcome.rejects {
             *self.rejects.entry(Reason::code(*reason)).or_default() += count;
         }
-        self.event_times = [self.event_times, outcome.event_times].into_iter().flatten().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+        self.event_times = [self.event_times, outcome.event_times]
+            .into_iter()
+            .flatten()
+            .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
     }
 }
 
@@ -176,7 +183,8 @@ impl Sources {
         routes.max_by_key(|r| r.prefix.len()).and_then(|r| self.log_types.get(&r.log_type).copied())
     }
 
-    /// The source whose an object is now that was decoded before: the one that it had then, unless another one lists its bucket.
+    /// The source whose an object is now that was decoded before: the one that it had then, unless another
+    /// one lists its bucket.
     pub fn of_object(&self, object: &Object) -> Option<&Source> {
         let before = self.configured.iter().find(|s| object.source_id.as_ref() == Some(&s.id));
         match &object.bucket {
@@ -208,7 +216,9 @@ impl Again {
     fn told(self, origin: &Origin) -> String {
         let location = origin.location();
         match self {
-            Self::Late => format!("{location}: decoding and landing it takes over an hour; give it a faster line or more memory"),
+            Self::Late => format!(
+                "{location}: decoding and landing it takes over an hour; give it a faster line or more memory"
+            ),
             Self::Changed => format!(
                 "{location}: it changed while it was read, {MAX_PASSES} times: nothing of it landed; run it again when its writer is done with it"
             ),
@@ -248,9 +258,14 @@ impl Backfill {
     }
 
     /// Lands origins. Those that are to be begun again, and why.
-    async fn pass(&self, shared: &Arc<Shared>, origins: Vec<Origin>) -> Result<Vec<(Origin, Again)>, BackfillError> {
+    async fn pass(
+        &self,
+        shared: &Arc<Shared>,
+        origins: Vec<Origin>,
+    ) -> Result<Vec<(Origin, Again)>, BackfillError> {
         let (send, workers) = shared.clone().start_workers();
-        let mut fetches = futures::stream::iter(origins).map(|origin| shared.fetch(origin)).buffered(FETCH_AHEAD);
+        let mut fetches =
+            futures::stream::iter(origins).map(|origin| shared.fetch(origin)).buffered(FETCH_AHEAD);
         while let Some(fetched) = fetches.next().await {
             let Some(fetched) = fetched else { continue };
             if send.send(fetched).await.is_err() {
@@ -271,12 +286,19 @@ impl Backfill {
         let (reader, sender) = (shared.clone(), send.clone());
         let cutting = tokio::task::spawn_blocking(move || {
             let settings = &reader.run.settings;
-            let mut pieces = Pieces::new(input, settings.records, settings.objects.max_ratio).map_err(crate::decode::inflate::cause)?;
+            let mut pieces = Pieces::new(input, settings.records, settings.objects.max_ratio)
+                .map_err(crate::decode::inflate::cause)?;
             while let Some(piece) = pieces.next_piece()? {
                 Meter::add(&reader.run.meter.objects_total, 1);
                 let mut object = piece.object;
                 let log_type = reader.run.sources.attribute(&mut object);
-                let fetched = Fetched { object, input: Input::Memory(piece.bytes), place: piece.place, log_type, origin: None };
+                let fetched = Fetched {
+                    object,
+                    input: Input::Memory(piece.bytes),
+                    place: piece.place,
+                    log_type,
+                    origin: None,
+                };
                 let Some(send) = sender.lock().clone() else { break };
                 let Some(fetched) = reader.admit(fetched) else { continue };
                 if send.blocking_send(fetched).is_err() {
@@ -314,7 +336,13 @@ impl Shared {
     }
 
     fn new(run: Backfill) -> Self {
-        Self { run, summary: Mutex::default(), begun: Mutex::default(), again: Mutex::default(), broken: AtomicBool::new(false) }
+        Self {
+            run,
+            summary: Mutex::default(),
+            begun: Mutex::default(),
+            again: Mutex::default(),
+            broken: AtomicBool::new(false),
+        }
     }
 
     /// Fetches an origin, unless there is no need to. None: it is counted, and done with.
@@ -355,7 +383,10 @@ impl Shared {
 
     fn again(&self, origin: Origin, why: Again) {
         if why == Again::Changed {
-            tracing::info!("{}: it changed while it was read: it is read again when all else is", origin.location());
+            tracing::info!(
+                "{}: it changed while it was read: it is read again when all else is",
+                origin.location()
+            );
         }
         self.again.lock().push((origin, why));
     }
@@ -386,7 +417,9 @@ impl Shared {
         self.done(size, |s| s.failed.push(error.to_string()));
     }
 
-    fn start_workers(self: Arc<Self>) -> (mpsc::Sender<Fetched>, Vec<tokio::task::JoinHandle<Result<(), WorkError>>>) {
+    fn start_workers(
+        self: Arc<Self>,
+    ) -> (mpsc::Sender<Fetched>, Vec<tokio::task::JoinHandle<Result<(), WorkError>>>) {
         let (send, receive) = mpsc::channel(1);
         let receive = Arc::new(Mutex::new(receive));
         let workers = (0..self.run.workers.max(1)).map(|_| {
@@ -399,8 +432,14 @@ impl Shared {
     /// A worker's life.
     fn work_all(&self, receive: &Mutex<mpsc::Receiver<Fetched>>) -> Result<(), WorkError> {
         let run = &self.run;
-        let mut worker =
-            Worker::new(&run.catalog, run.tables.clone(), run.lake.clone(), run.settings.clone(), run.meter.clone(), Handle::current());
+        let mut worker = Worker::new(
+            &run.catalog,
+            run.tables.clone(),
+            run.lake.clone(),
+            run.settings.clone(),
+            run.meter.clone(),
+            Handle::current(),
+        );
         let result = loop {
             let next = receive.lock().blocking_recv();
             let Some(Fetched { object, input, place, log_type, .. }) = next else { break Ok(()) };
@@ -446,9 +485,9 @@ impl Shared {
         for id in flushed.stale {
             match begun.remove(&id).flatten() {
                 Some(origin) => self.again(origin, Again::Late),
-                None => {
-                    summary.failed.push(format!("standard input, piece {id}: the writer was away for more than an hour; pipe it in again"))
-                }
+                None => summary.failed.push(format!(
+                    "standard input, piece {id}: the writer was away for more than an hour; pipe it in again"
+                )),
             }
         }
     }

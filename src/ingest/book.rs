@@ -1,7 +1,7 @@
 //! The ack book: which message waits for which objects, and until when it is leased. Without clock and I/O.
 //!
-//! A message is complete when everything that it announces has landed. An object is on its way once, however many
-//! messages announce it: later ones are attached to it.
+//! A message is complete when everything that it announces has landed. An object is on its way once, however
+//! many messages announce it: later ones are attached to it.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -77,13 +77,20 @@ pub struct Book<T> {
 
 impl<T> Default for Book<T> {
     fn default() -> Self {
-        Self { messages: HashMap::new(), items: HashMap::new(), by_what: HashMap::new(), by_object: HashMap::new(), next: 0, weight: 0 }
+        Self {
+            messages: HashMap::new(),
+            items: HashMap::new(),
+            by_what: HashMap::new(),
+            by_object: HashMap::new(),
+            next: 0,
+            weight: 0,
+        }
     }
 }
 
 impl<T: Clone + Eq + Hash> Book<T> {
-    /// Enters a message. False: it is held already, so its lease had ended; the new receipt is the good one from here on.
-    /// `weight`: bytes that holding it costs.
+    /// Enters a message. False: it is held already, so its lease had ended; the new receipt is the good one
+    /// from here on. `weight`: bytes that holding it costs.
     pub fn hold(&mut self, key: MessageKey, receipt: String, sent: i64, weight: usize, lease: Lease) -> bool {
         if let Some(held) = self.messages.get_mut(&key) {
             (held.receipt, held.lease, held.lost) = (receipt, lease, false);
@@ -91,7 +98,8 @@ impl<T: Clone + Eq + Hash> Book<T> {
         }
         self.weight += weight;
         self.next += 1;
-        self.messages.insert(key, Held { holding: self.next, receipt, sent, weight, waiting: 1, lease, lost: false });
+        self.messages
+            .insert(key, Held { holding: self.next, receipt, sent, weight, waiting: 1, lease, lost: false });
         true
     }
 
@@ -127,9 +135,15 @@ impl<T: Clone + Eq + Hash> Book<T> {
         self.items.get(&no).map(|item| item.what.clone())
     }
 
-    /// An item has turned out to be this object. False: another item is that object, and this one's messages wait for it.
+    /// An item has turned out to be this object. False: another item is that object, and this one's messages
+    /// wait for it.
     pub fn identify(&mut self, no: ItemNo, object: ObjectId) -> bool {
-        match self.by_object.get(&object).copied().filter(|first| *first != no && self.items.contains_key(first)) {
+        match self
+            .by_object
+            .get(&object)
+            .copied()
+            .filter(|first| *first != no && self.items.contains_key(first))
+        {
             Some(first) => {
                 let waiters = self.remove(no).map(|item| item.waiters).unwrap_or_default();
                 self.items.get_mut(&first).expect("it was just found").waiters.extend(waiters);
@@ -193,10 +207,13 @@ impl<T: Clone + Eq + Hash> Book<T> {
         self.messages.keys().cloned().collect()
     }
 
-    /// A queue's messages whose lease is to be extended; first the one that ends first. One that has ended is worth a
-    /// try: the message may not have been given to anyone else yet, and only the queue knows.
+    /// A queue's messages whose lease is to be extended; first the one that ends first. One that has ended is
+    /// worth a try: the message may not have been given to anyone else yet, and only the queue knows.
     pub fn due(&self, queue: usize, now: Instant) -> Vec<(MessageKey, String)> {
-        let due = self.messages.iter().filter(|(key, held)| key.queue == queue && !held.lost && held.lease.extend_at <= now);
+        let due = self
+            .messages
+            .iter()
+            .filter(|(key, held)| key.queue == queue && !held.lost && held.lease.extend_at <= now);
         let mut due: Vec<_> = due.map(|(key, held)| (held.lease.ends, key, &held.receipt)).collect();
         due.sort();
         due.into_iter().map(|(_, key, receipt)| (key.clone(), receipt.clone())).collect()
@@ -217,7 +234,11 @@ impl<T: Clone + Eq + Hash> Book<T> {
 
     /// A queue's messages that are complete, and not deleted yet.
     pub fn complete(&self, queue: usize) -> Vec<MessageKey> {
-        self.messages.iter().filter(|(key, held)| key.queue == queue && held.waiting == 0).map(|(key, _)| key.clone()).collect()
+        self.messages
+            .iter()
+            .filter(|(key, held)| key.queue == queue && held.waiting == 0)
+            .map(|(key, _)| key.clone())
+            .collect()
     }
 
     /// Messages that are held.

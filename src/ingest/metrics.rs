@@ -135,7 +135,10 @@ impl Metrics {
             leases_lost: Counter::default(),
             flush_time: times(),
             commit_time: times(),
-            freshness: Histogram::new([0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 90.0, 120.0, 300.0, 900.0, 3600.0, 86_400.0]),
+            freshness: Histogram::new([
+                0.5, 1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 90.0, 120.0, 300.0, 900.0, 3600.0,
+                86_400.0,
+            ]),
             oldest: Gauge::default(),
             merged: Counter::default(),
             vacuumed: Counter::default(),
@@ -149,35 +152,103 @@ impl Metrics {
 
     fn registry(&self) -> Registry {
         let mut to = Registry::with_prefix("flarelake");
-        to.register("messages_received", "Messages received, redelivered ones included", self.received.clone());
-        to.register("messages_deleted", "Messages deleted: all that they announce has landed", self.deleted.clone());
+        to.register(
+            "messages_received",
+            "Messages received, redelivered ones included",
+            self.received.clone(),
+        );
+        to.register(
+            "messages_deleted",
+            "Messages deleted: all that they announce has landed",
+            self.deleted.clone(),
+        );
         to.register("messages_released", "Messages given back to their queue", self.released.clone());
-        to.register("messages_held", "Messages received and neither deleted nor given back", self.held.clone());
+        to.register(
+            "messages_held",
+            "Messages received and neither deleted nor given back",
+            self.held.clone(),
+        );
         to.register("messages_ignored", "Messages that bring nothing to land", self.ignored.clone());
         to.register("objects_landed", "Objects and message bodies that landed", self.landed.clone());
-        to.register("objects_duplicate", "Objects and message bodies that came again", self.duplicates.clone());
-        to.register("objects_skipped", "Objects that hold no records by their name or size", self.skipped.clone());
-        to.register("objects_given_up", "Objects given up for now: their messages stay in their queue", self.given_up.clone());
-        to.register("objects_overwritten", "Objects whose content is another than was announced", self.overwritten.clone());
-        to.register("sources_refused", "Sources of which nothing can be read; each is tried again", self.sources_refused.clone());
+        to.register(
+            "objects_duplicate",
+            "Objects and message bodies that came again",
+            self.duplicates.clone(),
+        );
+        to.register(
+            "objects_skipped",
+            "Objects that hold no records by their name or size",
+            self.skipped.clone(),
+        );
+        to.register(
+            "objects_given_up",
+            "Objects given up for now: their messages stay in their queue",
+            self.given_up.clone(),
+        );
+        to.register(
+            "objects_overwritten",
+            "Objects whose content is another than was announced",
+            self.overwritten.clone(),
+        );
+        to.register(
+            "sources_refused",
+            "Sources of which nothing can be read; each is tried again",
+            self.sources_refused.clone(),
+        );
+        self.register_landing(&mut to);
+        to
+    }
+
+    /// What lands, what fails on the way there, and upkeep.
+    fn register_landing(&self, to: &mut Registry) {
         to.register("rejects", "Rejects that landed, by reason", self.rejects.clone());
         to.register("rows", "Rows that landed, by table", self.rows.clone());
         to.register("stored", "Bytes, as stored, of the objects that landed", self.bytes.clone());
         to.register("fetch_errors", "Failed reads of objects", self.fetch_errors.clone());
         to.register("queue_errors", "Failed requests to queues", self.queue_errors.clone());
-        to.register("flush_errors", "Failed flushes; their objects are decoded again", self.flush_errors.clone());
-        to.register("panics", "Faults of this program that cost a task or an object; please report them", self.panics.clone());
-        to.register("leases_lost", "Leases that ended before their message could be deleted", self.leases_lost.clone());
+        to.register(
+            "flush_errors",
+            "Failed flushes; their objects are decoded again",
+            self.flush_errors.clone(),
+        );
+        to.register(
+            "panics",
+            "Faults of this program that cost a task or an object; please report them",
+            self.panics.clone(),
+        );
+        to.register(
+            "leases_lost",
+            "Leases that ended before their message could be deleted",
+            self.leases_lost.clone(),
+        );
         let seconds = || Unit::Seconds;
-        to.register_with_unit("flush", "From a flush's first file to the last table's commit", seconds(), self.flush_time.clone());
+        to.register_with_unit(
+            "flush",
+            "From a flush's first file to the last table's commit",
+            seconds(),
+            self.flush_time.clone(),
+        );
         to.register_with_unit("commit", "The commits' part of a flush", seconds(), self.commit_time.clone());
-        to.register_with_unit("freshness", "From an object's creation to its rows being there to query", seconds(), self.freshness.clone());
-        to.register_with_unit("oldest_unlanded", "Age of the oldest message that has not landed", seconds(), self.oldest.clone());
+        to.register_with_unit(
+            "freshness",
+            "From an object's creation to its rows being there to query",
+            seconds(),
+            self.freshness.clone(),
+        );
+        to.register_with_unit(
+            "oldest_unlanded",
+            "Age of the oldest message that has not landed",
+            seconds(),
+            self.oldest.clone(),
+        );
         to.register("files_merged", "Files that compaction took out for larger ones", self.merged.clone());
         to.register("files_vacuumed", "Files that no version needed, deleted", self.vacuumed.clone());
-        to.register("upkeep_errors", "Runs of upkeep that failed; the next goes on", self.upkeep_errors.clone());
+        to.register(
+            "upkeep_errors",
+            "Runs of upkeep that failed; the next goes on",
+            self.upkeep_errors.clone(),
+        );
         to.register("ready", "1 when everything can be reached", self.ready.clone());
-        to
     }
 
     /// Counts an object that landed.
@@ -237,6 +308,10 @@ impl Metrics {
             return Err("stopping".into());
         }
         let problems = self.health.problems.lock();
-        if problems.is_empty() { Ok(()) } else { Err(problems.values().cloned().collect::<Vec<_>>().join("\n")) }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(problems.values().cloned().collect::<Vec<_>>().join("\n"))
+        }
     }
 }

@@ -22,7 +22,10 @@ use crate::decode::object::{Object, ObjectId, RowId};
 use crate::decode::reject::{Reason, Reject};
 use crate::format::write::{self, EncodedFile, FileError};
 use crate::schema::Catalog;
-use crate::table::{Begun, DataFile, Lake, LandOutcome, Landing, TableError, TableSpec, failures_spec, ledger_spec, log_type_spec};
+use crate::table::{
+    Begun, DataFile, Lake, LandOutcome, Landing, TableError, TableSpec, failures_spec, ledger_spec,
+    log_type_spec,
+};
 
 /// Why a batch could not be landed.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +54,10 @@ impl BatchError {
     pub fn needs_a_person(&self) -> bool {
         match self {
             Self::File(_) => true,
-            Self::Table(error) => matches!(error, TableError::Layout { .. } | TableError::Unmarked { .. } | TableError::Entry { .. }),
+            Self::Table(error) => matches!(
+                error,
+                TableError::Layout { .. } | TableError::Unmarked { .. } | TableError::Entry { .. }
+            ),
             Self::Upload(_) | Self::ReadBack { .. } => false,
         }
     }
@@ -82,7 +88,8 @@ impl Tables {
         self.log_types.iter().find(|s| s.name == name).unwrap_or(&self.failures)
     }
 
-    /// The table of this name. One of a log type that is not configured has the standard columns, as all have.
+    /// The table of this name. One of a log type that is not configured has the standard columns, as all
+    /// have.
     pub fn named(&self, name: &str) -> TableSpec {
         TableSpec { name: name.to_owned(), ..self.spec(name).clone() }
     }
@@ -197,7 +204,10 @@ impl Batch {
         for (log_type, batch) in decoded.batches {
             let name = &self.tables.log_types[log_type].name;
             *open.counts.entry(name.clone()).or_default() += batch.num_rows() as u64;
-            open.event_times = [open.event_times, event_times(&batch)].into_iter().flatten().reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+            open.event_times = [open.event_times, event_times(&batch)]
+                .into_iter()
+                .flatten()
+                .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
             open.rows.push(name, batch);
         }
         if decoded.rejects.is_empty() {
@@ -251,7 +261,8 @@ impl Batch {
         });
     }
 
-    /// Records that were rejects, with what they were rejected of. Each belongs to the batch under an entry of its own.
+    /// Records that were rejects, with what they were rejected of. Each belongs to the batch under an entry
+    /// of its own.
     pub fn close_records(&mut self, mut rejects: HashMap<RowId, Object>, decoded: Decoded) {
         let clock = self.clock();
         self.since.get_or_insert_with(|| clock.watch());
@@ -268,7 +279,10 @@ impl Batch {
         for (log_type, batch) in decoded.batches {
             let table = &self.tables.log_types[log_type].name;
             let ids = batch.column_by_name("p_row_id").expect("a table's column").as_string_view();
-            let times = batch.column_by_name("p_event_time").expect("a table's column").as_primitive::<TimestampMicrosecondType>();
+            let times = batch
+                .column_by_name("p_event_time")
+                .expect("a table's column")
+                .as_primitive::<TimestampMicrosecondType>();
             for (id, time) in ids.iter().flatten().filter_map(RowId::parse).zip(times.values()) {
                 if let Some(object) = rejects.remove(&id) {
                     outcome(object, id, Some((table, *time)));
@@ -332,7 +346,8 @@ impl Batch {
         while !outcomes.is_empty() {
             let ledger = &self.tables.ledger;
             // On its way together with the others.
-            let mut uploaded = upload(&lake, ledger, &[ledger_rows(ledger, &outcomes, clock.now_micros())], &mut uploads)?;
+            let mut uploaded =
+                upload(&lake, ledger, &[ledger_rows(ledger, &outcomes, clock.now_micros())], &mut uploads)?;
             let ledger_file = uploaded.pop().expect("an unpartitioned table's rows are one file");
             std::mem::replace(&mut uploads, Uploads::new(lake.store(), &self.runtime)).finish()?;
             let commit = clock.watch();
@@ -360,13 +375,20 @@ impl Batch {
     }
 
     /// The batch without some entries: the files that hold their rows are written anew.
-    fn without(&self, lake: &Lake, landing: Landing, gone: &HashSet<u128>, replays: bool) -> Result<Landing, BatchError> {
+    fn without(
+        &self,
+        lake: &Lake,
+        landing: Landing,
+        gone: &HashSet<u128>,
+        replays: bool,
+    ) -> Result<Landing, BatchError> {
         let is_gone = |id: ObjectId| gone.contains(&id.0);
         let is_kept = |row_id: &str| {
             RowId::parse(row_id).is_none_or(|id| {
                 // A row is of its object, or what became of a reject: of this record, or of the whole object.
                 let whole = RowId { offset: RowId::WHOLE_OBJECT, ..id };
-                !(is_gone(id.object) || replays && [id, whole].map(ObjectId::of_replay).into_iter().any(is_gone))
+                !(is_gone(id.object)
+                    || replays && [id, whole].map(ObjectId::of_replay).into_iter().any(is_gone))
             })
         };
         let (mut adds, mut uploads) = (BTreeMap::new(), Uploads::new(lake.store(), &self.runtime));
@@ -377,7 +399,8 @@ impl Batch {
                 let path = file.location(lake.store(), &table);
                 let get = async { lake.store().objects.get(&path).await?.bytes().await };
                 let read_back = self.runtime.block_on(get);
-                let bytes = read_back.map_err(|source| BatchError::ReadBack { location: path.to_string(), source })?;
+                let bytes = read_back
+                    .map_err(|source| BatchError::ReadBack { location: path.to_string(), source })?;
                 let kept = write::filter_rows(spec, bytes, is_kept)?;
                 let rows: usize = kept.iter().map(RecordBatch::num_rows).sum();
                 if rows as u64 == file.rows {
@@ -396,7 +419,12 @@ impl Batch {
     }
 
     /// Writes rows to files and sets them on their way; the tables are there afterwards.
-    fn write(&mut self, lake: &Lake, rows: Rows, uploads: &mut Uploads) -> Result<BTreeMap<String, Vec<DataFile>>, BatchError> {
+    fn write(
+        &mut self,
+        lake: &Lake,
+        rows: Rows,
+        uploads: &mut Uploads,
+    ) -> Result<BTreeMap<String, Vec<DataFile>>, BatchError> {
         let mut written = BTreeMap::new();
         self.begun.get_or_insert_with(|| lake.begun());
         for (table, batches) in rows.tables {
@@ -409,7 +437,12 @@ impl Batch {
 }
 
 /// Sets files of a table on their way, each as soon as it is encoded.
-fn upload(lake: &Lake, spec: &TableSpec, batches: &[RecordBatch], uploads: &mut Uploads) -> Result<Vec<DataFile>, BatchError> {
+fn upload(
+    lake: &Lake,
+    spec: &TableSpec,
+    batches: &[RecordBatch],
+    uploads: &mut Uploads,
+) -> Result<Vec<DataFile>, BatchError> {
     let mut files = Vec::new();
     for encoded in write::encode(spec, batches) {
         let EncodedFile { file, bytes } = encoded?;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BinaryViewBuilder, Int64Array, Int64Builder, MapBuilder, MapFieldNames, StringViewArray, StringViewBuilder,
-    TimestampMicrosecondArray, new_null_array,
+    ArrayRef, BinaryViewBuilder, Int64Array, Int64Builder, MapBuilder, MapFieldNames, StringViewArray,
+    StringViewBuilder, TimestampMicrosecondArray, new_null_array,
 };
 use arrow::record_batch::RecordBatch;
 
@@ -25,19 +25,26 @@ pub fn reject_rows(spec: &TableSpec, object: &Object, rejects: &[Reject], parse_
     for reject in rejects {
         payload.append_option(reject.payload.as_deref());
     }
-    let row_ids = rejects.iter().map(|r| RowId { object: object.id, offset: r.offset.unwrap_or(RowId::WHOLE_OBJECT) }.to_string());
-    let number =
-        |of: fn(&Reject) -> Option<u64>| -> ArrayRef { Arc::new(Int64Array::from_iter(rejects.iter().map(|r| of(r).map(|n| n as i64)))) };
+    let row_ids = rejects
+        .iter()
+        .map(|r| RowId { object: object.id, offset: r.offset.unwrap_or(RowId::WHOLE_OBJECT) }.to_string());
+    let number = |of: fn(&Reject) -> Option<u64>| -> ArrayRef {
+        Arc::new(Int64Array::from_iter(rejects.iter().map(|r| of(r).map(|n| n as i64))))
+    };
     let columns = spec.schema.fields().iter().map(|field| -> ArrayRef {
         match field.name().as_str() {
             "p_event_time" => times(event_time, rows),
             "p_parse_time" => times(parse_time, rows),
-            "p_log_type" => Arc::new(StringViewArray::from_iter(rejects.iter().map(|r| r.log_type.as_deref()))),
+            "p_log_type" => {
+                Arc::new(StringViewArray::from_iter(rejects.iter().map(|r| r.log_type.as_deref())))
+            }
             "p_row_id" => Arc::new(StringViewArray::from_iter_values(row_ids.clone())),
             "p_source_id" => constant(object.source_id.as_deref(), rows),
             "p_source_label" => constant(object.source_label.as_deref(), rows),
             "reason" => Arc::new(StringViewArray::from_iter_values(rejects.iter().map(|r| r.reason.code()))),
-            "message" => Arc::new(StringViewArray::from_iter_values(rejects.iter().map(|r| r.message.as_str()))),
+            "message" => {
+                Arc::new(StringViewArray::from_iter_values(rejects.iter().map(|r| r.message.as_str())))
+            }
             "object_bucket" => constant(object.bucket.as_deref(), rows),
             "object_key" => constant(Some(&object.key), rows),
             "object_etag" => constant(Some(&object.etag), rows),
@@ -88,9 +95,12 @@ impl ObjectOutcome {
 /// # Panics
 /// If `spec` is not that table's.
 pub fn ledger_rows(spec: &TableSpec, outcomes: &[ObjectOutcome], landed_at: i64) -> RecordBatch {
-    let text =
-        |of: &dyn Fn(&ObjectOutcome) -> Option<String>| -> ArrayRef { Arc::new(StringViewArray::from_iter(outcomes.iter().map(of))) };
-    let number = |of: &dyn Fn(&ObjectOutcome) -> i64| -> ArrayRef { Arc::new(Int64Array::from_iter_values(outcomes.iter().map(of))) };
+    let text = |of: &dyn Fn(&ObjectOutcome) -> Option<String>| -> ArrayRef {
+        Arc::new(StringViewArray::from_iter(outcomes.iter().map(of)))
+    };
+    let number = |of: &dyn Fn(&ObjectOutcome) -> i64| -> ArrayRef {
+        Arc::new(Int64Array::from_iter_values(outcomes.iter().map(of)))
+    };
     let time = |of: &dyn Fn(&ObjectOutcome) -> Option<i64>| -> ArrayRef {
         Arc::new(TimestampMicrosecondArray::from_iter(outcomes.iter().map(of)).with_timezone("UTC"))
     };
@@ -113,7 +123,8 @@ pub fn ledger_rows(spec: &TableSpec, outcomes: &[ObjectOutcome], landed_at: i64)
         time(&|o| o.object.written()),
         times(landed_at, outcomes.len()),
         Arc::new(rows.finish()),
-        // A reject that was replayed is one no more: so the ledger's sum stays what the table of rejects holds.
+        // A reject that was replayed is one no more: so the ledger's sum stays what the table of rejects
+        // holds.
         number(&|o| o.reject_count() as i64 - i64::from(o.replayed.is_some())),
         time(&|o| o.event_times.map(|t| t.0)),
         time(&|o| o.event_times.map(|t| t.1)),

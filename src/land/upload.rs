@@ -36,7 +36,9 @@ impl Uploads {
 
     /// Sets a file on its way, once there is room for it. Blocks.
     pub fn put(&mut self, location: Path, bytes: Vec<u8>) -> Result<(), UploadError> {
-        while self.running.len() >= UPLOADS_AT_ONCE || self.bytes > 0 && self.bytes + bytes.len() > BYTES_AT_ONCE {
+        while self.running.len() >= UPLOADS_AT_ONCE
+            || self.bytes > 0 && self.bytes + bytes.len() > BYTES_AT_ONCE
+        {
             self.next()?;
         }
         self.bytes += bytes.len();

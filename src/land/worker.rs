@@ -169,9 +169,15 @@ impl Worker {
         }
     }
 
-    /// Decodes an object into the batch, and flushes the batch if it is full. `log_type`: what every record is
-    /// taken for, by its index in the catalog; else each is told by its own fields.
-    pub fn work(&mut self, mut object: Object, input: Input, place: Place, log_type: Option<usize>) -> Result<(), WorkError> {
+    /// Decodes an object into the batch, and flushes the batch if it is full. `log_type`: what every record
+    /// is taken for, by its index in the catalog; else each is told by its own fields.
+    pub fn work(
+        &mut self,
+        mut object: Object,
+        input: Input,
+        place: Place,
+        log_type: Option<usize>,
+    ) -> Result<(), WorkError> {
         let parse_time = self.begin(&object, place, log_type);
         match self.decode(&object, input, parse_time) {
             Ok(size) => {
@@ -195,9 +201,15 @@ impl Worker {
         Ok(())
     }
 
-    /// Decodes a reject again: `object` is what was rejected, or what the record is of. Nothing of it is in the batch unless it
-    /// is a reject no more: a record as a whole; of an object, records may be rejected.
-    pub fn replay(&mut self, reject: RowId, object: Object, what: Rejected<'_>, log_type: Option<usize>) -> Result<Replayed, WorkError> {
+    /// Decodes a reject again: `object` is what was rejected, or what the record is of. Nothing of it is in
+    /// the batch unless it is a reject no more: a record as a whole; of an object, records may be rejected.
+    pub fn replay(
+        &mut self,
+        reject: RowId,
+        object: Object,
+        what: Rejected<'_>,
+        log_type: Option<usize>,
+    ) -> Result<Replayed, WorkError> {
         let mut own = None;
         let decoded = match what {
             Rejected::Record(bytes) => return self.replay_record(reject, object, &bytes, log_type),
@@ -223,7 +235,9 @@ impl Worker {
             Err(Stop::Inflate(error)) => {
                 self.batch.abandon_open();
                 return match error {
-                    InflateError::Read(source) => Err(WorkError::Read { location: object.location(), source }),
+                    InflateError::Read(source) => {
+                        Err(WorkError::Read { location: object.location(), source })
+                    }
                     error => Ok(Replayed::Rejected(error.reason())),
                 };
             }
@@ -240,8 +254,15 @@ impl Worker {
         Ok(Replayed::Accepted)
     }
 
-    /// Rows of records of one kind are gathered: a batch of rows for each would take a hundred times the memory.
-    fn replay_record(&mut self, reject: RowId, object: Object, bytes: &[u8], log_type: Option<usize>) -> Result<Replayed, WorkError> {
+    /// Rows of records of one kind are gathered: a batch of rows for each would take a hundred times the
+    /// memory.
+    fn replay_record(
+        &mut self,
+        reject: RowId,
+        object: Object,
+        bytes: &[u8],
+        log_type: Option<usize>,
+    ) -> Result<Replayed, WorkError> {
         let kind = (object.source_id.clone(), object.source_label.clone(), log_type);
         if self.records.as_ref().is_none_or(|records| records.kind != kind) {
             self.close_records();
@@ -257,7 +278,9 @@ impl Worker {
         if let Some(records) = &mut self.records {
             records.bytes += bytes.len();
             records.rejects.insert(reject, object);
-            if records.bytes >= self.settings.flush_bytes / 4 || records.rejects.len() as u64 >= self.settings.flush_rows.min(GATHERED) {
+            if records.bytes >= self.settings.flush_bytes / 4
+                || records.rejects.len() as u64 >= self.settings.flush_rows.min(GATHERED)
+            {
                 self.close_records();
                 self.flush_if_full()?;
             }
@@ -289,7 +312,13 @@ impl Worker {
     }
 
     /// Takes in an object that is one reject, unread: `payload` is what there is of it.
-    pub fn reject(&mut self, object: Object, reason: Reason, message: String, payload: Option<Vec<u8>>) -> Result<(), BatchError> {
+    pub fn reject(
+        &mut self,
+        object: Object,
+        reason: Reason,
+        message: String,
+        payload: Option<Vec<u8>>,
+    ) -> Result<(), BatchError> {
         let length = payload.as_ref().map(|p| p.len() as u64);
         let payload = payload.map(|mut bytes| {
             bytes.truncate(MAX_PAYLOAD);
@@ -304,7 +333,9 @@ impl Worker {
 
     fn is_full(&self) -> bool {
         let batch = &self.batch;
-        batch.bytes() >= self.settings.flush_bytes || batch.rows() >= self.settings.flush_rows || batch.age() >= self.settings.max_age
+        batch.bytes() >= self.settings.flush_bytes
+            || batch.rows() >= self.settings.flush_rows
+            || batch.age() >= self.settings.max_age
     }
 
     fn flush_if_full(&mut self) -> Result<(), BatchError> {
@@ -344,7 +375,9 @@ impl Worker {
             // Out of the worker while its buffer is read.
             let mut inflater = self.inflater.take().expect("it is put back below");
             let result = match inflater.whole(stored) {
-                Ok(Some(window)) => Some(self.decode_window(window, 0, true, object, parse_time).map(|_| object.size)),
+                Ok(Some(window)) => {
+                    Some(self.decode_window(window, 0, true, object, parse_time).map(|_| object.size))
+                }
                 Ok(None) => None,
                 Err(error) => Some(Err(error.into())),
             };
@@ -371,7 +404,13 @@ impl Worker {
         result
     }
 
-    fn decode_stream(&mut self, reader: &mut dyn Read, window: &mut Vec<u8>, object: &Object, parse_time: i64) -> Result<(), Stop> {
+    fn decode_stream(
+        &mut self,
+        reader: &mut dyn Read,
+        window: &mut Vec<u8>,
+        object: &Object,
+        parse_time: i64,
+    ) -> Result<(), Stop> {
         let mut offset = 0;
         let mut wanted = WINDOW_BYTES;
         loop {
@@ -390,7 +429,14 @@ impl Worker {
     }
 
     /// Decodes a window as far as it holds whole records, and tells how far that is.
-    fn decode_window(&mut self, window: &[u8], offset: u64, last: bool, object: &Object, parse_time: i64) -> Result<usize, Stop> {
+    fn decode_window(
+        &mut self,
+        window: &[u8],
+        offset: u64,
+        last: bool,
+        object: &Object,
+        parse_time: i64,
+    ) -> Result<usize, Stop> {
         let mut used = 0;
         loop {
             let progress = self.decoder.decode(&window[used..], offset + used as u64, last);

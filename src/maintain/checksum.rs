@@ -9,7 +9,9 @@ use crate::table::TableSpec;
 
 /// A table's rows have no id of the expected kind.
 #[derive(Debug, thiserror::Error)]
-#[error("{table}: the column {column} is missing or of another type; compaction has no way to check its work, so it is left out")]
+#[error(
+    "{table}: the column {column} is missing or of another type; compaction has no way to check its work, so it is left out"
+)]
 pub struct NoId {
     /// The table.
     table: String,
@@ -30,7 +32,8 @@ impl Checksum {
     /// Adds a batch's rows.
     pub fn add(&mut self, spec: &TableSpec, batch: &RecordBatch) -> Result<(), NoId> {
         let ids = ids(spec, batch).filter(|ids| ids.null_count() == 0);
-        let ids = ids.ok_or_else(|| NoId { table: spec.name.clone(), column: spec.id_column().to_owned() })?;
+        let ids =
+            ids.ok_or_else(|| NoId { table: spec.name.clone(), column: spec.id_column().to_owned() })?;
         ids.iter().flatten().for_each(|id| self.add_id(id));
         Ok(())
     }

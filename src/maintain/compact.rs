@@ -119,7 +119,10 @@ impl Compaction {
                 return Ok(all);
             }
         }
-        tracing::warn!(table = spec.name, "compaction stopped after {MOST_ROUNDS} rounds with work left; the next run goes on");
+        tracing::warn!(
+            table = spec.name,
+            "compaction stopped after {MOST_ROUNDS} rounds with work left; the next run goes on"
+        );
         Ok(all)
     }
 
@@ -144,11 +147,15 @@ impl Compaction {
         };
         let (table, turns) = (Arc::new(Mutex::new(table)), Arc::new(Semaphore::new(at_once)));
         let merges = futures::stream::iter(bins).map(|bin| {
-            let (own, rewriter, table, turns) = (self.clone(), rewriter.clone(), table.clone(), turns.clone());
+            let (own, rewriter, table, turns) =
+                (self.clone(), rewriter.clone(), table.clone(), turns.clone());
             async move {
                 let turn = turns.acquire_owned().await.expect("nobody closes it");
-                let merged =
-                    if own.stop.is_cancelled() { Ok(Compacted::default()) } else { own.merge(&rewriter, &table, &bin, turn).await };
+                let merged = if own.stop.is_cancelled() {
+                    Ok(Compacted::default())
+                } else {
+                    own.merge(&rewriter, &table, &bin, turn).await
+                };
                 (bin, merged)
             }
         });
@@ -159,10 +166,17 @@ impl Compaction {
                 Ok(merged) => all.add(merged),
                 Err(error) => {
                     tracing::error!("{error}");
-                    let is_named = |file: &&DataFile| error.location() == Some(file.location(&self.store, &spec.name).as_ref());
-                    let named: Vec<String> = bin.inputs.iter().filter(is_named).map(|file| file.path.clone()).collect();
+                    let is_named = |file: &&DataFile| {
+                        error.location() == Some(file.location(&self.store, &spec.name).as_ref())
+                    };
+                    let named: Vec<String> =
+                        bin.inputs.iter().filter(is_named).map(|file| file.path.clone()).collect();
                     // What is not known to be one file's fault is all files' of the merge.
-                    left_out.extend(if named.is_empty() { bin.inputs.into_iter().map(|file| file.path).collect() } else { named });
+                    left_out.extend(if named.is_empty() {
+                        bin.inputs.into_iter().map(|file| file.path).collect()
+                    } else {
+                        named
+                    });
                     all.failed.push(error.to_string());
                 }
             }
@@ -181,7 +195,9 @@ impl Compaction {
         let written = match rewriter.run(bin, turn).await {
             Ok(written) => written,
             // Another upkeep has merged it, and vacuumed it since; unless the log still names it.
-            Err(error) if error.is_gone() && !self.is_named(&rewriter.spec.name, &bin.inputs).await? => return Ok(overtaken),
+            Err(error) if error.is_gone() && !self.is_named(&rewriter.spec.name, &bin.inputs).await? => {
+                return Ok(overtaken);
+            }
             Err(error) => return Err(error),
         };
         let change = Change::Compact { target: self.policy.target };
@@ -221,7 +237,8 @@ fn encoders(count: usize) -> Option<Arc<ThreadPool>> {
 pub fn as_it_is(table: &Upkeep, spec: &TableSpec) -> Result<TableSpec, TableError> {
     let (columns, by) = (table.snapshot().columns()?, table.snapshot().partition_columns()?);
     let partitioning = [None, Some(Partitioning::Day), Some(Partitioning::Hour)];
-    let found = partitioning.into_iter().find(|p| p.map_or(&[][..], Partitioning::columns).iter().eq(by.iter()));
+    let found =
+        partitioning.into_iter().find(|p| p.map_or(&[][..], Partitioning::columns).iter().eq(by.iter()));
     let Some(partitioning) = found else {
         let message = format!("it is partitioned by {}, which flarelake does not write", by.join(", "));
         return Err(TableError::Layout { table: spec.name.clone(), message });

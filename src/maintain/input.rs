@@ -69,8 +69,8 @@ enum Input {
     Ended,
 }
 
-/// The inputs of a merge, by their first time. They are decoded by the merge's thread: as many threads as there are inputs
-/// would each keep memory for themselves.
+/// The inputs of a merge, by their first time. They are decoded by the merge's thread: as many threads as
+/// there are inputs would each keep memory for themselves.
 pub struct Inputs {
     reading: Reading,
     files: Vec<DataFile>,
@@ -92,7 +92,10 @@ impl Inputs {
     fn begin(&mut self) {
         let file = &self.files[self.begun.len()];
         let fetching = (file.size <= WHOLE_BYTES).then(|| {
-            let (objects, path) = (self.reading.store.objects.clone(), file.location(&self.reading.store, &self.reading.spec.name));
+            let (objects, path) = (
+                self.reading.store.objects.clone(),
+                file.location(&self.reading.store, &self.reading.spec.name),
+            );
             self.reading.runtime.spawn(async move { objects.get(&path).await?.bytes().await })
         });
         self.begun.push(Input::Fetching(fetching));
@@ -102,7 +105,9 @@ impl Inputs {
         let (reading, file) = (&self.reading, &self.files[input]);
         loop {
             match std::mem::replace(&mut self.begun[input], Input::Ended) {
-                Input::Fetching(fetching) => self.begun[input] = reading.runtime.block_on(reading.open(file, fetching, self.share))?,
+                Input::Fetching(fetching) => {
+                    self.begun[input] = reading.runtime.block_on(reading.open(file, fetching, self.share))?
+                }
                 Input::Open(mut batches) => match reading.runtime.block_on(batches.next()) {
                     Some(batch) => {
                         let batch = adapt(&batch?, &reading.spec.schema)?;
@@ -128,7 +133,8 @@ impl Batches for Inputs {
             self.begin();
         }
         let next = self.read(input).map_err(|source| {
-            let location = self.files[input].location(&self.reading.store, &self.reading.spec.name).to_string();
+            let location =
+                self.files[input].location(&self.reading.store, &self.reading.spec.name).to_string();
             InputError::Read { location, source }
         })?;
         if let Some(batch) = &next {
@@ -141,7 +147,8 @@ impl Batches for Inputs {
 /// How many of these files have rows between the same two times, at most.
 fn open_at_once(files: &[DataFile]) -> usize {
     let bounds = |file: &DataFile| file.time_bounds().map_or((0, 0), |times| (times.least, times.greatest));
-    let mut edges: Vec<(i64, i32)> = files.iter().map(bounds).flat_map(|(least, greatest)| [(least, -1), (greatest, 1)]).collect();
+    let mut edges: Vec<(i64, i32)> =
+        files.iter().map(bounds).flat_map(|(least, greatest)| [(least, -1), (greatest, 1)]).collect();
     // At one time what begins comes before what ends.
     edges.sort_unstable();
     let (mut open, mut most) = (0, 0);
@@ -153,13 +160,23 @@ fn open_at_once(files: &[DataFile]) -> usize {
 }
 
 impl Reading {
-    async fn open(&self, file: &DataFile, fetching: Option<JoinHandle<object_store::Result<Bytes>>>, share: usize) -> Result<Input> {
+    async fn open(
+        &self,
+        file: &DataFile,
+        fetching: Option<JoinHandle<object_store::Result<Bytes>>>,
+        share: usize,
+    ) -> Result<Input> {
         let whole = match fetching {
-            Some(fetching) => Some(fetching.await.map_err(|e| ParquetError::External(Box::new(e)))?.map_err(external)?),
+            Some(fetching) => {
+                Some(fetching.await.map_err(|e| ParquetError::External(Box::new(e)))?.map_err(external)?)
+            }
             None => None,
         };
         let schema = &self.spec.schema;
-        let mut batches = stream(&self.store, &self.spec, file, whole, share, |name| schema.column_with_name(name).is_some()).await?;
+        let mut batches = stream(&self.store, &self.spec, file, whole, share, |name| {
+            schema.column_with_name(name).is_some()
+        })
+        .await?;
         if file.times.is_some() || self.spec.sort_column.is_none() {
             return Ok(Input::Open(Box::new(batches)));
         }
@@ -181,7 +198,9 @@ impl Reading {
 }
 
 fn sort(batch: &RecordBatch, spec: &TableSpec) -> Result<RecordBatch> {
-    let Some(times) = spec.sort_column.as_ref().and_then(|column| batch.column_by_name(column)) else { return Ok(batch.clone()) };
+    let Some(times) = spec.sort_column.as_ref().and_then(|column| batch.column_by_name(column)) else {
+        return Ok(batch.clone());
+    };
     let order = sort_to_indices(times, Some(SortOptions::default()), None)?;
     Ok(take_record_batch(batch, &order)?)
 }

@@ -1,12 +1,13 @@
 //! One maintainer at a time, with nothing but the lake's store.
 //!
-//! Who wants to be it puts the next of a row of numbered entries, if that is absent: of two, one wins. An entry tells whose it
-//! is and until when; the holder puts a new one before that, and others wait. A holder that died is waited for half a
-//! minute at most, by the entry's time or, where clocks differ, by watching that it stays the newest.
+//! Who wants to be it puts the next of a row of numbered entries, if that is absent: of two, one wins. An
+//! entry tells whose it is and until when; the holder puts a new one before that, and others wait. A holder
+//! that died is waited for half a minute at most, by the entry's time or, where clocks differ, by watching
+//! that it stays the newest.
 //!
-//! The lease saves work; safety does not rest on it. A holder that slept over its end finds out at its next entry, and
-//! until then does no harm: merges are committed only if their inputs are still there, vacuum deletes only behind its
-//! fence, and readers look past a hint at an older checkpoint.
+//! The lease saves work; safety does not rest on it. A holder that slept over its end finds out at its next
+//! entry, and until then does no harm: merges are committed only if their inputs are still there, vacuum
+//! deletes only behind its fence, and readers look past a hint at an older checkpoint.
 
 use std::time::Duration;
 
@@ -60,12 +61,16 @@ impl Entries {
         let listed = self.0.objects.list_with_delimiter(Some(&self.0.root.clone().join(FOLDER))).await;
         let listed = listed.map_err(|e| self.failed("listing the leases of maintainers", e))?;
         let number = |path: &Path| path.filename()?.strip_suffix(".json")?.parse::<u64>().ok();
-        let numbered = listed.objects.iter().filter_map(|meta| Some((number(&meta.location)?, meta.last_modified.timestamp_micros())));
+        let numbered = listed
+            .objects
+            .iter()
+            .filter_map(|meta| Some((number(&meta.location)?, meta.last_modified.timestamp_micros())));
         let Some((number, written)) = numbered.max() else { return Ok(None) };
         let newest = |entry| Ok(Some(Newest { number, written, entry }));
         match self.0.objects.get(&self.path(number)).await {
             Ok(found) => {
-                let bytes = found.bytes().await.map_err(|e| self.failed("reading the lease of a maintainer", e))?;
+                let bytes =
+                    found.bytes().await.map_err(|e| self.failed("reading the lease of a maintainer", e))?;
                 // What can't be read holds nothing.
                 newest(serde_json::from_slice(&bytes).unwrap_or(Entry { holder: String::new(), until_ms: 0 }))
             }
@@ -75,13 +80,13 @@ impl Entries {
         }
     }
 
-    /// Puts an entry, if its number is free. If it is ours and the newest: when the store says that it was put, in microseconds since
-    /// the epoch.
+    /// Puts an entry, if its number is free. If it is ours and the newest: when the store says that it was
+    /// put, in microseconds since the epoch.
     async fn put(&self, number: u64, entry: &Entry) -> Result<Option<i64>, MaintainError> {
         let bytes = serde_json::to_vec(entry).expect("plain data");
         match self.0.objects.put_opts(&self.path(number), bytes.into(), PutMode::Create.into()).await {
-            // If it exists, perhaps by an earlier try of this very put; if it did not, perhaps because it was removed long ago,
-            // and others hold by higher ones.
+            // If it exists, perhaps by an earlier try of this very put; if it did not, perhaps because it was
+            // removed long ago, and others hold by higher ones.
             Ok(_) | Err(Error::AlreadyExists { .. }) => {}
             Err(e) => return Err(self.failed("putting the lease of a maintainer", e)),
         }
@@ -146,13 +151,16 @@ impl Lease {
                     let stays = watched.as_ref().is_some_and(|(_, since)| since.elapsed() > term);
                     // A time further off than a holder gives itself is of a clock that is wrong.
                     let now_ms = store.clock.now_micros() / 1000;
-                    let is_over = entry.until_ms <= now_ms || (now_ms + 10 * term.as_millis() as i64..i64::MAX).contains(&entry.until_ms);
+                    let is_over = entry.until_ms <= now_ms
+                        || (now_ms + 10 * term.as_millis() as i64..i64::MAX).contains(&entry.until_ms);
                     (*number, stays || is_over)
                 }
             };
             if free {
                 let next = newest.as_ref().map_or(0, |_| number + 1);
-                if let Some(taken) = entries.put(next, &Entry::of(holder, store.clock.now_micros(), term)).await? {
+                if let Some(taken) =
+                    entries.put(next, &Entry::of(holder, store.clock.now_micros(), term)).await?
+                {
                     entries.remove_below(next).await;
                     return Ok(Some(Self::held(entries, holder, term, (next, taken))));
                 }
@@ -171,7 +179,13 @@ impl Lease {
 
     fn held(entries: Entries, holder: &str, term: Duration, (number, taken): (u64, i64)) -> Self {
         let (lost, give_back) = (CancellationToken::new(), CancellationToken::new());
-        let renewing = tokio::spawn(renew(entries.clone(), holder.to_owned(), term, number, (lost.clone(), give_back.clone())));
+        let renewing = tokio::spawn(renew(
+            entries.clone(),
+            holder.to_owned(),
+            term,
+            number,
+            (lost.clone(), give_back.clone()),
+        ));
         Self { entries, holder: holder.to_owned(), lost, taken, renewing: Some(renewing), give_back }
     }
 

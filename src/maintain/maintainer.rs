@@ -17,14 +17,16 @@ use crate::base::store::Store;
 use crate::base::{Watch, new_uuid};
 use crate::config::{Every, Maintenance};
 use crate::ingest::metrics::Metrics;
-use crate::table::{Change, DataFile, FAILURES_TABLE, LEAST_LOG, LEDGER_TABLE, Lake, Replaced, TableError, TableSpec, Upkeep};
+use crate::table::{
+    Change, DataFile, FAILURES_TABLE, LEAST_LOG, LEDGER_TABLE, Lake, Replaced, TableError, TableSpec, Upkeep,
+};
 
 /// Of a merge's memory the part for files that are open.
 const OPEN_PART: usize = 4;
 /// How often a table's expired partitions are looked for anew because someone else had changed them.
 const MOST_TRIES: u32 = 5;
-/// How much this machine's clock may differ from the store's. Nothing is deleted by this machine's clock; one that is wrong tells that
-/// something is, and schedules and stamps go by it.
+/// How much this machine's clock may differ from the store's. Nothing is deleted by this machine's clock; one
+/// that is wrong tells that something is, and schedules and stamps go by it.
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(600);
 /// Rows are not dropped within this time after they landed, however old they are.
 const SEEN: Duration = Duration::from_secs(86_400);
@@ -141,8 +143,15 @@ impl Maintainer {
         self.under_lease(async |now, stop| self.work(now, true, false, stop).await).await
     }
 
-    /// All steps in their order. `now` is the store's time; `tidies`: whether retention, vacuum and clean-up are due.
-    async fn work(&self, now: i64, tidies: bool, patient: bool, stop: CancellationToken) -> Result<(Compacted, Tidied), MaintainError> {
+    /// All steps in their order. `now` is the store's time; `tidies`: whether retention, vacuum and clean-up
+    /// are due.
+    async fn work(
+        &self,
+        now: i64,
+        tidies: bool,
+        patient: bool,
+        stop: CancellationToken,
+    ) -> Result<(Compacted, Tidied), MaintainError> {
         self.lake().settle().await?;
         let mut tidied = Tidied::default();
         if tidies {
@@ -157,7 +166,8 @@ impl Maintainer {
         Ok((compacted, tidied))
     }
 
-    /// What [`Maintainer::once`] would do to the lake as it is now, if this machine's clock is right. Nothing is written.
+    /// What [`Maintainer::once`] would do to the lake as it is now, if this machine's clock is right. Nothing
+    /// is written.
     pub async fn outlook(&self) -> Result<Outlook, MaintainError> {
         self.check_retention()?;
         let now = self.store.clock.now_micros();
@@ -166,20 +176,26 @@ impl Maintainer {
         let mut dropped = self.drop_expired(now, true).await?;
         for (name, keep) in &self.retention {
             // What is brought in is dropped at once, if it is as old.
-            let expired = missing.get(name).into_iter().flatten().filter(|file| is_expired(name, file, *keep, now));
+            let expired =
+                missing.get(name).into_iter().flatten().filter(|file| is_expired(name, file, *keep, now));
             let expired: Vec<DataFile> = expired.cloned().collect();
             if !expired.is_empty() {
                 dropped.entry(name.clone()).or_default().extend(expired);
             }
         }
-        let mut outlook = Outlook { missing, merges: Vec::new(), tidied: Tidied { dropped, ..Tidied::default() } };
+        let mut outlook =
+            Outlook { missing, merges: Vec::new(), tidied: Tidied { dropped, ..Tidied::default() } };
         let Outlook { missing, merges, tidied } = &mut outlook;
-        let files_of = |tables: &BTreeMap<String, Vec<DataFile>>, name: &str| tables.get(name).cloned().unwrap_or_default();
+        let files_of = |tables: &BTreeMap<String, Vec<DataFile>>, name: &str| {
+            tables.get(name).cloned().unwrap_or_default()
+        };
         for spec in self.tables.iter() {
             let name = &spec.name;
             let Some(table) = Upkeep::open(&self.store, name).await? else { continue };
             let bins = compaction.plan(name, &files_of(&tidied.dropped, name)).await?;
-            let commits = bins.len() as u64 + u64::from(missing.contains_key(name)) + u64::from(tidied.dropped.contains_key(name));
+            let commits = bins.len() as u64
+                + u64::from(missing.contains_key(name))
+                + u64::from(tidied.dropped.contains_key(name));
             if self.is_checkpoint_due(&table, table.version() + commits).await? {
                 let mark = u64::from(name == LEDGER_TABLE);
                 tidied.checkpoints.insert(name.clone(), table.version() + commits + mark);
@@ -198,7 +214,8 @@ impl Maintainer {
         Ok(outlook)
     }
 
-    /// Keeps the lake on its schedules until it is stopped. What fails is told, and tried again when it is next due.
+    /// Keeps the lake on its schedules until it is stopped. What fails is told, and tried again when it is
+    /// next due.
     pub async fn run(&self) -> Result<(), MaintainError> {
         self.check_retention()?;
         let clock = &self.store.clock;
@@ -230,7 +247,9 @@ impl Maintainer {
 
     /// One scheduled run; nothing if another maintainer is at it.
     async fn scheduled(&self, tidies: bool) -> Result<(), MaintainError> {
-        let Some(lease) = Lease::take(&self.store, &holder(), self.lease_term, None).await? else { return Ok(()) };
+        let Some(lease) = Lease::take(&self.store, &holder(), self.lease_term, None).await? else {
+            return Ok(());
+        };
         let done = self.guarded(&lease, async |now, stop| self.work(now, tidies, true, stop).await).await;
         lease.give_back().await;
         let (compacted, tidied) = done?;
@@ -238,7 +257,10 @@ impl Maintainer {
         Ok(())
     }
 
-    async fn under_lease<T>(&self, work: impl AsyncFnOnce(i64, CancellationToken) -> Result<T, MaintainError>) -> Result<T, MaintainError> {
+    async fn under_lease<T>(
+        &self,
+        work: impl AsyncFnOnce(i64, CancellationToken) -> Result<T, MaintainError>,
+    ) -> Result<T, MaintainError> {
         let lease = Lease::take(&self.store, &holder(), self.lease_term, Some(&self.stop)).await?;
         let lease = lease.ok_or(MaintainError::Stopped)?;
         let done = self.guarded(&lease, work).await;
@@ -272,9 +294,17 @@ impl Maintainer {
         if ours.abs_diff(theirs) <= MAX_CLOCK_DIFFERENCE.as_micros() as u64 {
             return Ok(());
         }
-        let text = |micros| chrono::DateTime::from_timestamp_micros(micros).map_or_else(|| micros.to_string(), |time| time.to_rfc3339());
+        let text = |micros| {
+            chrono::DateTime::from_timestamp_micros(micros)
+                .map_or_else(|| micros.to_string(), |time| time.to_rfc3339())
+        };
         let store = self.store.url.to_string();
-        Err(MaintainError::Clock { store, theirs: text(theirs), ours: text(ours), most: MAX_CLOCK_DIFFERENCE })
+        Err(MaintainError::Clock {
+            store,
+            theirs: text(theirs),
+            ours: text(ours),
+            most: MAX_CLOCK_DIFFERENCE,
+        })
     }
 
     async fn compact_all(
@@ -308,7 +338,8 @@ impl Maintainer {
                 continue;
             }
             if spec.name == LEDGER_TABLE {
-                // Who begins at a checkpoint of the ledger takes what is settled by it for brought into the tables.
+                // Who begins at a checkpoint of the ledger takes what is settled by it for brought into the
+                // tables.
                 self.lake().mark_settled().await?;
                 let Some(marked) = Upkeep::open(&self.store, &spec.name).await? else { continue };
                 table = marked;
@@ -325,7 +356,12 @@ impl Maintainer {
 
     /// Whether `[retention]` names tables that have partitions.
     pub fn check_retention(&self) -> Result<(), MaintainError> {
-        let known: Vec<&str> = self.tables.iter().filter(|spec| spec.partitioning.is_some()).map(|spec| spec.name.as_str()).collect();
+        let known: Vec<&str> = self
+            .tables
+            .iter()
+            .filter(|spec| spec.partitioning.is_some())
+            .map(|spec| spec.name.as_str())
+            .collect();
         match self.retention.keys().find(|name| !known.contains(&name.as_str())) {
             Some(name) => Err(MaintainError::Retention { name: name.clone(), known: known.join(", ") }),
             None => Ok(()),
@@ -333,17 +369,27 @@ impl Maintainer {
     }
 
     /// Drops partitions all of whose rows are older than the table keeps them. The files, by table.
-    async fn drop_expired(&self, now: i64, dry_run: bool) -> Result<BTreeMap<String, Vec<DataFile>>, MaintainError> {
+    async fn drop_expired(
+        &self,
+        now: i64,
+        dry_run: bool,
+    ) -> Result<BTreeMap<String, Vec<DataFile>>, MaintainError> {
         let mut dropped = BTreeMap::new();
         for (name, keep) in &self.retention {
             for _ in 0..MOST_TRIES {
                 let Some(mut table) = Upkeep::open(&self.store, name).await? else { break };
-                let expired: Vec<DataFile> =
-                    table.snapshot().files()?.into_iter().filter(|file| is_expired(name, file, *keep, now)).collect();
+                let expired: Vec<DataFile> = table
+                    .snapshot()
+                    .files()?
+                    .into_iter()
+                    .filter(|file| is_expired(name, file, *keep, now))
+                    .collect();
                 if expired.is_empty() {
                     break;
                 }
-                if dry_run || table.replace(Change::Delete, &expired, &[], now / 1000).await? == Replaced::Done {
+                if dry_run
+                    || table.replace(Change::Delete, &expired, &[], now / 1000).await? == Replaced::Done
+                {
                     dropped.insert(name.clone(), expired);
                     break;
                 }
@@ -353,10 +399,19 @@ impl Maintainer {
     }
 
     /// Vacuum and log clean-up.
-    async fn tidy(&self, now: i64, tidied: &mut Tidied, stop: &CancellationToken) -> Result<(), MaintainError> {
+    async fn tidy(
+        &self,
+        now: i64,
+        tidied: &mut Tidied,
+        stop: &CancellationToken,
+    ) -> Result<(), MaintainError> {
         let mut found = Vec::new();
         for spec in self.tables.iter() {
-            found.extend(vacuum::look(&self.store, &spec.name, now / 1000, self.ages()).await?.filter(|found| !found.files.is_empty()));
+            found.extend(
+                vacuum::look(&self.store, &spec.name, now / 1000, self.ages())
+                    .await?
+                    .filter(|found| !found.files.is_empty()),
+            );
         }
         if !found.is_empty()
             && let Some(mut ledger) = Upkeep::open(&self.store, LEDGER_TABLE).await?
@@ -379,7 +434,10 @@ impl Maintainer {
 
     async fn unfinished(&self, now: i64, dry_run: bool) -> Result<u64, MaintainError> {
         let before = now - NEVER_NAMED.as_micros() as i64;
-        self.store.remove_unfinished(before, dry_run).await.map_err(|source| MaintainError::Unfinished { source })
+        self.store
+            .remove_unfinished(before, dry_run)
+            .await
+            .map_err(|source| MaintainError::Unfinished { source })
     }
 
     fn report(&self, compacted: &Compacted, tidied: &Tidied) {
@@ -419,12 +477,14 @@ impl Maintainer {
     }
 }
 
-/// Whether all rows of a file are older than their table keeps them, and landed so long ago that someone could have seen them. A reject is
-/// as old as its rejection: its event time is that of its object, which may have been written years before.
+/// Whether all rows of a file are older than their table keeps them, and landed so long ago that someone
+/// could have seen them. A reject is as old as its rejection: its event time is that of its object, which may
+/// have been written years before.
 fn is_expired(table: &str, file: &DataFile, keep: Duration, now: i64) -> bool {
     let before = |age: Duration| now - age.as_micros() as i64;
     let landed_before = before(if table == FAILURES_TABLE { keep } else { keep.min(SEEN) });
-    partition_end(&file.partition_values).is_some_and(|end| end <= before(keep)) && file.last_landed() <= landed_before
+    partition_end(&file.partition_values).is_some_and(|end| end <= before(keep))
+        && file.last_landed() <= landed_before
 }
 
 /// Who holds a lease, for those who wait for it.

@@ -1,8 +1,9 @@
 //! Sorted inputs into one order: the core of a merge, without I/O.
 //!
-//! An input is opened when the merge comes to its first time, and closed with its last row; so inputs that follow one another
-//! cost one reader, however many they are. Rows are named by batch and row, and copied once, by whoever writes them.
-//! Where one input has many rows before the next one's first, they are taken as one run.
+//! An input is opened when the merge comes to its first time, and closed with its last row; so inputs that
+//! follow one another cost one reader, however many they are. Rows are named by batch and row, and copied
+//! once, by whoever writes them. Where one input has many rows before the next one's first, they are taken as
+//! one run.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -16,7 +17,8 @@ pub trait Batches {
     /// What reading fails with.
     type Error;
 
-    /// The next batch of an input, which is opened with the first call; none after its last. Each has at least one row.
+    /// The next batch of an input, which is opened with the first call; none after its last. Each has at
+    /// least one row.
     fn next(&mut self, input: usize) -> Result<Option<RecordBatch>, Self::Error>;
 }
 
@@ -59,7 +61,9 @@ impl<B: Batches> Merge<B> {
     }
 
     fn time(&self, head: &Head, row: usize) -> i64 {
-        self.column.map_or(0, |column| head.batch.column(column).as_primitive::<TimestampMicrosecondType>().value(row))
+        self.column.map_or(0, |column| {
+            head.batch.column(column).as_primitive::<TimestampMicrosecondType>().value(row)
+        })
     }
 
     /// The next rows, at most `most`; none after the last.
@@ -104,8 +108,11 @@ impl<B: Batches> Merge<B> {
     /// One past the last row that comes before every other input's next.
     fn run(&self, head: &Head, input: usize, most: usize) -> usize {
         let end = head.batch.num_rows().min(head.at + most);
-        let (Some(column), Some(Reverse((time, other)))) = (self.column, self.next.peek()) else { return end };
-        let times = &head.batch.column(column).as_primitive::<TimestampMicrosecondType>().values()[head.at..end];
+        let (Some(column), Some(Reverse((time, other)))) = (self.column, self.next.peek()) else {
+            return end;
+        };
+        let times =
+            &head.batch.column(column).as_primitive::<TimestampMicrosecondType>().values()[head.at..end];
         let before = times.partition_point(|t| *t < *time || (*t == *time && input < *other));
         // It is the least of all: at least one row is taken, whatever its order may be.
         head.at + before.max(1)

@@ -6,8 +6,8 @@
 //! compaction:  plan (pure) → rewrite: input → merge (pure) → files → commit (table::Upkeep)
 //! ```
 //!
-//! Any step may fail or be killed anywhere: what is not committed is not visible, and what was written for it is an orphan that
-//! vacuum finds. A second run with nothing new does nothing.
+//! Any step may fail or be killed anywhere: what is not committed is not visible, and what was written for it
+//! is an orphan that vacuum finds. A second run with nothing new does nothing.
 
 pub mod plan;
 pub mod merge;
@@ -42,7 +42,9 @@ pub enum MaintainError {
         source: object_store::Error,
     },
     /// What dead writers left in a local lake can't be removed.
-    #[error("removing unfinished files failed: {source}; remove what is named put*#* by hand, or run it again")]
+    #[error(
+        "removing unfinished files failed: {source}; remove what is named put*#* by hand, or run it again"
+    )]
     Unfinished {
         /// What the system said.
         source: std::io::Error,

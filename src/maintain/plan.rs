@@ -2,18 +2,20 @@
 //!
 //! Each partition stands for itself.
 //!
-//! * **Open**, while its day or hour lasts: *tiers*. A tier is a power of eight of rows; when eight files are in one, they are
-//!   merged with all smaller ones. So a row is rewritten once a tier, a handful of times from a file of a minute to a full one.
-//!   When a person asks, a day is settled even so while it has no more than a quarter of a full file.
-//! * **Closed**: *settled*. Files that overlap in time are merged so that they no longer do, and neighbours that are small
-//!   become files of the target size. Late rows re-open nothing but what they touch; and on a schedule they wait until
-//!   merging them is worth it: they are an eighth of what has to be rewritten, or that is a few megabytes; or they are a
-//!   sixty-fourth of it and no more came for an hour; or a day has passed. What waits is kept few by tiers.
-//! * What overlaps and is too much for one merge is first *split* at common times, late rows alone where that is enough.
-//!   So no merge grows with its partition.
+//! * **Open**, while its day or hour lasts: *tiers*. A tier is a power of eight of rows; when eight files are
+//!   in one, they are merged with all smaller ones. So a row is rewritten once a tier, a handful of times
+//!   from a file of a minute to a full one. When a person asks, a day is settled even so while it has no more
+//!   than a quarter of a full file.
+//! * **Closed**: *settled*. Files that overlap in time are merged so that they no longer do, and neighbours
+//!   that are small become files of the target size. Late rows re-open nothing but what they touch; and on a
+//!   schedule they wait until merging them is worth it: they are an eighth of what has to be rewritten, or
+//!   that is a few megabytes; or they are a sixty-fourth of it and no more came for an hour; or a day has
+//!   passed. What waits is kept few by tiers.
+//! * What overlaps and is too much for one merge is first *split* at common times, late rows alone where that
+//!   is enough. So no merge grows with its partition.
 //!
-//! Every merge takes out more files than it puts in, or ends an overlap: plan, run, plan again comes to an end, and then
-//! plans nothing.
+//! Every merge takes out more files than it puts in, or ends an overlap: plan, run, plan again comes to an
+//! end, and then plans nothing.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -103,7 +105,10 @@ impl Bin {
 
     /// How many files it will make, by what its inputs take.
     pub fn files_out(&self, target: u64) -> u64 {
-        let cut = self.cuts.iter().filter(|cut| self.inputs.iter().any(|file| file.least() < **cut && **cut <= file.greatest()));
+        let cut = self
+            .cuts
+            .iter()
+            .filter(|cut| self.inputs.iter().any(|file| file.least() < **cut && **cut <= file.greatest()));
         (cut.count() as u64 + 1).max(self.bytes().div_ceil(target.max(1)))
     }
 }
@@ -135,7 +140,8 @@ pub fn plan(files: &[DataFile], policy: &Policy) -> Vec<Bin> {
         files.sort_by_cached_key(|file| (file.least(), file.greatest(), file.path.clone()));
         let end = partition_end(partition);
         let is_open = end.is_none_or(|end| policy.now < end);
-        // Whoever asks for it now gets it where it costs seconds. What is open for ever would be written anew each time.
+        // Whoever asks for it now gets it where it costs seconds. What is open for ever would be written anew
+        // each time.
         let little = policy.target / if end.is_some() { SECONDS } else { LITTLE };
         let by_tiers = is_open && (policy.patient || bytes(&files) > little);
         let planned = if by_tiers { tiers(&files, policy) } else { settle(&files, policy) };
@@ -192,8 +198,13 @@ fn in_portions<'a>(files: &[&'a DataFile], policy: &Policy, why: Why) -> Vec<Dra
     let mut drafts = Vec::new();
     let (mut portion, mut held): (Vec<&DataFile>, u64) = (Vec::new(), 0);
     for file in files {
-        let open = portion.iter().filter(|other| other.greatest() >= file.least()).map(|other| when_open(other)).sum::<u64>();
-        let is_too_much = held + file.size > MOST_TARGETS * policy.target || open + when_open(file) > policy.open_bytes;
+        let open = portion
+            .iter()
+            .filter(|other| other.greatest() >= file.least())
+            .map(|other| when_open(other))
+            .sum::<u64>();
+        let is_too_much =
+            held + file.size > MOST_TARGETS * policy.target || open + when_open(file) > policy.open_bytes;
         if portion.len() > 1 && is_too_much || portion.len() == MOST_INPUTS {
             drafts.push(Draft { files: std::mem::take(&mut portion), cuts: Vec::new(), why });
             held = 0;
@@ -255,7 +266,8 @@ fn clusters<'a>(files: &[&'a DataFile]) -> Vec<Vec<&'a DataFile>> {
     clusters
 }
 
-/// Whether merging is worth what it rewrites. What is neither in the chain of full files nor the largest of all is new.
+/// Whether merging is worth what it rewrites. What is neither in the chain of full files nor the largest of
+/// all is new.
 fn is_worth_it(files: &[&DataFile], policy: &Policy) -> bool {
     if !policy.patient {
         return true;
@@ -265,7 +277,8 @@ fn is_worth_it(files: &[&DataFile], policy: &Policy) -> bool {
         settled.extend(files.iter().copied().max_by_key(|file| file.size));
     }
     let settled: HashSet<&str> = settled.into_iter().map(|file| file.path.as_str()).collect();
-    let fresh: Vec<&DataFile> = files.iter().copied().filter(|file| !settled.contains(file.path.as_str())).collect();
+    let fresh: Vec<&DataFile> =
+        files.iter().copied().filter(|file| !settled.contains(file.path.as_str())).collect();
     let landed = || fresh.iter().map(|file| file.modified_ms * 1000);
     let (total, new) = (bytes(files), bytes(&fresh));
     let is_quiet = landed().max().is_none_or(|newest| newest <= policy.now - HOUR);
@@ -313,8 +326,8 @@ fn end_overlap<'a>(cluster: &[&'a DataFile], policy: &Policy) -> Vec<Draft<'a>> 
     drafts
 }
 
-/// The times at which a cluster is cut: where the full files of a chain begin that hold most of it without an overlap; else
-/// so that about as many rows are between any two as make a full file.
+/// The times at which a cluster is cut: where the full files of a chain begin that hold most of it without an
+/// overlap; else so that about as many rows are between any two as make a full file.
 fn cuts(cluster: &[&DataFile], policy: &Policy) -> Vec<i64> {
     let chain = chain(cluster, policy);
     let total = bytes(cluster);
@@ -324,7 +337,9 @@ fn cuts(cluster: &[&DataFile], policy: &Policy) -> Vec<i64> {
     let mut points: Vec<(i64, u64)> = Vec::new();
     for file in cluster {
         let width = file.greatest() - file.least();
-        let point = |n: i64| file.least() + (i128::from(width) * i128::from(2 * n + 1) / i128::from(2 * SAMPLES)) as i64;
+        let point = |n: i64| {
+            file.least() + (i128::from(width) * i128::from(2 * n + 1) / i128::from(2 * SAMPLES)) as i64
+        };
         points.extend((0..SAMPLES).map(|n| (point(n), file.size)));
     }
     points.sort_unstable();

@@ -1,6 +1,7 @@
 //! Taking rows out of a table, by their ids: the files that hold some are written anew without them.
 //!
-//! It needs no lease: a commit is given up if someone else took one of its files out before, and then it is looked again.
+//! It needs no lease: a commit is given up if someone else took one of its files out before, and then it is
+//! looked again.
 
 use std::sync::Arc;
 
@@ -87,7 +88,9 @@ impl Removal {
                 Err(error) if error.is_gone() => return Ok(false),
                 Err(error) => return Err(error),
             }
-            if group.removes.len() >= TOGETHER && !self.commit(&mut table, std::mem::take(&mut group), removed).await? {
+            if group.removes.len() >= TOGETHER
+                && !self.commit(&mut table, std::mem::take(&mut group), removed).await?
+            {
                 return Ok(false);
             }
         }
@@ -95,14 +98,27 @@ impl Removal {
     }
 
     /// A file without the rows that go; none if it holds none of them.
-    async fn rewritten(&self, rewriter: &Rewriter, file: &DataFile) -> Result<Option<Vec<DataFile>>, RewriteError> {
+    async fn rewritten(
+        &self,
+        rewriter: &Rewriter,
+        file: &DataFile,
+    ) -> Result<Option<Vec<DataFile>>, RewriteError> {
         let spec = &rewriter.spec;
-        let failed = |source| RewriteError::from(InputError::Read { location: file.location(&self.store, &spec.name).to_string(), source });
+        let failed = |source| {
+            RewriteError::from(InputError::Read {
+                location: file.location(&self.store, &spec.name).to_string(),
+                source,
+            })
+        };
         let id = spec.id_column();
-        let mut batches = read::stream(&self.store, spec, file, None, self.memory, |name| name == id).await.map_err(failed)?;
+        let mut batches = read::stream(&self.store, spec, file, None, self.memory, |name| name == id)
+            .await
+            .map_err(failed)?;
         while let Some(batch) = batches.next().await {
             let batch = batch.map_err(failed)?;
-            if read::ids(spec, &batch).is_some_and(|ids| (0..ids.len()).any(|row| (self.goes)(ids.value(row)))) {
+            if read::ids(spec, &batch)
+                .is_some_and(|ids| (0..ids.len()).any(|row| (self.goes)(ids.value(row))))
+            {
                 let partition = file.partition_values.clone();
                 let bin = Bin { partition, inputs: vec![file.clone()], cuts: Vec::new(), why: Why::Small };
                 return rewriter.run(&bin, ()).await.map(Some);
@@ -111,7 +127,12 @@ impl Removal {
         Ok(None)
     }
 
-    async fn commit(&self, table: &mut Upkeep, group: Group, removed: &mut u64) -> Result<bool, RewriteError> {
+    async fn commit(
+        &self,
+        table: &mut Upkeep,
+        group: Group,
+        removed: &mut u64,
+    ) -> Result<bool, RewriteError> {
         let Group { removes, adds } = group;
         if removes.is_empty() {
             return Ok(true);

@@ -1,16 +1,17 @@
 //! One merge: inputs read, merged by their time, and written as files of the target size, in bounded memory.
 //!
 //! ```text
-//! read, decode, merge (a thread) → encode (by columns, on every core) → upload → read back the ids of what was written
+//! read, decode, merge (a thread) → encode (by columns, on every core) → upload → read back the ids
 //! ```
 //!
-//! The order is that of time alone. Ordering by the client's address within slices of time was measured on a day of 666,664 generated
-//! requests of 4,000 clients: the newest twenty rows of a client stand in 7.8 pages by time, in 7.4 with slices of a minute and in
-//! 5.0 with slices of an hour, in a file that is 4 to 5 % larger. Only a day in one slice gathers them (1.0), and then nothing is in
-//! the order of time any more, which conditions, sorts and merges live on.
+//! The order is that of time alone. Ordering by the client's address within slices of time was measured on a
+//! day of 666,664 generated requests of 4,000 clients: the newest twenty rows of a client stand in 7.8 pages
+//! by time, in 7.4 with slices of a minute and in 5.0 with slices of an hour, in a file that is 4 to 5 %
+//! larger. Only a day in one slice gathers them (1.0), and then nothing is in the order of time any more,
+//! which conditions, sorts and merges live on.
 //!
-//! Rows are counted, and their ids hashed, as they are read and again out of the files that stand in the store. Unless both
-//! agree with one another and with the log, nothing of it may be committed.
+//! Rows are counted, and their ids hashed, as they are read and again out of the files that stand in the
+//! store. Unless both agree with one another and with the log, nothing of it may be committed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -63,7 +64,9 @@ pub enum RewriteError {
     #[error(transparent)]
     Write(#[from] FileError),
     /// An output can't be uploaded.
-    #[error("uploading {location} failed: {message}; its inputs stay as they are, and the next run tries again")]
+    #[error(
+        "uploading {location} failed: {message}; its inputs stay as they are, and the next run tries again"
+    )]
     Upload {
         /// The file's path in the store.
         location: String,
@@ -137,11 +140,13 @@ pub struct Rewriter {
 pub type Goes = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
 impl Rewriter {
-    /// Merges a bin's inputs: the files that it wrote, which no log names yet. `turn` is given back when the memory is: the last parts are then still being uploaded, and what was
-    /// written has to be read back, which takes time alone.
+    /// Merges a bin's inputs: the files that it wrote, which no log names yet. `turn` is given back when the
+    /// memory is: the last parts are then still being uploaded, and what was written has to be read back,
+    /// which takes time alone.
     pub async fn run(&self, bin: &Bin, turn: impl Send) -> Result<Vec<DataFile>, RewriteError> {
         let (send, receive) = mpsc::channel(GATHERED);
-        let (reader, writer) = ((self.clone(), bin.clone(), Handle::current()), (self.clone(), bin.clone(), Handle::current()));
+        let (reader, writer) =
+            ((self.clone(), bin.clone(), Handle::current()), (self.clone(), bin.clone(), Handle::current()));
         let reading = on_a_thread("merge", move || reader.0.merge(&reader.1, reader.2, send));
         let writing = on_a_thread("write", move || writer.0.write(&writer.1, writer.2, receive));
         // Where one failed, the other only met with a closed channel.
@@ -153,9 +158,14 @@ impl Rewriter {
         }
         let mut written = Checksum::default();
         for file in &files {
-            let failed = |source| InputError::Read { location: file.location(&self.store, &self.spec.name).to_string(), source };
+            let failed = |source| InputError::Read {
+                location: file.location(&self.store, &self.spec.name).to_string(),
+                source,
+            };
             let id = self.spec.id_column();
-            let mut ids = stream(&self.store, &self.spec, file, None, self.memory, |name| name == id).await.map_err(failed)?;
+            let mut ids = stream(&self.store, &self.spec, file, None, self.memory, |name| name == id)
+                .await
+                .map_err(failed)?;
             while let Some(batch) = ids.next().await {
                 written.add(&self.spec, &batch.map_err(failed)?).map_err(InputError::from)?;
             }
@@ -164,23 +174,41 @@ impl Rewriter {
         // Not every engine tells the log how many rows a file has.
         let is_told = bin.inputs.iter().all(|file| file.rows > 0);
         if written.and(gone) != read || is_told && read.rows != told {
-            return Err(RewriteError::Differs { table: self.spec.name.clone(), files: bin.inputs.len(), written, read, told });
+            return Err(RewriteError::Differs {
+                table: self.spec.name.clone(),
+                files: bin.inputs.len(),
+                written,
+                read,
+                told,
+            });
         }
         self.progress.bins_done.fetch_add(1, Ordering::Relaxed);
         Ok(files)
     }
 
     /// Reads and merges, until the end or until nobody listens: what was read, and what of it goes. Blocking.
-    fn merge(&self, bin: &Bin, runtime: Handle, send: mpsc::Sender<Piece<RecordBatch>>) -> Result<(Checksum, Checksum), RewriteError> {
-        let reading = Reading { store: self.store.clone(), spec: self.spec.clone(), memory: self.memory / READING, runtime };
-        let bounds: Vec<i64> = bin.inputs.iter().map(|file| file.time_bounds().map_or(0, |times| times.least)).collect();
+    fn merge(
+        &self,
+        bin: &Bin,
+        runtime: Handle,
+        send: mpsc::Sender<Piece<RecordBatch>>,
+    ) -> Result<(Checksum, Checksum), RewriteError> {
+        let reading = Reading {
+            store: self.store.clone(),
+            spec: self.spec.clone(),
+            memory: self.memory / READING,
+            runtime,
+        };
+        let bounds: Vec<i64> =
+            bin.inputs.iter().map(|file| file.time_bounds().map_or(0, |times| times.least)).collect();
         let column = self.spec.sort_column.as_ref().and_then(|column| self.spec.schema.index_of(column).ok());
         let mut merge = Merge::new(Inputs::new(reading, &bin.inputs), column, &bounds);
         // A view or a number a column, and text that is larger in memory than in a file.
         let row = (16 * self.spec.schema.fields().len() as u64).max(8 * bin.bytes() / bin.rows().max(1));
         let most = (self.memory / GATHERING) as u64 / row;
         let mut gone = Checksum::default();
-        while let Some(Chunk { batches, mut rows }) = merge.next(most.clamp(1, GATHER_ROWS as u64) as usize)? {
+        while let Some(Chunk { batches, mut rows }) = merge.next(most.clamp(1, GATHER_ROWS as u64) as usize)?
+        {
             if let Some(goes) = &self.goes {
                 let ids: Vec<_> = batches.iter().map(|batch| ids(&self.spec, batch)).collect();
                 rows.retain(|&(batch, row)| {
@@ -211,7 +239,15 @@ impl Rewriter {
         runtime: Handle,
         mut receive: mpsc::Receiver<Piece<RecordBatch>>,
     ) -> Result<(Vec<DataFile>, Option<Upload>), RewriteError> {
-        let mut output = Output { rewriter: self, bin, runtime, writer: None, files: Vec::new(), last: None, left: bin.rows() };
+        let mut output = Output {
+            rewriter: self,
+            bin,
+            runtime,
+            writer: None,
+            files: Vec::new(),
+            last: None,
+            left: bin.rows(),
+        };
         loop {
             match receive.blocking_recv() {
                 Some(Piece::Next(rows)) => output.write(&rows)?,
@@ -256,15 +292,19 @@ impl Output<'_> {
         Ok(())
     }
 
-    /// At which of these rows, from `at` on, the file at hand ends; none if it goes on beyond them. Always between rows of
-    /// different times: files that share a time overlap.
+    /// At which of these rows, from `at` on, the file at hand ends; none if it goes on beyond them. Always
+    /// between rows of different times: files that share a time overlap.
     fn end_of_file(&self, rows: &RecordBatch, at: usize) -> Option<usize> {
         let (writer, _) = self.writer.as_ref()?;
         let last = writer.last_time()?;
-        let times = rows.column_by_name(self.rewriter.spec.sort_column.as_ref()?)?.as_primitive::<TimestampMicrosecondType>().values();
+        let times = rows
+            .column_by_name(self.rewriter.spec.sort_column.as_ref()?)?
+            .as_primitive::<TimestampMicrosecondType>()
+            .values();
         let next_cut = self.bin.cuts.iter().copied().find(|cut| *cut > last);
         let at_cut = next_cut.map(|cut| at + times[at..].partition_point(|time| *time < cut));
-        let at_size = self.is_large_enough(writer).then(|| at + times[at..].partition_point(|time| *time <= last));
+        let at_size =
+            self.is_large_enough(writer).then(|| at + times[at..].partition_point(|time| *time <= last));
         [at_cut, at_size].into_iter().flatten().filter(|end| *end < rows.num_rows()).min()
     }
 
@@ -272,7 +312,8 @@ impl Output<'_> {
         let (rows, bytes) = (writer.rows() as u64, writer.bytes() as u64);
         // What is left had better not be a file of its own if it is small.
         let left = (u128::from(self.left) * u128::from(bytes) / u128::from(rows.max(1))) as u64;
-        let is_group_full = writer.rows_of_group() >= FULL_GROUP_ROWS || writer.rows_of_group() == writer.rows();
+        let is_group_full =
+            writer.rows_of_group() >= FULL_GROUP_ROWS || writer.rows_of_group() == writer.rows();
         is_group_full && bytes >= self.rewriter.target && left >= self.rewriter.target / 4
     }
 
@@ -281,7 +322,13 @@ impl Output<'_> {
         if self.writer.is_none() {
             let (send, receive) = mpsc::channel(1);
             let sink = Parts { send: send.clone(), held: Vec::new() };
-            let writer = FileWriter::new(spec, self.bin.partition.clone(), self.left as usize, sink, self.rewriter.threads.clone())?;
+            let writer = FileWriter::new(
+                spec,
+                self.bin.partition.clone(),
+                self.left as usize,
+                sink,
+                self.rewriter.threads.clone(),
+            )?;
             let path = file_location(&self.rewriter.store, &spec.name, writer.path());
             let upload = Upload::start(&self.runtime, &self.rewriter.store, path, receive, send);
             self.writer = Some((writer, upload));
@@ -307,8 +354,15 @@ impl Output<'_> {
                     if let Some(before) = self.last.replace(upload) {
                         self.runtime.block_on(before.ended())?;
                     }
-                    // When the last of its rows landed: the planner goes by it, and a merge brings nothing new.
-                    let modified_ms = self.bin.inputs.iter().map(|input| input.modified_ms).max().unwrap_or(file.modified_ms);
+                    // When the last of its rows landed: the planner goes by it, and a merge brings nothing
+                    // new.
+                    let modified_ms = self
+                        .bin
+                        .inputs
+                        .iter()
+                        .map(|input| input.modified_ms)
+                        .max()
+                        .unwrap_or(file.modified_ms);
                     self.files.push(DataFile { modified_ms, ..file });
                 }
                 Err(error) => return Err(upload.failure(&self.runtime).unwrap_or(error.into())),
@@ -318,7 +372,8 @@ impl Output<'_> {
     }
 }
 
-/// Runs blocking work on a thread that ends with it. A pool's threads would each keep, for later, what memory they once used.
+/// Runs blocking work on a thread that ends with it. A pool's threads would each keep, for later, what memory
+/// they once used.
 async fn on_a_thread<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (send, receive) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name(name.to_owned());
@@ -382,7 +437,9 @@ impl Upload {
             loop {
                 match receive.recv().await {
                     Some(Piece::Next(bytes)) => to.put(bytes).await?,
-                    Some(Piece::End) => return tokio::io::AsyncWriteExt::shutdown(&mut to).await.map_err(store_error),
+                    Some(Piece::End) => {
+                        return tokio::io::AsyncWriteExt::shutdown(&mut to).await.map_err(store_error);
+                    }
                     // The merge failed: what is there of the file goes.
                     None => return to.abort().await,
                 }

@@ -14,8 +14,8 @@ const CRON_JITTER: Duration = Duration::from_secs(30);
 /// Where a cron expression names no time to come.
 const NEVER: Duration = Duration::from_secs(365 * 86_400);
 
-/// How long from `now`, in microseconds since the epoch, until the next run. Some seconds are left to chance, so that
-/// many workers don't begin at once.
+/// How long from `now`, in microseconds since the epoch, until the next run. Some seconds are left to chance,
+/// so that many workers don't begin at once.
 pub fn until_next(every: &Every, now: i64) -> Duration {
     let mut random = rand::rng();
     match every {
@@ -23,7 +23,10 @@ pub fn until_next(every: &Every, now: i64) -> Duration {
         Every::Cron(cron) => {
             let now: DateTime<Utc> = DateTime::from_timestamp_micros(now).unwrap_or_default();
             match cron.find_next_occurrence(&now, false) {
-                Ok(next) => (next - now).to_std().unwrap_or_default() + CRON_JITTER.mul_f64(random.random_range(0.0..1.0)),
+                Ok(next) => {
+                    (next - now).to_std().unwrap_or_default()
+                        + CRON_JITTER.mul_f64(random.random_range(0.0..1.0))
+                }
                 Err(_) => NEVER,
             }
         }

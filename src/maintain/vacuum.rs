@@ -1,14 +1,15 @@
 //! Files that no table needs any more: which they are, as a pure function, and deleting them behind a fence.
 //!
-//! A file that no version of a table names may still be about to be named: by a writer's batch, or by a merge. So the order of steps
-//! is: list; put a fence into the ledger and into the table; bring the table up to the ledger; read it; delete what was listed, was
-//! older than a day at the fence, and is not named. Who was frozen with its put under way finds the fence at that version, reads
-//! on, and looks after its files: what is gone, or was older than an hour at the fence, is not committed.
+//! A file that no version of a table names may still be about to be named: by a writer's batch, or by a
+//! merge. So the order of steps is: list; put a fence into the ledger and into the table; bring the table up
+//! to the ledger; read it; delete what was listed, was older than a day at the fence, and is not named. Who
+//! was frozen with its put under way finds the fence at that version, reads on, and looks after its files:
+//! what is gone, or was older than an hour at the fence, is not committed.
 //!
 //! All times are the store's: those at which it says that the files and the fence were written.
 //!
-//! Files that were taken out of a table are never named again; they are kept for readers of older versions, for as long as the
-//! configuration says.
+//! Files that were taken out of a table are never named again; they are kept for readers of older versions,
+//! for as long as the configuration says.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -72,15 +73,26 @@ pub struct Found {
 }
 
 /// V1, V2. Lists what can go from a table; none if the table is not there.
-pub async fn look(store: &Store, table: &str, now_ms: i64, ages: Ages) -> Result<Option<Found>, MaintainError> {
+pub async fn look(
+    store: &Store,
+    table: &str,
+    now_ms: i64,
+    ages: Ages,
+) -> Result<Option<Found>, MaintainError> {
     let listed = list(store, table).await?;
     let Some(upkeep) = Upkeep::open(store, table).await? else { return Ok(None) };
     let files = deletable(&listed, &named(&upkeep)?, &upkeep.tombstones().await?, now_ms, ages);
     Ok(Some(Found { table: table.to_owned(), files }))
 }
 
-/// V4, P, V5. Deletes what was found, behind a fence that the ledger got at `fenced_ms`. The table, and what was deleted.
-pub async fn delete(lake: &Lake, found: Found, fenced_ms: i64, ages: Ages) -> Result<(String, Vec<ListedFile>), MaintainError> {
+/// V4, P, V5. Deletes what was found, behind a fence that the ledger got at `fenced_ms`. The table, and what
+/// was deleted.
+pub async fn delete(
+    lake: &Lake,
+    found: Found,
+    fenced_ms: i64,
+    ages: Ages,
+) -> Result<(String, Vec<ListedFile>), MaintainError> {
     let store = lake.store();
     if let Some(mut upkeep) = Upkeep::open(store, &found.table).await? {
         upkeep.fence(ages.taken_out.as_millis() as i64).await?;
@@ -114,12 +126,15 @@ fn named(table: &Upkeep) -> Result<HashSet<String>, TableError> {
     Ok(table.snapshot().files()?.into_iter().map(|file| file.path).collect())
 }
 
-/// Whether a file goes by a name that flarelake, or another writer of Delta tables, gives: in the folder of a partition, or of the
-/// table. Whatever else someone put there is theirs.
+/// Whether a file goes by a name that flarelake, or another writer of Delta tables, gives: in the folder of a
+/// partition, or of the table. Whatever else someone put there is theirs.
 fn is_data_file(path: &str) -> bool {
     let mut parts = path.rsplit('/');
     let name = parts.next().and_then(|name| name.strip_suffix(".parquet"));
-    let by_writer = |name: &str| name.starts_with("part-") || name.len() == 36 && name.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
+    let by_writer = |name: &str| {
+        name.starts_with("part-")
+            || name.len() == 36 && name.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
+    };
     name.is_some_and(by_writer) && parts.all(|folder| folder.contains('=') && !folder.starts_with(['_', '.']))
 }
 
@@ -127,11 +142,19 @@ fn is_data_file(path: &str) -> bool {
 pub async fn list(store: &Store, table: &str) -> Result<Vec<ListedFile>, MaintainError> {
     let root = store.root.clone().join(table);
     let listed: Result<Vec<_>, _> = store.objects.list(Some(&root)).try_collect().await;
-    let listed = listed.map_err(|source| MaintainError::Store { doing: "listing", location: format!("{}{table}/", store.url), source })?;
+    let listed = listed.map_err(|source| MaintainError::Store {
+        doing: "listing",
+        location: format!("{}{table}/", store.url),
+        source,
+    })?;
     let below = |path: &Path| path.prefix_match(&root).map(|parts| parts.collect::<Path>().to_string());
     let files = listed.iter().filter_map(|meta| {
         let path = below(&meta.location)?;
-        is_data_file(&path).then(|| ListedFile { path, size: meta.size, written_ms: meta.last_modified.timestamp_millis() })
+        is_data_file(&path).then(|| ListedFile {
+            path,
+            size: meta.size,
+            written_ms: meta.last_modified.timestamp_millis(),
+        })
     });
     Ok(files.collect())
 }

@@ -1,4 +1,5 @@
-//! The lake's tables under all their names, opened when a statement names them and at their newest version then.
+//! The lake's tables under all their names, opened when a statement names them and at their newest version
+//! then.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use datafusion::catalog::{CatalogProvider as _, MemTable, MemoryCatalogProvider, SchemaProvider, TableProvider};
+use datafusion::catalog::{
+    CatalogProvider as _, MemTable, MemoryCatalogProvider, SchemaProvider, TableProvider,
+};
 use datafusion::common::{Column, ScalarValue};
 use datafusion::datasource::{ViewTable, provider_as_source};
 use datafusion::error::{DataFusionError, Result};
@@ -21,7 +24,9 @@ use crate::base::store::Store;
 use crate::config::Partitioning;
 use crate::schema::{Catalog, LogType, Standard};
 use crate::sql::names::Vocabulary;
-use crate::table::{LEDGER_TABLE, Snapshot, TableError, TableSpec, failures_spec, ledger_spec, log_type_spec};
+use crate::table::{
+    LEDGER_TABLE, Snapshot, TableError, TableSpec, failures_spec, ledger_spec, log_type_spec,
+};
 
 /// The database that every unqualified name is looked up in.
 pub const DATABASE: &str = "flarelake";
@@ -53,24 +58,34 @@ struct Opened {
 
 impl LakeTables {
     /// The tables of a lake, which has to be there.
-    pub async fn open(store: &Store, catalog: &Catalog, partitioning: Partitioning) -> Result<Arc<Self>, TableError> {
+    pub async fn open(
+        store: &Store,
+        catalog: &Catalog,
+        partitioning: Partitioning,
+    ) -> Result<Arc<Self>, TableError> {
         if !Snapshot::is_there(store, LEDGER_TABLE).await? {
             return Err(TableError::NoLake { url: store.url.to_string() });
         }
         let log_types = catalog.types().to_vec();
-        let specs = log_types.iter().map(|t| log_type_spec(t, partitioning)).chain([failures_spec(partitioning), ledger_spec()]);
+        let specs = log_types
+            .iter()
+            .map(|t| log_type_spec(t, partitioning))
+            .chain([failures_spec(partitioning), ledger_spec()]);
         let tables = specs.map(|spec| (spec.name.clone(), (spec, Mutex::new(None)))).collect();
         Ok(Arc::new(Self { store: store.clone(), log_types, tables, statement: AtomicU64::new(0) }))
     }
 
-    /// From here on, each table is looked at anew. Those that the statement may be about are opened side by side: to read a
-    /// log takes time and a core.
+    /// From here on, each table is looked at anew. Those that the statement may be about are opened side by
+    /// side: to read a log takes time and a core.
     pub async fn next_statement(self: &Arc<Self>, sql: &str) {
         self.statement.fetch_add(1, Ordering::Relaxed);
         let sql = sql.to_lowercase();
         let logs: Vec<String> = self.log_types.iter().map(|t| t.table_name()).collect();
-        let is_meant =
-            |name: &&String| sql.contains(name.as_str()) || sql.contains(FILES_TABLE) || (sql.contains(ALL_LOGS) && logs.contains(name));
+        let is_meant = |name: &&String| {
+            sql.contains(name.as_str())
+                || sql.contains(FILES_TABLE)
+                || (sql.contains(ALL_LOGS) && logs.contains(name))
+        };
         let opening = self.tables.keys().filter(is_meant).map(|name| {
             let (lake, name) = (self.clone(), name.clone());
             // What goes wrong is told when the table is asked for.
@@ -79,7 +94,8 @@ impl LakeTables {
         join_all(opening.collect::<Vec<_>>()).await;
     }
 
-    /// A table at its newest version; one that nothing has landed in yet has no files. None: there is no such table.
+    /// A table at its newest version; one that nothing has landed in yet has no files. None: there is no such
+    /// table.
     async fn table(&self, name: &str) -> Result<Option<Arc<LakeTable>>> {
         let outside = |error: TableError| DataFusionError::External(Box::new(error));
         let Some((spec, opened)) = self.tables.get(name) else { return Ok(None) };
@@ -132,7 +148,8 @@ impl LakeTables {
         Ok(ViewTable::new(whole.build()?, None))
     }
 
-    /// Makes every table known to a session under the three ways to name it: `t`, `schema.t` and `schema.public.t`.
+    /// Makes every table known to a session under the three ways to name it: `t`, `schema.t` and
+    /// `schema.public.t`.
     pub fn register(self: &Arc<Self>, context: &SessionContext) -> Result<Vocabulary> {
         let mut vocabulary = Vocabulary::default();
         for (name, (spec, _)) in &self.tables {

@@ -14,8 +14,8 @@ use crate::table::{DataFile, TimeBounds};
 /// Its name in SQL.
 pub const FILES_TABLE: &str = "lake_files";
 
-/// The columns: the table, the path below it, the partition's day, bytes, rows, when it was written, and between which
-/// times its rows are.
+/// The columns: the table, the path below it, the partition's day, bytes, rows, when it was written, and
+/// between which times its rows are.
 pub fn schema() -> SchemaRef {
     Arc::new(Schema::new(vec![
         Field::new("table_name", DataType::Utf8View, false),
@@ -32,7 +32,9 @@ pub fn schema() -> SchemaRef {
 /// One row for each file.
 pub fn rows<'a>(table: &str, files: impl Iterator<Item = &'a DataFile>) -> Result<RecordBatch, ArrowError> {
     let files: Vec<&DataFile> = files.collect();
-    let times = |values: Vec<Option<i64>>| -> ArrayRef { Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC")) };
+    let times = |values: Vec<Option<i64>>| -> ArrayRef {
+        Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC"))
+    };
     let day = |file: &DataFile| {
         let day: NaiveDate = file.partition_values.get("p_event_date")?.parse().ok()?;
         Some(day.to_epoch_days())

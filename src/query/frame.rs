@@ -82,7 +82,11 @@ impl<W: Write> TableWriter<W> {
     /// Line by line, as the planner wrote it.
     fn write_plan(&mut self, batch: &RecordBatch) -> Result<(), ArrowError> {
         let options = FormatOptions::default();
-        let texts = batch.columns().iter().map(|column| ArrayFormatter::try_new(column, &options)).collect::<Result<Vec<_>, _>>()?;
+        let texts = batch
+            .columns()
+            .iter()
+            .map(|column| ArrayFormatter::try_new(column, &options))
+            .collect::<Result<Vec<_>, _>>()?;
         for row in 0..batch.num_rows() {
             writeln!(self.to, "{}:", printable(&texts[0].value(row).try_to_string()?))?;
             for line in texts[1].value(row).try_to_string()?.lines() {
@@ -137,7 +141,11 @@ impl<W: Write> TableWriter<W> {
         for ((cell, width), numeric) in row.iter().zip(widths).zip(&self.numeric) {
             let cell = if cell.width() > *width { cut(cell, *width) } else { cell.clone() };
             let gap = " ".repeat(width.saturating_sub(cell.width()));
-            if *numeric && !names { write!(self.to, "| {gap}{cell} ")? } else { write!(self.to, "| {cell}{gap} ")? }
+            if *numeric && !names {
+                write!(self.to, "| {gap}{cell} ")?
+            } else {
+                write!(self.to, "| {cell}{gap} ")?
+            }
         }
         writeln!(self.to, "|")
     }

@@ -19,7 +19,8 @@ LEFT JOIN (
 WHERE t.table_catalog = 'flarelake' AND t.table_schema = 'public'
 ORDER BY t.table_name";
 
-/// What a value's text looks like. A string of digits can't be told from a number: rescued values are kept as text.
+/// What a value's text looks like. A string of digits can't be told from a number: rescued values are kept as
+/// text.
 const LOOKS_LIKE: &str = "\
 CASE
         WHEN value IS NULL THEN 'null'
@@ -31,13 +32,16 @@ CASE
         ELSE 'string'
       END";
 
-/// The fields that ended in rescued data since `$since`, of these log types: how often, what they look like, since when.
-/// `documented` is the type of the column that did not take the value; none where no column is meant.
+/// The fields that ended in rescued data since `$since`, of these log types: how often, what they look like,
+/// since when. `documented` is the type of the column that did not take the value; none where no column is
+/// meant.
 pub fn drift(log_types: &[&LogType]) -> String {
     let of = |log_type: &&LogType| {
         let known = log_type.columns.iter().flat_map(|column| {
             let names = column.aliases.iter().chain([&column.name]);
-            names.map(|name| format!("WHEN '{}' THEN '{}' ", name.replace('\'', "''"), column.kind.documented()))
+            names.map(|name| {
+                format!("WHEN '{}' THEN '{}' ", name.replace('\'', "''"), column.kind.documented())
+            })
         });
         format!(
             "SELECT '{}' AS log_type, field, CASE field {}END AS documented, looks_like, count(*) AS n,
@@ -46,7 +50,8 @@ pub fn drift(log_types: &[&LogType]) -> String {
     SELECT p_event_time, field, value,
       {LOOKS_LIKE} AS looks_like
     FROM (
-      SELECT p_event_time, unnest(map_keys({RESCUED_DATA})) AS field, unnest(map_values({RESCUED_DATA})) AS value
+      SELECT p_event_time,
+        unnest(map_keys({RESCUED_DATA})) AS field, unnest(map_values({RESCUED_DATA})) AS value
       FROM {}
       WHERE {RESCUED_DATA} IS NOT NULL AND p_event_time >= $since
     )

@@ -1,5 +1,6 @@
 //! Values that a condition looks for, asked of bloom filters before anything else is read: `RayID = '…'`, and
-//! `array_has(p_any_ip_addresses, '…')`, of which DataFusion asks no filter. 32 bytes tell that a row group has no such row.
+//! `array_has(p_any_ip_addresses, '…')`, of which DataFusion asks no filter. 32 bytes tell that a row group
+//! has no such row.
 
 use std::ops::Range;
 
@@ -52,7 +53,9 @@ impl Lookup {
                 Self::holds(&call.args[0], &call.args[1], filtered)
             }
             // Neither is true of any row.
-            Expr::Literal(value, _) if value.is_null() || *value == ScalarValue::Boolean(Some(false)) => Self::Never,
+            Expr::Literal(value, _) if value.is_null() || *value == ScalarValue::Boolean(Some(false)) => {
+                Self::Never
+            }
             _ => Self::Perhaps,
         }
     }
@@ -60,7 +63,9 @@ impl Lookup {
     fn holds(column: &Expr, value: &Expr, filtered: &[String]) -> Self {
         let (Expr::Column(column), Expr::Literal(value, _)) = (column, value) else { return Self::Perhaps };
         match value.try_as_str() {
-            Some(Some(text)) if filtered.contains(&column.name) => Self::Holds(column.name.clone(), bloom::hash(text)),
+            Some(Some(text)) if filtered.contains(&column.name) => {
+                Self::Holds(column.name.clone(), bloom::hash(text))
+            }
             _ => Self::Perhaps,
         }
     }
@@ -86,12 +91,15 @@ impl Lookup {
         let options = ArrowReaderOptions::new().with_page_index_policy(PageIndexPolicy::Skip);
         let metadata = file.get_metadata(Some(&options)).await?;
         let groups = metadata.num_row_groups();
-        let mut blocks: Vec<Range<u64>> = (0..groups).flat_map(|group| self.blocks(&metadata, group)).collect();
+        let mut blocks: Vec<Range<u64>> =
+            (0..groups).flat_map(|group| self.blocks(&metadata, group)).collect();
         blocks.sort_by_key(|block| block.start);
         blocks.dedup();
         let bytes = if blocks.is_empty() { Vec::new() } else { file.get_byte_ranges(blocks.clone()).await? };
         let may_hold = |block: &Range<u64>, hash: u64| {
-            blocks.binary_search_by_key(&block.start, |b| b.start).map_or(true, |n| bloom::may_hold(&bytes[n], hash))
+            blocks
+                .binary_search_by_key(&block.start, |b| b.start)
+                .map_or(true, |n| bloom::may_hold(&bytes[n], hash))
         };
         let access = (0..groups).map(|group| match self.lets_pass(&metadata, group, &may_hold) {
             true => RowGroupAccess::Scan,
@@ -104,14 +112,23 @@ impl Lookup {
     fn blocks(&self, metadata: &ParquetMetaData, group: usize) -> Vec<Range<u64>> {
         match self {
             Self::Holds(column, hash) => block_of(metadata, group, column, *hash).into_iter().collect(),
-            Self::Any(parts) | Self::All(parts) => parts.iter().flat_map(|part| part.blocks(metadata, group)).collect(),
+            Self::Any(parts) | Self::All(parts) => {
+                parts.iter().flat_map(|part| part.blocks(metadata, group)).collect()
+            }
             Self::Perhaps | Self::Never => Vec::new(),
         }
     }
 
-    fn lets_pass(&self, metadata: &ParquetMetaData, group: usize, may_hold: &impl Fn(&Range<u64>, u64) -> bool) -> bool {
+    fn lets_pass(
+        &self,
+        metadata: &ParquetMetaData,
+        group: usize,
+        may_hold: &impl Fn(&Range<u64>, u64) -> bool,
+    ) -> bool {
         match self {
-            Self::Holds(column, hash) => block_of(metadata, group, column, *hash).is_none_or(|block| may_hold(&block, *hash)),
+            Self::Holds(column, hash) => {
+                block_of(metadata, group, column, *hash).is_none_or(|block| may_hold(&block, *hash))
+            }
             Self::Any(parts) => parts.iter().any(|part| part.lets_pass(metadata, group, may_hold)),
             Self::All(parts) => parts.iter().all(|part| part.lets_pass(metadata, group, may_hold)),
             Self::Perhaps => true,

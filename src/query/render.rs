@@ -50,7 +50,9 @@ impl Cells {
     }
 
     fn cell<'a>(self, text: &'a str) -> Cow<'a, str> {
-        let text = match self.no_formulas && text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠']) {
+        let text = match self.no_formulas
+            && text.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠'])
+        {
             true => Cow::Owned(format!("'{text}")),
             false => Cow::Borrowed(text),
         };
@@ -101,13 +103,17 @@ impl<W: Write + Send> Renderer<W> {
             Format::Csv(cells) => {
                 let mut writer = csv::WriterBuilder::new().with_header(true).build(to);
                 // The header is there even if no row is.
-                writer.write(&flatten(&RecordBatch::new_empty(schema.clone()), cells).map_err(failed)?).map_err(failed)?;
+                writer
+                    .write(&flatten(&RecordBatch::new_empty(schema.clone()), cells).map_err(failed)?)
+                    .map_err(failed)?;
                 Sink::Csv(cells, Box::new(writer))
             }
             Format::Parquet => {
                 let zstd = Compression::ZSTD(ZstdLevel::default());
                 let properties = WriterProperties::builder().set_compression(zstd).build();
-                Sink::Parquet(Box::new(ArrowWriter::try_new(to, schema.clone(), Some(properties)).map_err(not_written)?))
+                Sink::Parquet(Box::new(
+                    ArrowWriter::try_new(to, schema.clone(), Some(properties)).map_err(not_written)?,
+                ))
             }
         };
         Ok(Self { schema, sink })
@@ -123,11 +129,14 @@ impl<W: Write + Send> Renderer<W> {
             Sink::Parquet(writer) => writer.write(&batch).map_err(not_written),
             Sink::Json(writer) => writer.write(&batch).map_err(failed),
             Sink::Ndjson(writer) => writer.write(&batch).map_err(failed),
-            Sink::Csv(cells, writer) => flatten(&batch, *cells).and_then(|flat| writer.write(&flat)).map_err(failed),
+            Sink::Csv(cells, writer) => {
+                flatten(&batch, *cells).and_then(|flat| writer.write(&flat)).map_err(failed)
+            }
         }
     }
 
-    /// Writes what is held back, and the end: all of it is with the system then, or an error says that it is not.
+    /// Writes what is held back, and the end: all of it is with the system then, or an error says that it is
+    /// not.
     pub fn finish(self) -> Result<(), io::Error> {
         match self.sink {
             Sink::Table(writer) => writer.finish(),

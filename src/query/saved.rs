@@ -30,8 +30,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [(&'static str, Self); 5] =
-        [("text", Self::Text), ("integer", Self::Integer), ("float", Self::Float), ("boolean", Self::Boolean), ("time", Self::Time)];
+    const ALL: [(&'static str, Self); 5] = [
+        ("text", Self::Text),
+        ("integer", Self::Integer),
+        ("float", Self::Float),
+        ("boolean", Self::Boolean),
+        ("time", Self::Time),
+    ];
 
     /// As it stands in a header.
     pub fn name(self) -> &'static str {
@@ -99,7 +104,9 @@ pub struct SavedQuery {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SavedError {
     /// A `-- param:` line that can't be read.
-    #[error("{name}: `{line}` is no parameter; write `-- param: NAME text|integer|float|boolean|time [= DEFAULT]: WHAT IT DOES`")]
+    #[error(
+        "{name}: `{line}` is no parameter; write `-- param: NAME text|integer|float|boolean|time [= DEFAULT]: WHAT IT DOES`"
+    )]
     Header {
         /// The query.
         name: String,
@@ -173,8 +180,13 @@ built_in!(
 impl SavedQuery {
     /// Reads a file's text: its header is the comments that it begins with.
     pub fn parse(name: &str, text: &str) -> Result<Self, SavedError> {
-        let mut saved =
-            Self { name: name.to_owned(), title: name.to_owned(), answers: String::new(), parameters: Vec::new(), sql: text.to_owned() };
+        let mut saved = Self {
+            name: name.to_owned(),
+            title: name.to_owned(),
+            answers: String::new(),
+            parameters: Vec::new(),
+            sql: text.to_owned(),
+        };
         for line in text.lines().map_while(|line| line.trim().strip_prefix("--")).map(str::trim) {
             if let Some(title) = line.strip_prefix("title:") {
                 title.trim().clone_into(&mut saved.title);
@@ -190,17 +202,23 @@ impl SavedQuery {
         Ok(saved)
     }
 
-    /// A value for every parameter: of those given, `name=value`, or the default. A query that declares none takes
-    /// whatever is given.
+    /// A value for every parameter: of those given, `name=value`, or the default. A query that declares none
+    /// takes whatever is given.
     pub fn arguments(&self, given: &[(String, String)]) -> Result<Vec<(String, Value)>, SavedError> {
         if self.parameters.is_empty() {
-            if let Some((unknown, _)) = given.iter().find(|(name, _)| !self.sql.contains(&format!("${name}"))) {
+            if let Some((unknown, _)) = given.iter().find(|(name, _)| !self.sql.contains(&format!("${name}")))
+            {
                 let (name, parameter) = (self.name.clone(), unknown.clone());
                 return Err(SavedError::Unknown { name, parameter, there: "none of that name".to_owned() });
             }
-            return Ok(given.iter().map(|(name, text)| (name.clone(), Value::Untyped(text.clone()))).collect());
+            return Ok(given
+                .iter()
+                .map(|(name, text)| (name.clone(), Value::Untyped(text.clone())))
+                .collect());
         }
-        if let Some((unknown, _)) = given.iter().find(|(name, _)| self.parameters.iter().all(|p| p.name != *name)) {
+        if let Some((unknown, _)) =
+            given.iter().find(|(name, _)| self.parameters.iter().all(|p| p.name != *name))
+        {
             let there: Vec<&str> = self.parameters.iter().map(|p| p.name.as_str()).collect();
             let (name, parameter, there) = (self.name.clone(), unknown.clone(), there.join(", "));
             return Err(SavedError::Unknown { name, parameter, there });
@@ -217,7 +235,11 @@ impl SavedQuery {
                 parameter: p.name.clone(),
                 given: text.clone(),
                 kind: p.kind.name(),
-                hint: if p.kind == Kind::Time { ", such as 2026-11-24T00:00:00Z, or 7d for seven days ago" } else { "" },
+                hint: if p.kind == Kind::Time {
+                    ", such as 2026-11-24T00:00:00Z, or 7d for seven days ago"
+                } else {
+                    ""
+                },
             })?;
             Ok((p.name.clone(), value))
         };
@@ -228,10 +250,14 @@ impl SavedQuery {
 /// `NAME KIND [= DEFAULT]: HELP`. A default that holds a colon and a space can't be told from help.
 fn parameter_of(text: &str) -> Option<Parameter> {
     let (what, help) = text.split_once(": ")?;
-    let (declared, default) = what.split_once('=').map_or((what, None), |(declared, default)| (declared, Some(default.trim().to_owned())));
+    let (declared, default) = what
+        .split_once('=')
+        .map_or((what, None), |(declared, default)| (declared, Some(default.trim().to_owned())));
     let (name, kind) = declared.trim().split_once(' ')?;
     let (_, kind) = Kind::ALL.into_iter().find(|(word, _)| *word == kind.trim())?;
-    if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') || default.as_ref().is_some_and(|d| kind.read(d).is_none()) {
+    if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        || default.as_ref().is_some_and(|d| kind.read(d).is_none())
+    {
         return None;
     }
     Some(Parameter { name: name.to_owned(), kind, default, help: help.trim().to_owned() })
@@ -240,7 +266,8 @@ fn parameter_of(text: &str) -> Option<Parameter> {
 /// A time in microseconds since the epoch: RFC 3339, a date, or how long ago.
 fn time(text: &str) -> Option<i64> {
     if let Ok(ago) = humantime::parse_duration(text) {
-        return now_micros().checked_sub(i64::try_from(ago.min(Duration::from_secs(3_000_000_000)).as_micros()).ok()?);
+        return now_micros()
+            .checked_sub(i64::try_from(ago.min(Duration::from_secs(3_000_000_000)).as_micros()).ok()?);
     }
     let whole = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.replacen(' ', "T", 1) };
     DateTime::parse_from_rfc3339(&whole).ok().map(|t| t.timestamp_micros())

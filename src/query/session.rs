@@ -51,7 +51,9 @@ pub enum QueryError {
     #[error("{0}")]
     Sql(String),
     /// It needs more memory than there is.
-    #[error("the statement needs more memory than it may take; ask for less, or raise `memory` (FLARELAKE_MEMORY=…): {told}")]
+    #[error(
+        "the statement needs more memory than it may take; ask for less, or raise `memory` (FLARELAKE_MEMORY=…): {told}"
+    )]
     Exhausted {
         /// What the planner said.
         told: String,
@@ -81,9 +83,14 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session over the tables of `store`, with at most `memory` bytes for sorts and joins. Each statement sees them as
-    /// they are when it begins. `partitioning` is that of tables that nothing has landed in yet.
-    pub async fn open(store: &Store, catalog: &Catalog, partitioning: Partitioning, memory: usize) -> Result<Self, QueryError> {
+    /// A session over the tables of `store`, with at most `memory` bytes for sorts and joins. Each statement
+    /// sees them as they are when it begins. `partitioning` is that of tables that nothing has landed in yet.
+    pub async fn open(
+        store: &Store,
+        catalog: &Catalog,
+        partitioning: Partitioning,
+        memory: usize,
+    ) -> Result<Self, QueryError> {
         let config = SessionConfig::new()
             .with_default_catalog_and_schema(DATABASE, DEFAULT_SCHEMA)
             .with_create_default_catalog_and_schema(false)
@@ -95,7 +102,8 @@ impl Session {
             .set_str("datafusion.execution.parquet.coerce_int96", "us")
             .set_str("datafusion.execution.parquet.coerce_int96_tz", "UTC");
         // What can go on on disk gets even shares, so that none starves another.
-        let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(memory))).build_arc()?;
+        let runtime =
+            RuntimeEnvBuilder::new().with_memory_pool(Arc::new(FairSpillPool::new(memory))).build_arc()?;
         runtime.register_object_store(store_url(store)?.as_ref(), store.objects.clone());
         let context = SessionContext::new_with_config_rt(config, runtime);
         context.register_udf(DateTrunc::over(context.udf("date_trunc")?));
@@ -107,59 +115,83 @@ impl Session {
         Ok(Self { context, memory, tables, vocabulary })
     }
 
-    /// Runs one statement, which can only read. Names may be written in any case; `$name` stands for an argument. One that
-    /// turns out to need more than its memory begins again, slower: on one core, and with what can be on disk there.
-    pub async fn query(&self, sql: &str, arguments: &[(String, Value)]) -> Result<SendableRecordBatchStream, QueryError> {
+    /// Runs one statement, which can only read. Names may be written in any case; `$name` stands for an
+    /// argument. One that turns out to need more than its memory begins again, slower: on one core, and with
+    /// what can be on disk there.
+    pub async fn query(
+        &self,
+        sql: &str,
+        arguments: &[(String, Value)],
+    ) -> Result<SendableRecordBatchStream, QueryError> {
         // A fault in what carries statements out ends the statement, and not those who ask.
-        let rows = AssertUnwindSafe(self.rows(sql, arguments)).catch_unwind().await.map_err(|fault| QueryError::Sql(told(fault)))??;
+        let rows = AssertUnwindSafe(self.rows(sql, arguments))
+            .catch_unwind()
+            .await
+            .map_err(|fault| QueryError::Sql(told(fault)))??;
         let schema = rows.schema();
         let rows = AssertUnwindSafe(rows).catch_unwind();
-        let rows = rows.map(|batch| batch.unwrap_or_else(|fault| Err(DataFusionError::Execution(told(fault)))));
+        let rows =
+            rows.map(|batch| batch.unwrap_or_else(|fault| Err(DataFusionError::Execution(told(fault)))));
         Ok(Box::pin(RecordBatchStreamAdapter::new(schema, rows)))
     }
 
-    async fn rows(&self, sql: &str, arguments: &[(String, Value)]) -> Result<SendableRecordBatchStream, QueryError> {
+    async fn rows(
+        &self,
+        sql: &str,
+        arguments: &[(String, Value)],
+    ) -> Result<SendableRecordBatchStream, QueryError> {
         let logical = self.logical(sql, arguments).await?;
         match self.begun(&self.context, &logical).await {
             // What the planner fails on is most often what it makes of statistics.
-            Err(error) if is_exhausted(&error) || matches!(error.find_root(), DataFusionError::Internal(_)) => {}
+            Err(error)
+                if is_exhausted(&error) || matches!(error.find_root(), DataFusionError::Internal(_)) => {}
             begun => return begun.map_err(|e| self.explained(e)),
         }
         self.begun(&self.frugal(&logical)?, &logical).await.map_err(|e| self.explained(e))
     }
 
-    /// The same tables, for what needs more memory than there is: little at a time, and joins by sorting, which goes on on
-    /// disk. Without statistics, since all that is wanted is an answer.
+    /// The same tables, for what needs more memory than there is: little at a time, and joins by sorting,
+    /// which goes on on disk. Without statistics, since all that is wanted is an answer.
     fn frugal(&self, logical: &LogicalPlan) -> Result<SessionContext, QueryError> {
         let joins = logical.exists(|plan| Ok(matches!(plan, LogicalPlan::Join(_)))).unwrap_or(false);
         let config = self.context.copied_config();
         let config = config
-            // One sort instead of several that are merged in memory; but only of two parts does DataFusion join by sorting.
+            // One sort instead of several that are merged in memory; but only of two parts does DataFusion
+            // join by sorting.
             .with_target_partitions(if joins { 2 } else { 1 })
             .with_batch_size(FRUGAL_BATCH_ROWS)
             .with_collect_statistics(false)
             .with_sort_spill_reservation_bytes((self.memory / if joins { 32 } else { 8 }).min(10 << 20))
             .set_bool("datafusion.optimizer.prefer_hash_join", false);
-        // Memory of its own: what the first attempt held is given back only when its last task has seen that it is over.
+        // Memory of its own: what the first attempt held is given back only when its last task has seen that
+        // it is over.
         let runtime = RuntimeEnvBuilder::from_runtime_env(&self.context.runtime_env());
         let runtime = runtime.with_memory_pool(Arc::new(FairSpillPool::new(self.memory))).build_arc()?;
-        let state = SessionStateBuilder::new_from_existing(self.context.state()).with_config(config).with_runtime_env(runtime);
+        let state = SessionStateBuilder::new_from_existing(self.context.state())
+            .with_config(config)
+            .with_runtime_env(runtime);
         Ok(SessionContext::new_with_state(state.build()))
     }
 
-    /// How a statement is carried out. Of DataFusion's own operators alone: its codec can take it to another process.
+    /// How a statement is carried out. Of DataFusion's own operators alone: its codec can take it to another
+    /// process.
     pub async fn physical(
         &self,
         sql: &str,
         arguments: &[(String, Value)],
     ) -> Result<(Arc<dyn ExecutionPlan>, Arc<TaskContext>), QueryError> {
         let logical = self.logical(sql, arguments).await?;
-        let plan = self.context.state().create_physical_plan(&logical).await.map_err(|e| self.explained(e))?;
+        let plan =
+            self.context.state().create_physical_plan(&logical).await.map_err(|e| self.explained(e))?;
         Ok((plan, self.context.task_ctx()))
     }
 
     /// Carries a statement out as far as its first rows: before these, most that takes memory is done.
-    async fn begun(&self, context: &SessionContext, logical: &LogicalPlan) -> Result<SendableRecordBatchStream, DataFusionError> {
+    async fn begun(
+        &self,
+        context: &SessionContext,
+        logical: &LogicalPlan,
+    ) -> Result<SendableRecordBatchStream, DataFusionError> {
         // Constants are computed while the statement is planned.
         let bounded = growth::bound_together(logical.clone(), self.memory)?;
         let optimized = context.state().optimize(&bounded)?;
@@ -172,25 +204,35 @@ impl Session {
     }
 
     /// A constant stands in every row of a batch: of large ones there are fewer rows in each.
-    fn in_small_batches(&self, context: &SessionContext, optimized: &LogicalPlan) -> Result<SessionContext, DataFusionError> {
+    fn in_small_batches(
+        &self,
+        context: &SessionContext,
+        optimized: &LogicalPlan,
+    ) -> Result<SessionContext, DataFusionError> {
         let config = context.copied_config();
         let rows = growth::rows_of_constants(optimized, self.memory)?;
         if rows >= config.batch_size() {
             return Ok(context.clone());
         }
-        let state = SessionStateBuilder::new_from_existing(context.state()).with_config(config.with_batch_size(rows));
+        let state =
+            SessionStateBuilder::new_from_existing(context.state()).with_config(config.with_batch_size(rows));
         Ok(SessionContext::new_with_state(state.build()))
     }
 
     async fn logical(&self, sql: &str, arguments: &[(String, Value)]) -> Result<LogicalPlan, QueryError> {
-        let only_read = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        let only_read =
+            SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         let plan = self.plan(sql).await?;
         only_read.verify_plan(&plan)?;
         // Not told where a parameter is compared with several kinds of text: text it is.
         let kinds = plan.get_parameter_types().unwrap_or_default();
-        let kind = |name: &str| kinds.get(&format!("${name}")).cloned().flatten().filter(|kind| *kind != DataType::Null);
+        let kind = |name: &str| {
+            kinds.get(&format!("${name}")).cloned().flatten().filter(|kind| *kind != DataType::Null)
+        };
         let counts = counts(&plan);
-        let kind = |name: &str| kind(name).or_else(|| counts.contains(&format!("${name}")).then_some(DataType::Int64));
+        let kind = |name: &str| {
+            kind(name).or_else(|| counts.contains(&format!("${name}")).then_some(DataType::Int64))
+        };
         let values = arguments.iter().map(|(name, value)| Ok((name.clone(), scalar(value, kind(name))?)));
         let values = values.collect::<Result<HashMap<String, ScalarValue>, QueryError>>()?;
         Ok(if values.is_empty() { plan } else { plan.with_param_values(ParamValues::from(values))? })
@@ -221,7 +263,8 @@ impl Session {
         }
     }
 
-    /// A statement that is not too large to be planned, with what other engines say differently in DataFusion's way.
+    /// A statement that is not too large to be planned, with what other engines say differently in
+    /// DataFusion's way.
     fn ready(&self, mut statement: Statement) -> Result<Statement, QueryError> {
         if let Some(sql) = sql_of(&mut statement) {
             settle(sql).map_err(too_large)?;
@@ -238,7 +281,14 @@ impl Session {
     /// A table's columns with their types, as they are documented; none if there is no such table.
     pub async fn columns(&self, table: &str) -> Option<Vec<(String, String)>> {
         let provider = self.context.table_provider(table).await.ok()?;
-        Some(provider.schema().fields().iter().map(|f| (f.name().clone(), documented(f.data_type()))).collect())
+        Some(
+            provider
+                .schema()
+                .fields()
+                .iter()
+                .map(|f| (f.name().clone(), documented(f.data_type())))
+                .collect(),
+        )
     }
 
     /// What isn't there is told with what may have been meant.
@@ -253,16 +303,29 @@ impl Session {
             && let SchemaError::FieldNotFound { field, valid_fields } = schema.as_ref()
             && !valid_fields.iter().any(|valid| valid.name == field.name)
         {
-            return QueryError::Sql(unknown("column", &field.name, valid_fields.iter().map(|f| f.name.as_str())));
+            return QueryError::Sql(unknown(
+                "column",
+                &field.name,
+                valid_fields.iter().map(|f| f.name.as_str()),
+            ));
         }
         let told = error.strip_backtrace();
-        let between = |before: &str, after: &str| Some(told.split_once(before)?.1.split_once(after)?.0.to_owned());
+        let between =
+            |before: &str, after: &str| Some(told.split_once(before)?.1.split_once(after)?.0.to_owned());
         if let Some(full) = between("table '", "' not found") {
             let name = full.rsplit('.').next().unwrap_or(&full);
-            return QueryError::Sql(unknown("table", name, self.vocabulary.tables().keys().map(String::as_str)));
+            return QueryError::Sql(unknown(
+                "table",
+                name,
+                self.vocabulary.tables().keys().map(String::as_str),
+            ));
         }
         if let Some(name) = between("Invalid function '", "'") {
-            return QueryError::Sql(unknown("function", &name, self.vocabulary.functions().iter().map(String::as_str)));
+            return QueryError::Sql(unknown(
+                "function",
+                &name,
+                self.vocabulary.functions().iter().map(String::as_str),
+            ));
         }
         QueryError::Sql(told)
     }
@@ -283,7 +346,8 @@ fn too_large(error: TooLarge) -> QueryError {
 
 /// What a fault of the program says.
 fn told(fault: Box<dyn Any + Send>) -> String {
-    let text = fault.downcast_ref::<String>().map(String::as_str).or_else(|| fault.downcast_ref::<&str>().copied());
+    let text =
+        fault.downcast_ref::<String>().map(String::as_str).or_else(|| fault.downcast_ref::<&str>().copied());
     format!(
         "the statement could not be carried out, by a fault of the program: {}; ask for it in another way",
         text.unwrap_or("it does not say which")
@@ -299,8 +363,12 @@ fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str>) -> 
     let name = printable(name);
     let likeness = |known: &str| strsim::jaro_winkler(&known.to_lowercase(), &lower);
     match known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))) {
-        Some(nearest) if likeness(nearest) > 0.75 => format!("there is no {what} `{name}`; did you mean `{nearest}`?"),
-        _ if (1..=20).contains(&known.len()) => format!("there is no {what} `{name}`; there are {}", known.join(", ")),
+        Some(nearest) if likeness(nearest) > 0.75 => {
+            format!("there is no {what} `{name}`; did you mean `{nearest}`?")
+        }
+        _ if (1..=20).contains(&known.len()) => {
+            format!("there is no {what} `{name}`; there are {}", known.join(", "))
+        }
         _ => format!("there is no {what} `{name}`"),
     }
 }

@@ -1,4 +1,5 @@
-//! A reject's bytes, had again: as they were kept, or out of the object that they are of, if that is still what it was.
+//! A reject's bytes, had again: as they were kept, or out of the object that they are of, if that is still
+//! what it was.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -60,14 +61,20 @@ impl<'a> Objects<'a> {
     }
 
     /// What there is of a reject. `has_landed` tells of an object whether it has.
-    pub fn find<'k>(&mut self, kept: &Kept<'k>, has_landed: impl Fn(ObjectId) -> bool) -> Result<Rejected<'k>, Lost> {
+    pub fn find<'k>(
+        &mut self,
+        kept: &Kept<'k>,
+        has_landed: impl Fn(ObjectId) -> bool,
+    ) -> Result<Rejected<'k>, Lost> {
         let reason = kept.reason();
         match (reason, kept.length, kept.cut()) {
             // A notification: it holds no record, and what it announces is found by reconciling.
             (Some(Reason::InvalidMessage), ..) => Err(Lost::Stays(None)),
             (_, Some(_), None) => Ok(Rejected::Record(Cow::Borrowed(kept.payload))),
             // It may be as long as its object, and what was kept tells as much as all of it.
-            (Some(Reason::ForeignFormat), Some(_), Some(_)) if is_foreign(kept.payload) => Err(Lost::Stays(None)),
+            (Some(Reason::ForeignFormat), Some(_), Some(_)) if is_foreign(kept.payload) => {
+                Err(Lost::Stays(None))
+            }
             (_, Some(_), Some(length)) if length > self.settings.records.max_record as u64 => {
                 Err(Lost::Stays(Some(Reason::RecordTooLarge)))
             }
@@ -92,20 +99,23 @@ impl<'a> Objects<'a> {
 
     fn read_record(&mut self, kept: &Kept<'_>, length: u64) -> Result<Vec<u8>, Lost> {
         let (object, offset) = (kept.id.object, kept.id.offset);
-        let mut stream = match self.stream.take().filter(|stream| stream.object == object && stream.at <= offset) {
-            Some(stream) => stream,
-            None => {
-                let stored = self.object(kept)?;
-                let reader = Inflater::stream(stored, self.settings.objects).map_err(|e| failed(kept, e))?;
-                Stream { object, reader, at: 0 }
-            }
-        };
+        let mut stream =
+            match self.stream.take().filter(|stream| stream.object == object && stream.at <= offset) {
+                Some(stream) => stream,
+                None => {
+                    let stored = self.object(kept)?;
+                    let reader =
+                        Inflater::stream(stored, self.settings.objects).map_err(|e| failed(kept, e))?;
+                    Stream { object, reader, at: 0 }
+                }
+            };
         let mut passed = (&mut stream.reader).take(offset - stream.at);
         io::copy(&mut passed, &mut io::sink()).map_err(|e| failed(kept, e))?;
         let mut bytes = Vec::with_capacity(length as usize);
         (&mut stream.reader).take(length).read_to_end(&mut bytes).map_err(|e| failed(kept, e))?;
         if bytes.len() as u64 != length || !bytes.starts_with(kept.payload) {
-            let what = "the record is not where it was; was the object written by another hand? The reject stays";
+            let what =
+                "the record is not where it was; was the object written by another hand? The reject stays";
             return Err(Lost::Unreadable(format!("{}: {what}", kept.object.location())));
         }
         stream.at = offset + length;
@@ -121,7 +131,12 @@ impl<'a> Objects<'a> {
     }
 
     /// An object that was announced, and not read.
-    fn unread<'k>(&mut self, kept: &Kept<'k>, reason: Option<Reason>, has_landed: impl Fn(ObjectId) -> bool) -> Result<Rejected<'k>, Lost> {
+    fn unread<'k>(
+        &mut self,
+        kept: &Kept<'k>,
+        reason: Option<Reason>,
+        has_landed: impl Fn(ObjectId) -> bool,
+    ) -> Result<Rejected<'k>, Lost> {
         let told = &kept.object;
         let bucket = told.bucket.as_deref().ok_or(Lost::Stays(None))?;
         if has_landed(ObjectId::of_s3(bucket, &told.key, &told.etag)) {
@@ -133,7 +148,9 @@ impl<'a> Objects<'a> {
         }
         let origin = self.origin(told).ok_or(Lost::Stays(None))?;
         let (mut object, input) = match Handle::current().block_on(fetch(origin)) {
-            Err(SourceError::S3 { source, .. }) if source.kind == FailureKind::NotFound && reason == Some(Reason::Missing) => {
+            Err(SourceError::S3 { source, .. })
+                if source.kind == FailureKind::NotFound && reason == Some(Reason::Missing) =>
+            {
                 return Err(Lost::Stays(None));
             }
             other => other?,
@@ -157,13 +174,21 @@ impl<'a> Objects<'a> {
         let Some(bucket) = &object.bucket else {
             let path = Path::new(&object.key);
             // It was canonical when it was read: a link in it leads to something else.
-            return path.is_absolute().then(|| Origin::File(LocalFile { path: path.to_owned(), links: Links::PassOver }));
+            return path
+                .is_absolute()
+                .then(|| Origin::File(LocalFile { path: path.to_owned(), links: Links::PassOver }));
         };
         let access = self.sources.of_object(object).map(|source| source.aws.clone()).unwrap_or_default();
-        let open = || -> Arc<dyn Buckets> { Arc::new(Handle::current().block_on(access.s3(config::s3_is_elsewhere()))) };
+        let open = || -> Arc<dyn Buckets> {
+            Arc::new(Handle::current().block_on(access.s3(config::s3_is_elsewhere())))
+        };
         let buckets = self.buckets.entry(access.clone()).or_insert_with(open).clone();
         let wanted = Wanted { bucket: bucket.clone(), key: object.key.clone(), version: None };
-        Some(Origin::S3 { buckets, wanted, head: Head { etag: object.etag.clone(), size: 0, last_modified: None } })
+        Some(Origin::S3 {
+            buckets,
+            wanted,
+            head: Head { etag: object.etag.clone(), size: 0, last_modified: None },
+        })
     }
 }
 

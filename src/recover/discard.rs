@@ -1,7 +1,7 @@
 //! Rejects taken out for good, unread: what nobody will mend.
 //!
-//! Files all of whose rejects are meant are taken out as they are, the others are written anew without those. What was rejected stays
-//! in the ledger: it has been seen, and nothing brings it again.
+//! Files all of whose rejects are meant are taken out as they are, the others are written anew without those.
+//! What was rejected stays in the ledger: it has been seen, and nothing brings it again.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -82,7 +82,8 @@ impl Discard {
                 other => other.map_err(ReplayError::Discard)?,
             };
             if !meant.whole.is_empty() {
-                let now = self.store.now_micros().await.map_err(|error| ReplayError::Discard(error.into()))?;
+                let now =
+                    self.store.now_micros().await.map_err(|error| ReplayError::Discard(error.into()))?;
                 if table.replace(Change::Delete, &meant.whole, &[], now / 1000).await? != Replaced::Done {
                     continue;
                 }
@@ -93,7 +94,8 @@ impl Discard {
             }
             if !meant.rows.is_empty() {
                 let removed = self.remove(meant.rows).await.map_err(ReplayError::Discard)?;
-                discarded.removed = Removed { rows: discarded.removed.rows + removed.rows, overtaken: removed.overtaken };
+                discarded.removed =
+                    Removed { rows: discarded.removed.rows + removed.rows, overtaken: removed.overtaken };
             }
             return Ok(discarded);
         }
@@ -120,25 +122,40 @@ impl Discard {
             } else if fits > 0 {
                 let ids = &mut meant.rows;
                 // Only where some stay: ids take memory.
-                self.each(&file, |id, _, is_meant| ids.extend(is_meant.then(|| RowId::parse(id)).flatten())).await?;
+                self.each(&file, |id, _, is_meant| ids.extend(is_meant.then(|| RowId::parse(id)).flatten()))
+                    .await?;
             }
         }
         Ok(meant)
     }
 
     /// Every reject of a file: its id, its reason, and whether it is meant.
-    async fn each(&self, file: &DataFile, mut look: impl FnMut(&str, &str, bool)) -> Result<(), RewriteError> {
+    async fn each(
+        &self,
+        file: &DataFile,
+        mut look: impl FnMut(&str, &str, bool),
+    ) -> Result<(), RewriteError> {
         let spec = &self.tables.failures;
         let columns = [Standard::RowId.name(), "reason", Standard::ParseTime.name()];
-        let failed = |source| RewriteError::from(InputError::Read { location: file.location(&self.store, &spec.name).to_string(), source });
+        let failed = |source| {
+            RewriteError::from(InputError::Read {
+                location: file.location(&self.store, &spec.name).to_string(),
+                source,
+            })
+        };
         let wanted = |name: &str| columns.contains(&name);
         let schema = columns.map(|name| spec.schema.index_of(name).expect("the table's columns"));
         let schema = Arc::new(spec.schema.project(&schema).expect("the table's columns"));
-        let mut batches = read::stream(&self.store, spec, file, None, self.memory, wanted).await.map_err(failed)?;
+        let mut batches =
+            read::stream(&self.store, spec, file, None, self.memory, wanted).await.map_err(failed)?;
         while let Some(batch) = batches.next().await {
             let batch = batch.and_then(|batch| read::adapt(&batch, &schema)).map_err(failed)?;
             let [id, reason, time] = [0, 1, 2].map(|n| batch.column(n));
-            let (id, reason, time) = (id.as_string_view(), reason.as_string_view(), time.as_primitive::<TimestampMicrosecondType>());
+            let (id, reason, time) = (
+                id.as_string_view(),
+                reason.as_string_view(),
+                time.as_primitive::<TimestampMicrosecondType>(),
+            );
             for row in 0..batch.num_rows() {
                 look(id.value(row), reason.value(row), self.chosen.wants(reason.value(row), time.value(row)));
             }

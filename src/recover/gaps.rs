@@ -1,16 +1,18 @@
 //! Gaps that Cloudflare itself left, by the names of its objects.
 //!
-//! Logpush names an object by the time range of its records: `<path>/20210812/20210812T223000Z_20210812T224000Z_9af500e2.log.gz`.
-//! The path is the user's, and stands for a stream of logs: a log type of a zone, most often. The day's folder, wherever in the path
-//! it is (`{DATE}`, `date={DATE}`, or folders of year, month, day and hour), is no part of the stream. Jobs that push to one path
-//! are one stream here: a gap of one of them is hidden by the others.
+//! Logpush names an object by the time range of its records:
+//! `<path>/20210812/20210812T223000Z_20210812T224000Z_9af500e2.log.gz`. The path is the user's, and stands
+//! for a stream of logs: a log type of a zone, most often. The day's folder, wherever in the path it is
+//! (`{DATE}`, `date={DATE}`, or folders of year, month, day and hour), is no part of the stream. Jobs that
+//! push to one path are one stream here: a gap of one of them is hidden by the others.
 //!
-//! What is a gap? The ranges of a busy stream join or overlap. Those of a quiet one leave minutes without any object, by night more than
-//! by day. So a gap is longer than five minutes and longer than three times what is *usual* in its stream: the longest
-//! distance between two ranges, when the longest 1 in 100 are left out (at least five, of few distances half). Ranges that come at
-//! random are so far apart once in a million times; while at most 1 in 100 distances are gaps, none of these makes another one usual.
-//! Before a stream's first range there is no gap: its job was created then. After its last one there is, if nothing came
-//! until now, or until the last of all streams. What was deleted from the bucket since leaves a gap like any other.
+//! What is a gap? The ranges of a busy stream join or overlap. Those of a quiet one leave minutes without any
+//! object, by night more than by day. So a gap is longer than five minutes and longer than three times what
+//! is *usual* in its stream: the longest distance between two ranges, when the longest 1 in 100 are left out
+//! (at least five, of few distances half). Ranges that come at random are so far apart once in a million
+//! times; while at most 1 in 100 distances are gaps, none of these makes another one usual. Before a stream's
+//! first range there is no gap: its job was created then. After its last one there is, if nothing came until
+//! now, or until the last of all streams. What was deleted from the bucket since leaves a gap like any other.
 
 use std::collections::BTreeMap;
 
@@ -58,8 +60,8 @@ impl Streams {
         self.ranges.is_empty()
     }
 
-    /// Every gap, by stream and time. Something should have come until `until`, or else until the end of the last range of all.
-    /// A gap is `longer_than` so many seconds; none: see the module.
+    /// Every gap, by stream and time. Something should have come until `until`, or else until the end of the
+    /// last range of all. A gap is `longer_than` so many seconds; none: see the module.
     pub fn gaps(&mut self, until: Option<i64>, longer_than: Option<i64>) -> Vec<Gap> {
         let last = self.ranges.values().flatten().map(|range| range.1).max();
         let until = last.max(until).unwrap_or_default();
@@ -74,8 +76,15 @@ impl Streams {
                 }
                 end = end.max(*to);
             }
-            let least = longer_than.unwrap_or_else(|| SHORTEST.max(usual(&distances, ranges.len() - 1).saturating_mul(TIMES_USUAL)));
-            let gap = |from: i64, until: Option<i64>, seconds: i64| Gap { stream: stream.clone(), from, until, seconds };
+            let least = longer_than.unwrap_or_else(|| {
+                SHORTEST.max(usual(&distances, ranges.len() - 1).saturating_mul(TIMES_USUAL))
+            });
+            let gap = |from: i64, until: Option<i64>, seconds: i64| Gap {
+                stream: stream.clone(),
+                from,
+                until,
+                seconds,
+            };
             let between = distances.into_iter().map(|(from, until)| gap(from, Some(until), until - from));
             let since = (until > end).then(|| gap(end, None, until - end));
             gaps.extend(between.chain(since).filter(|gap| gap.seconds > least));
@@ -84,8 +93,8 @@ impl Streams {
     }
 }
 
-/// The longest distance, when the longest 1 in 100 of `all` are left out: at least five, or half of them where that is less.
-/// Those that are none, between ranges that join or overlap, are not in `distances`.
+/// The longest distance, when the longest 1 in 100 of `all` are left out: at least five, or half of them
+/// where that is less. Those that are none, between ranges that join or overlap, are not in `distances`.
 fn usual(distances: &[(i64, i64)], all: usize) -> i64 {
     let mut seconds: Vec<i64> = distances.iter().map(|(from, until)| until - from).collect();
     seconds.sort_unstable_by(|a, b| b.cmp(a));
@@ -110,7 +119,8 @@ fn parse(key: &str) -> Option<(String, (i64, i64))> {
     })?;
     // At midnight the folder may be that of either day, or of the day on which it was pushed.
     let days = [Some(from.date()), Some(until.date()), until.date().checked_add_days(Days::new(1))];
-    let days: Vec<String> = days.into_iter().flatten().map(|day: NaiveDate| day.format("%Y%m%d").to_string()).collect();
+    let days: Vec<String> =
+        days.into_iter().flatten().map(|day: NaiveDate| day.format("%Y%m%d").to_string()).collect();
     let mut stream = String::new();
     let mut below_a_date = false;
     for folder in folders.split_terminator('/') {
@@ -128,8 +138,8 @@ fn parse(key: &str) -> Option<(String, (i64, i64))> {
     Some((stream, (from.and_utc().timestamp(), until.and_utc().timestamp())))
 }
 
-/// Whether a folder's name is a date and nothing else: one of `days`, or its year or month, to the hour at most; below such a one also
-/// a number of one or two digits. With or without `date=` and the like before it.
+/// Whether a folder's name is a date and nothing else: one of `days`, or its year or month, to the hour at
+/// most; below such a one also a number of one or two digits. With or without `date=` and the like before it.
 fn is_date(folder: &str, days: &[String], below_a_date: bool) -> bool {
     let value = folder.rsplit_once('=').map_or(folder, |(_, value)| value);
     let digits = value.replace(['-', 'T'], "");

@@ -1,5 +1,5 @@
-//! Getting back what was lost on the way: what a bucket holds and the lake does not, what Cloudflare never pushed, and what
-//! could not become rows before something was mended.
+//! Getting back what was lost on the way: what a bucket holds and the lake does not, what Cloudflare never
+//! pushed, and what could not become rows before something was mended.
 //!
 //! ```text
 //! listing ─┬─ the ledger's rows → what never arrived, or has changed since → backfill

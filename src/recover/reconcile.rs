@@ -1,7 +1,8 @@
 //! A bucket's listing beside the ledger: what never arrived, and what has changed since it did.
 //!
-//! The ledger is read after the listing: what lands in between has landed. The listing is held, some 200 bytes for
-//! an object, so a million of them takes 200 MB; the ledger's rows pass by, and leave a byte for each object.
+//! The ledger is read after the listing: what lands in between has landed. The listing is held, some 200
+//! bytes for an object, so a million of them takes 200 MB; the ledger's rows pass by, and leave a byte for
+//! each object.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +24,8 @@ const LEDGER: &str = "SELECT object_id, key, etag FROM ingested_objects WHERE bu
 pub enum State {
     /// Nothing of this name has landed.
     Missing,
-    /// It was announced, and became a reject without having been read: it was not there, or of a bucket that no source listed.
+    /// It was announced, and became a reject without having been read: it was not there, or of a bucket that
+    /// no source listed.
     Unread,
     /// It was overwritten: another content of this name has landed, and this one has not.
     Changed,
@@ -119,7 +121,8 @@ impl Comparison {
 
     /// What became of every object.
     pub fn finish(self, window: Window) -> Reconciled {
-        let mut found = Reconciled { tallies: BTreeMap::new(), absent: Vec::new(), streams: Streams::default() };
+        let mut found =
+            Reconciled { tallies: BTreeMap::new(), absent: Vec::new(), streams: Streams::default() };
         for (object, known) in self.listed.into_iter().zip(self.known) {
             let state = window.state(&object, known);
             found.tallies.entry(state).or_default().add(1, object.head.size);
@@ -150,7 +153,12 @@ impl Window {
 }
 
 /// Compares what `bucket` lists, by key, with the lake's ledger.
-pub async fn reconcile(session: &Session, bucket: &str, listed: Vec<ListedObject>, window: Window) -> Result<Reconciled, QueryError> {
+pub async fn reconcile(
+    session: &Session,
+    bucket: &str,
+    listed: Vec<ListedObject>,
+    window: Window,
+) -> Result<Reconciled, QueryError> {
     let ends = listed.first().zip(listed.last()).map(|(first, last)| (first.key.clone(), last.key.clone()));
     let mut comparison = Comparison::new(bucket, listed);
     if let Some((first, last)) = ends {
@@ -158,7 +166,11 @@ pub async fn reconcile(session: &Session, bucket: &str, listed: Vec<ListedObject
         let values = values.map(|(name, value)| (name.to_owned(), Value::Text(value)));
         let mut rows = session.query(LEDGER, &values).await?;
         while let Some(batch) = rows.try_next().await? {
-            let texts = batch.columns().iter().map(|column| cast(column, &DataType::Utf8)).collect::<Result<Vec<_>, _>>();
+            let texts = batch
+                .columns()
+                .iter()
+                .map(|column| cast(column, &DataType::Utf8))
+                .collect::<Result<Vec<_>, _>>();
             let texts = texts.map_err(|e| QueryError::Sql(e.to_string()))?;
             let [ids, keys, etags] = [0, 1, 2].map(|n| texts[n].as_string::<i32>());
             for ((id, key), etag) in ids.iter().zip(keys).zip(etags) {

@@ -26,11 +26,16 @@ impl Chosen {
     pub fn may_be_in(&self, file: &DataFile) -> bool {
         let stats: Value = serde_json::from_str(&file.stats).unwrap_or_default();
         let bound = |which: &str, column: &str| stats[which][column].as_str().map(str::to_owned);
-        let last = bound("maxValues", Standard::ParseTime.name()).and_then(|last| DateTime::parse_from_rfc3339(&last).ok());
+        let last = bound("maxValues", Standard::ParseTime.name())
+            .and_then(|last| DateTime::parse_from_rfc3339(&last).ok());
         // Some writers cut the greatest down to the millisecond.
         let too_old = last.zip(self.since).is_some_and(|(last, since)| last.timestamp_micros() + 999 < since);
         let reasons = bound("minValues", "reason").zip(bound("maxValues", "reason"));
-        let fits = |reason: &Reason| reasons.as_ref().is_none_or(|(least, greatest)| (least.as_str()..=greatest).contains(&reason.code()));
+        let fits = |reason: &Reason| {
+            reasons
+                .as_ref()
+                .is_none_or(|(least, greatest)| (least.as_str()..=greatest).contains(&reason.code()))
+        };
         !too_old && (self.reasons.is_empty() || self.reasons.iter().any(fits))
     }
 
@@ -83,7 +88,8 @@ pub fn kept<'a>(batch: &'a RecordBatch, chosen: &Chosen) -> impl Iterator<Item =
     let (written, rejected) = (time(Standard::EventTime.name()), time(Standard::ParseTime.name()));
     let (source_id, source_label) = (text(Standard::SourceId.name()), text(Standard::SourceLabel.name()));
     let (bucket, key, etag) = (text("object_bucket"), text("object_key"), text("object_etag"));
-    let (lengths, payloads) = (column("record_length").as_primitive::<Int64Type>(), column("payload").as_binary_view());
+    let (lengths, payloads) =
+        (column("record_length").as_primitive::<Int64Type>(), column("payload").as_binary_view());
     let wanted = move |row: &usize| chosen.wants(reason(*row).unwrap_or_default(), rejected(*row));
     let read = move |row: usize| {
         let id = RowId::parse(id(row)?)?;

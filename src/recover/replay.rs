@@ -5,14 +5,15 @@
 //!                         └───── the rejects that the ledger says were replayed ────→ gone
 //! ```
 //!
-//! What becomes of a reject lands under an entry of its own in the ledger, told by the reject's id: so it lands once, however many
-//! replay at once, and wherever they die. Only then the reject is taken out of its table; whoever finds one whose entry is in the
-//! ledger takes it out and lands nothing. In between, both are there. The entry counts the reject as minus one: so the ledger's
-//! sums are what the tables hold. Nothing here needs the maintainers' lease: landing is every writer's right, and the removal is
-//! given up and begun again where a compaction was faster.
+//! What becomes of a reject lands under an entry of its own in the ledger, told by the reject's id: so it
+//! lands once, however many replay at once, and wherever they die. Only then the reject is taken out of its
+//! table; whoever finds one whose entry is in the ledger takes it out and lands nothing. In between, both are
+//! there. The entry counts the reject as minus one: so the ledger's sums are what the tables hold. Nothing
+//! here needs the maintainers' lease: landing is every writer's right, and the removal is given up and begun
+//! again where a compaction was faster.
 //!
-//! A record that is rejected again stays as it is, under its old reason; so does an object that is broken as a whole again. An
-//! object that can be decoded lands with such rejects of its records as it has.
+//! A record that is rejected again stays as it is, under its old reason; so does an object that is broken as
+//! a whole again. An object that can be decoded lands with such rejects of its records as it has.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -167,9 +168,14 @@ impl Replay {
     async fn read(&self, files: Vec<DataFile>, send: mpsc::Sender<RecordBatch>) -> Result<(), ReplayError> {
         let spec = &self.tables.failures;
         for file in files {
-            let failed = |source| ReplayError::Read { location: file.location(&self.store, &spec.name).to_string(), source };
+            let failed = |source| ReplayError::Read {
+                location: file.location(&self.store, &spec.name).to_string(),
+                source,
+            };
             let is_ours = |name: &str| spec.schema.column_with_name(name).is_some();
-            let mut batches = read::stream(&self.store, spec, &file, None, self.memory / READING, is_ours).await.map_err(failed)?;
+            let mut batches = read::stream(&self.store, spec, &file, None, self.memory / READING, is_ours)
+                .await
+                .map_err(failed)?;
             while let Some(batch) = batches.next().await {
                 let batch = batch.and_then(|batch| read::adapt(&batch, &spec.schema)).map_err(failed)?;
                 if send.send(batch).await.is_err() {
@@ -180,10 +186,12 @@ impl Replay {
         Ok(())
     }
 
-    /// Takes every reject out of its table that the ledger says was replayed: also those that another run did not come to.
+    /// Takes every reject out of its table that the ledger says was replayed: also those that another run did
+    /// not come to.
     async fn remove(&self) -> Result<Removed, RewriteError> {
         let Some(lake) = self.lake.clone() else { return Ok(Removed::default()) };
-        let goes = move |id: &str| RowId::parse(id).is_some_and(|id| lake.contains(ObjectId::of_replay(id).0));
+        let goes =
+            move |id: &str| RowId::parse(id).is_some_and(|id| lake.contains(ObjectId::of_replay(id).0));
         let (store, spec) = (self.store.clone(), self.tables.failures.clone());
         Removal { store, spec, target: self.target, memory: self.memory, goes: Arc::new(goes) }.run().await
     }
@@ -222,9 +230,24 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(replay: &'a Replay, landed: Landed) -> Self {
         let Replay { catalog, tables, lake, settings, meter, .. } = replay;
-        let worker = Worker::new(catalog, tables.clone(), lake.clone(), settings.clone(), meter.clone(), Handle::current());
+        let worker = Worker::new(
+            catalog,
+            tables.clone(),
+            lake.clone(),
+            settings.clone(),
+            meter.clone(),
+            Handle::current(),
+        );
         let objects = Objects::new(&replay.sources, settings);
-        Self { replay, landed, objects, worker, begun: HashSet::new(), unread: HashSet::new(), summary: Summary::default() }
+        Self {
+            replay,
+            landed,
+            objects,
+            worker,
+            begun: HashSet::new(),
+            unread: HashSet::new(),
+            summary: Summary::default(),
+        }
     }
 
     fn work_all(mut self, mut receive: mpsc::Receiver<RecordBatch>) -> Result<Summary, WorkError> {
@@ -320,7 +343,8 @@ impl<'a> Run<'a> {
                 *summary.new_rejects.entry(reason.code()).or_default() += count;
             }
         }
-        summary.already_there += flushed.already_there.iter().filter(|id| self.begun.remove(id)).count() as u64;
+        summary.already_there +=
+            flushed.already_there.iter().filter(|id| self.begun.remove(id)).count() as u64;
         let stale = flushed.stale.iter().filter(|id| self.begun.remove(id)).count() as u64;
         if stale > 0 {
             tracing::error!(

@@ -68,7 +68,9 @@ impl Catalog {
     /// # Panics
     /// If an embedded schema is wrong, which a test rules out.
     pub fn embedded() -> Self {
-        let types = EMBEDDED.iter().map(|(file, text)| parse(file, text).unwrap_or_else(|e| panic!("embedded schema: {e}")));
+        let types = EMBEDDED
+            .iter()
+            .map(|(file, text)| parse(file, text).unwrap_or_else(|e| panic!("embedded schema: {e}")));
         let mut catalog = Self { types: types.map(Arc::new).collect() };
         catalog.sort();
         catalog
@@ -80,7 +82,8 @@ impl Catalog {
         let mut added: Vec<String> = Vec::new();
         for path in schema_files(dir)? {
             let shown = path.display().to_string();
-            let text = std::fs::read_to_string(&path).map_err(|source| CatalogError::Read { path: shown.clone(), source })?;
+            let text = std::fs::read_to_string(&path)
+                .map_err(|source| CatalogError::Read { path: shown.clone(), source })?;
             let log_type = parse(&shown, &text)?;
             let table = log_type.table_name();
             if added.contains(&table) {
@@ -92,7 +95,9 @@ impl Catalog {
         }
         catalog.sort();
         let bits: usize = catalog.types.iter().map(|t| t.matches.bits()).sum();
-        let fields = |t: &Arc<LogType>| t.columns.iter().map(|c| 1 + c.aliases.len()).sum::<usize>() + t.matches.names().count();
+        let fields = |t: &Arc<LogType>| {
+            t.columns.iter().map(|c| 1 + c.aliases.len()).sum::<usize>() + t.matches.names().count()
+        };
         if bits > Match::MOST_BITS || catalog.types.iter().map(fields).sum::<usize>() > MAX_FIELDS {
             return Err(CatalogError::TooMany { path: dir.display().to_string() });
         }

@@ -1,4 +1,5 @@
-//! Cloudflare's datasets by their fields, as data (`schemas/datasets.tsv`): what a record looks like that no log type matches.
+//! Cloudflare's datasets by their fields, as data (`schemas/datasets.tsv`): what a record looks like that no
+//! log type matches.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -38,10 +39,12 @@ static DATASETS: LazyLock<Datasets> = LazyLock::new(|| {
     datasets
 });
 
-/// The datasets that a record of these fields may be of: it has their time, and more of their fields than of any other's.
+/// The datasets that a record of these fields may be of: it has their time, and more of their fields than of
+/// any other's.
 pub fn likely<'a>(fields: impl Iterator<Item = &'a str> + Clone) -> Vec<Dataset> {
     let datasets = &*DATASETS;
-    let of_time = fields.clone().filter_map(|field| datasets.by_time.get(field)).fold(0, |set, bits| set | bits);
+    let of_time =
+        fields.clone().filter_map(|field| datasets.by_time.get(field)).fold(0, |set, bits| set | bits);
     let mut counts = [0_u32; 64];
     for field in fields {
         let mut of_field = datasets.by_field.get(field).copied().unwrap_or(0) & of_time;

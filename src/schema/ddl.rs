@@ -1,5 +1,5 @@
-//! What makes a table of the lake visible in another engine: one statement each, as that engine documents it for
-//! Delta tables that are there already. No engine is told the columns: all of them read the log.
+//! What makes a table of the lake visible in another engine: one statement each, as that engine documents it
+//! for Delta tables that are there already. No engine is told the columns: all of them read the log.
 
 use std::fmt::Write as _;
 
@@ -61,7 +61,9 @@ impl Engine {
         let lake = if self == Self::Glue { lake.to_owned() } else { lake.replace('\'', "''") };
         let lake = lake.as_str();
         let mut text = self.before(lake, tables);
-        for statement in tables.iter().map(|table| self.statement(lake, table)).filter(|statement| !statement.is_empty()) {
+        for statement in
+            tables.iter().map(|table| self.statement(lake, table)).filter(|statement| !statement.is_empty())
+        {
             writeln!(text, "{statement}").expect("writing to a string");
         }
         Ok(text)
@@ -93,7 +95,9 @@ impl Engine {
 
     fn statement(self, lake: &str, table: &str) -> String {
         match self {
-            Self::Athena => format!("CREATE EXTERNAL TABLE {table}\nLOCATION '{lake}{table}/'\nTBLPROPERTIES ('table_type' = 'DELTA');"),
+            Self::Athena => format!(
+                "CREATE EXTERNAL TABLE {table}\nLOCATION '{lake}{table}/'\nTBLPROPERTIES ('table_type' = 'DELTA');"
+            ),
             Self::Glue => String::new(),
             Self::Spark => {
                 // Hadoop's name for S3.
@@ -104,7 +108,10 @@ impl Engine {
                 "CALL delta.system.register_table(schema_name => 'default', table_name => '{table}', table_location => '{lake}{table}');"
             ),
             Self::Snowflake => {
-                let path = lake.split_once("://").and_then(|(_, rest)| rest.split_once('/')).map_or("", |(_, path)| path);
+                let path = lake
+                    .split_once("://")
+                    .and_then(|(_, rest)| rest.split_once('/'))
+                    .map_or("", |(_, path)| path);
                 format!(
                     "CREATE ICEBERG TABLE IF NOT EXISTS {table}\n  CATALOG = 'flarelake_delta'\n  EXTERNAL_VOLUME = 'flarelake'\n  BASE_LOCATION = '{path}{table}/'\n  AUTO_REFRESH = TRUE;"
                 )
@@ -113,10 +120,15 @@ impl Engine {
                 "CREATE EXTERNAL TABLE IF NOT EXISTS `dataset.{table}`\nWITH CONNECTION `aws-us-east-1.flarelake`\nOPTIONS (format = 'DELTA_LAKE', uris = ['{lake}{table}']);"
             ),
             Self::ClickHouse => match lake.strip_prefix("file://") {
-                Some(folder) => format!("CREATE TABLE IF NOT EXISTS {table} ENGINE = DeltaLakeLocal('{folder}{table}/');"),
+                Some(folder) => {
+                    format!("CREATE TABLE IF NOT EXISTS {table} ENGINE = DeltaLakeLocal('{folder}{table}/');")
+                }
                 None => {
-                    let (bucket, path) = lake.trim_start_matches("s3://").split_once('/').unwrap_or((lake, ""));
-                    format!("CREATE TABLE IF NOT EXISTS {table} ENGINE = DeltaLake('https://{bucket}.s3.amazonaws.com/{path}{table}/');")
+                    let (bucket, path) =
+                        lake.trim_start_matches("s3://").split_once('/').unwrap_or((lake, ""));
+                    format!(
+                        "CREATE TABLE IF NOT EXISTS {table} ENGINE = DeltaLake('https://{bucket}.s3.amazonaws.com/{path}{table}/');"
+                    )
                 }
             },
             Self::DuckDb => {

@@ -56,7 +56,9 @@ impl ColumnType {
             Self::String => DataType::Utf8View,
             Self::Timestamp => timestamp_type(),
             Self::StringList => DataType::List(Arc::new(list_element())),
-            Self::StringMap => DataType::Map(Arc::new(Field::new("key_value", DataType::Struct(map_fields()), false)), false),
+            Self::StringMap => {
+                DataType::Map(Arc::new(Field::new("key_value", DataType::Struct(map_fields()), false)), false)
+            }
         }
     }
 
@@ -88,7 +90,10 @@ pub fn list_element() -> Field {
 
 /// The key and value fields of every map column, named as Delta wants them.
 pub fn map_fields() -> Fields {
-    Fields::from(vec![Field::new("key", DataType::Utf8View, false), Field::new("value", DataType::Utf8View, true)])
+    Fields::from(vec![
+        Field::new("key", DataType::Utf8View, false),
+        Field::new("value", DataType::Utf8View, true),
+    ])
 }
 
 /// What a column's value says about who or what was involved.

@@ -9,7 +9,8 @@ use serde_saphyr::Spanned;
 use super::{Column, ColumnType, Indicator, LogType, Match, Standard, TimeFormats};
 
 /// Tables that are no log type's: the lake's own, and what SQL finds under such a name.
-const RESERVED_TABLES: [&str; 5] = ["classification_failures", "ingested_objects", "all_logs", "lake_files", "information_schema"];
+const RESERVED_TABLES: [&str; 5] =
+    ["classification_failures", "ingested_objects", "all_logs", "lake_files", "information_schema"];
 /// How no log type's table begins: Panther's schemas, and what engines pass over as hidden.
 const RESERVED_BEGINNINGS: [&str; 3] = ["panther_", "_", "flarelake_"];
 const MAX_FIELDS: usize = 1000;
@@ -116,7 +117,9 @@ impl Parser<'_> {
             );
         }
         let table = name.to_lowercase().replace('.', "_");
-        if RESERVED_TABLES.contains(&table.as_str()) || RESERVED_BEGINNINGS.iter().any(|beginning| table.starts_with(beginning)) {
+        if RESERVED_TABLES.contains(&table.as_str())
+            || RESERVED_BEGINNINGS.iter().any(|beginning| table.starts_with(beginning))
+        {
             return self.error(
                 schema,
                 format!(
@@ -131,11 +134,17 @@ impl Parser<'_> {
         self.log_type_name(&keys.schema)?;
         let name = &keys.schema.value;
         if keys.fields.len() > MAX_FIELDS {
-            return self.error(&keys.schema, format!("schema {name}: {} fields; at most {MAX_FIELDS}", keys.fields.len()));
+            return self.error(
+                &keys.schema,
+                format!("schema {name}: {} fields; at most {MAX_FIELDS}", keys.fields.len()),
+            );
         }
         let rules = [&keys.matches.all, &keys.matches.any, &keys.matches.none];
         if rules.iter().map(|names| names.len()).sum::<usize>() > MAX_MATCH_NAMES {
-            return self.error(&keys.schema, format!("schema {name}: match names more than {MAX_MATCH_NAMES} fields"));
+            return self.error(
+                &keys.schema,
+                format!("schema {name}: match names more than {MAX_MATCH_NAMES} fields"),
+            );
         }
         let (mut columns, mut standard, mut event_time) = (Vec::new(), Vec::new(), None);
         for field in keys.fields {
@@ -149,7 +158,10 @@ impl Parser<'_> {
                     let first: &Column = &columns[first];
                     return self.error(
                         &field.name,
-                        format!("field {}: isEventTime is already set on {}; a log type has one event time", field.name.value, first.name),
+                        format!(
+                            "field {}: isEventTime is already set on {}; a log type has one event time",
+                            field.name.value, first.name
+                        ),
                     );
                 }
                 event_time = Some(columns.len());
@@ -165,16 +177,12 @@ impl Parser<'_> {
         if standard.is_empty() {
             standard = Standard::ALL.iter().map(|s| (*s, String::new())).collect();
         }
-        if let Some(missing) = Standard::ALL.iter().find(|s| s.required() && !standard.iter().any(|(have, _)| have == *s)) {
-            return self.error(
-                &keys.schema,
-                format!(
-                    "schema {name}: the column {} is missing; list all required p_ columns, or none to get all of them",
-                    missing.name()
-                ),
-            );
-        }
-        let matches = Match { all: unspan(keys.matches.all), any: unspan(keys.matches.any), none: unspan(keys.matches.none) };
+        self.all_required(&keys.schema, &standard)?;
+        let matches = Match {
+            all: unspan(keys.matches.all),
+            any: unspan(keys.matches.any),
+            none: unspan(keys.matches.none),
+        };
         Ok(LogType {
             name: keys.schema.value,
             description: keys.description,
@@ -186,13 +194,36 @@ impl Parser<'_> {
         })
     }
 
+    /// Whether all p_ columns are there that a table has to have.
+    fn all_required(
+        &self,
+        name: &Spanned<String>,
+        standard: &[(Standard, String)],
+    ) -> Result<(), SchemaError> {
+        let is_missing = |of: &&Standard| of.required() && !standard.iter().any(|(have, _)| have == *of);
+        let Some(missing) = Standard::ALL.iter().find(is_missing) else { return Ok(()) };
+        self.error(
+            name,
+            format!(
+                "schema {}: the column {} is missing; list all required p_ columns, or none to get all of them",
+                name.value,
+                missing.name()
+            ),
+        )
+    }
+
     fn once(&mut self, name: &Spanned<String>) -> Result<(), SchemaError> {
         if name.value.is_empty() {
             return self.error(name, "name: a field's name is empty".into());
         }
         if !self.seen.insert(name.value.to_lowercase()) {
-            return self
-                .error(name, format!("field {}: the name is used twice (column names and aliases differ in more than case)", name.value));
+            return self.error(
+                name,
+                format!(
+                    "field {}: the name is used twice (column names and aliases differ in more than case)",
+                    name.value
+                ),
+            );
         }
         Ok(())
     }
@@ -211,7 +242,10 @@ impl Parser<'_> {
         let kind = self.kind(field)?;
         if kind != standard.kind() || field.required != standard.required() {
             let required = if standard.required() { "required" } else { "optional" };
-            return self.error(&field.kind, format!("field {name}: must be {required} and of type {}", standard.kind().documented()));
+            return self.error(
+                &field.kind,
+                format!("field {name}: must be {required} and of type {}", standard.kind().documented()),
+            );
         }
         Ok((standard, field.description.clone()))
     }
@@ -226,19 +260,24 @@ impl Parser<'_> {
             }
         }
         if field.is_event_time && (kind != ColumnType::Timestamp || !field.required) {
-            return self.error(&field.kind, format!("field {name}: the event time must be a required timestamp"));
+            return self
+                .error(&field.kind, format!("field {name}: the event time must be a required timestamp"));
         }
         if field.required && !field.is_event_time {
             return self
                 .error(&field.name, format!("field {name}: only the event time can be required; a record never fails over another field"));
         }
         if !field.indicators.is_empty() && kind != ColumnType::String {
-            return self.error(&field.kind, format!("field {name}: indicators are read from columns of type string only"));
+            return self.error(
+                &field.kind,
+                format!("field {name}: indicators are read from columns of type string only"),
+            );
         }
         if field.lookup && kind != ColumnType::String {
             return self.error(&field.kind, format!("field {name}: lookup is for columns of type string"));
         }
-        let indicators = field.indicators.iter().map(|i| self.indicator(name, i)).collect::<Result<_, _>>()?;
+        let indicators =
+            field.indicators.iter().map(|i| self.indicator(name, i)).collect::<Result<_, _>>()?;
         let time_formats = self.time_formats(name, kind, &field.time_formats)?;
         Ok(Column {
             kind,
@@ -265,10 +304,21 @@ impl Parser<'_> {
             ("map", None) => ColumnType::StringMap,
             ("array", Some(element)) if element.kind.value == "string" => ColumnType::StringList,
             ("array", Some(element)) => {
-                return self.error(&element.kind, format!("field {name}: arrays hold strings; write element: {{ type: string }}"));
+                return self.error(
+                    &element.kind,
+                    format!("field {name}: arrays hold strings; write element: {{ type: string }}"),
+                );
             }
-            ("array", None) => return self.error(&field.kind, format!("field {name}: an array needs element: {{ type: string }}")),
-            (other, Some(_)) => return self.error(&field.kind, format!("field {name}: element belongs to type array, not to {other}")),
+            ("array", None) => {
+                return self
+                    .error(&field.kind, format!("field {name}: an array needs element: {{ type: string }}"));
+            }
+            (other, Some(_)) => {
+                return self.error(
+                    &field.kind,
+                    format!("field {name}: element belongs to type array, not to {other}"),
+                );
+            }
             (other, None) => {
                 return self.error(
                     &field.kind,
@@ -287,11 +337,19 @@ impl Parser<'_> {
             "hostname" => Ok(Indicator::Hostname),
             "url" => Ok(Indicator::Url),
             "trace_id" => Ok(Indicator::TraceId),
-            other => self.error(name, format!("field {field}: unknown indicator `{other}`; use ip, hostname, url or trace_id")),
+            other => self.error(
+                name,
+                format!("field {field}: unknown indicator `{other}`; use ip, hostname, url or trace_id"),
+            ),
         }
     }
 
-    fn time_formats(&self, field: &str, kind: ColumnType, names: &[Spanned<String>]) -> Result<TimeFormats, SchemaError> {
+    fn time_formats(
+        &self,
+        field: &str,
+        kind: ColumnType,
+        names: &[Spanned<String>],
+    ) -> Result<TimeFormats, SchemaError> {
         let Some(first) = names.first() else { return Ok(TimeFormats::ALL) };
         if kind != ColumnType::Timestamp {
             return self.error(first, format!("field {field}: timeFormats is for columns of type timestamp"));

@@ -1,4 +1,5 @@
-//! One file searched: its footer, 32 bytes of each bloom filter, and only where these say "perhaps" the list itself.
+//! One file searched: its footer, 32 bytes of each bloom filter, and only where these say "perhaps" the list
+//! itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -59,7 +60,10 @@ impl AsyncFileReader for Metered {
         async move { try_join_all(ranges.into_iter().map(|range| own.clone().range(range))).await }.boxed()
     }
 
-    fn get_metadata<'a>(&'a mut self, _: Option<&'a ArrowReaderOptions>) -> BoxFuture<'a, Result<Arc<ParquetMetaData>>> {
+    fn get_metadata<'a>(
+        &'a mut self,
+        _: Option<&'a ArrowReaderOptions>,
+    ) -> BoxFuture<'a, Result<Arc<ParquetMetaData>>> {
         async move { Ok(self.open(PageIndexPolicy::Skip).await?.metadata().clone()) }.boxed()
     }
 }
@@ -69,8 +73,13 @@ impl Metered {
     async fn open(&mut self, pages: PageIndexPolicy) -> Result<ArrowReaderMetadata> {
         let size = self.size;
         let guess = footer_guess(self.columns, self.rows);
-        let reader = ParquetMetaDataReader::new().with_offset_index_policy(pages).with_column_index_policy(PageIndexPolicy::Skip);
-        let metadata = reader.with_prefetch_hint(Some(guess.min(size) as usize)).load_and_finish(&mut *self, size).await?;
+        let reader = ParquetMetaDataReader::new()
+            .with_offset_index_policy(pages)
+            .with_column_index_policy(PageIndexPolicy::Skip);
+        let metadata = reader
+            .with_prefetch_hint(Some(guess.min(size) as usize))
+            .load_and_finish(&mut *self, size)
+            .await?;
         // By the Parquet types alone: whoever rewrote the file, text is text of one kind.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
         ArrowReaderMetadata::try_new(Arc::new(metadata), options)
@@ -98,7 +107,8 @@ pub struct FileHits {
 impl FileHits {
     fn add(&mut self, row: Row) {
         *self.days.entry(row.0.div_euclid(DAY)).or_default() += 1;
-        self.times = Some(self.times.map_or((row.0, row.0), |(first, last)| (first.min(row.0), last.max(row.0))));
+        self.times =
+            Some(self.times.map_or((row.0, row.0), |(first, last)| (first.min(row.0), last.max(row.0))));
         self.newest.push(row);
     }
 
@@ -108,11 +118,22 @@ impl FileHits {
     }
 }
 
-/// Searches a file for rows from `since` on, for all values at once: what was found of each, in their order. At most
-/// `newest` rows of each are kept one by one.
-pub async fn search(mut file: Metered, needles: &[Needle], since: i64, newest: usize) -> Result<Vec<FileHits>> {
+/// Searches a file for rows from `since` on, for all values at once: what was found of each, in their order.
+/// At most `newest` rows of each are kept one by one.
+pub async fn search(
+    mut file: Metered,
+    needles: &[Needle],
+    since: i64,
+    newest: usize,
+) -> Result<Vec<FileHits>> {
     let metadata = file.open(PageIndexPolicy::Skip).await?;
-    let leaf = |name: &str| metadata.parquet_schema().columns().iter().position(|c| c.path().parts().first().is_some_and(|p| p == name));
+    let leaf = |name: &str| {
+        metadata
+            .parquet_schema()
+            .columns()
+            .iter()
+            .position(|c| c.path().parts().first().is_some_and(|p| p == name))
+    };
     let mut hits = vec![FileHits::default(); needles.len()];
     let Some(time) = leaf(Standard::EventTime.name()) else { return Ok(hits) };
     // What to look for where: the value, its list, and the row groups that are left for it.
@@ -127,7 +148,9 @@ pub async fn search(mut file: Metered, needles: &[Needle], since: i64, newest: u
         let mut leaves = vec![time];
         let mut wanted = BTreeSet::new();
         for (n, leaf, groups) in &sought {
-            if value_index::is_among(*groups, group) && may_hold(&mut file, metadata.metadata(), group, *leaf, &needles[*n]).await? {
+            if value_index::is_among(*groups, group)
+                && may_hold(&mut file, metadata.metadata(), group, *leaf, &needles[*n]).await?
+            {
                 leaves.push(*leaf);
                 wanted.insert(*n);
             }
@@ -142,7 +165,10 @@ pub async fn search(mut file: Metered, needles: &[Needle], since: i64, newest: u
         while let Some(batch) = batches.try_next().await? {
             for n in &wanted {
                 let found = matches(&batch, &needles[*n])?;
-                found.into_iter().filter(|(_, time)| *time >= since).for_each(|(row, time)| hits[*n].add((time, group, first + row)));
+                found
+                    .into_iter()
+                    .filter(|(_, time)| *time >= since)
+                    .for_each(|(row, time)| hits[*n].add((time, group, first + row)));
                 hits[*n].keep_newest(newest);
             }
             first += batch.num_rows();
@@ -151,14 +177,24 @@ pub async fn search(mut file: Metered, needles: &[Needle], since: i64, newest: u
     Ok(hits)
 }
 
-/// The row groups, as bits, in which a network or something below a domain stands, by the file's lookup index; all of them
-/// where there is none, or where a bloom filter tells.
-async fn indexed_groups(file: &mut Metered, metadata: &ParquetMetaData, list: Standard, needle: &Needle) -> Result<u64> {
+/// The row groups, as bits, in which a network or something below a domain stands, by the file's lookup
+/// index; all of them where there is none, or where a bloom filter tells.
+async fn indexed_groups(
+    file: &mut Metered,
+    metadata: &ParquetMetaData,
+    list: Standard,
+    needle: &Needle,
+) -> Result<u64> {
     const ALL: u64 = u64::MAX;
     let entries = metadata.file_metadata().key_value_metadata().into_iter().flatten();
-    let text = entries.filter(|entry| entry.key == value_index::METADATA_KEY).find_map(|entry| entry.value.as_deref());
+    let text = entries
+        .filter(|entry| entry.key == value_index::METADATA_KEY)
+        .find_map(|entry| entry.value.as_deref());
     let places: Vec<Place> = text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-    let (Some(keys), Some(place)) = (needle.keys(), places.iter().find(|place| place.column == list.name())) else { return Ok(ALL) };
+    let (Some(keys), Some(place)) = (needle.keys(), places.iter().find(|place| place.column == list.name()))
+    else {
+        return Ok(ALL);
+    };
     let directory = file.get_bytes(place.directory..place.end).await?;
     let malformed = |e: value_index::Malformed| ParquetError::External(Box::new(e));
     let Some(blocks) = value_index::blocks_of(&directory, &keys).map_err(malformed)? else { return Ok(0) };
@@ -167,7 +203,13 @@ async fn indexed_groups(file: &mut Metered, metadata: &ParquetMetaData, list: St
 }
 
 /// Whether a row group's list may hold the value, by its bloom filter; it may, where there is none to ask.
-async fn may_hold(file: &mut Metered, metadata: &ParquetMetaData, group: usize, leaf: usize, needle: &Needle) -> Result<bool> {
+async fn may_hold(
+    file: &mut Metered,
+    metadata: &ParquetMetaData,
+    group: usize,
+    leaf: usize,
+    needle: &Needle,
+) -> Result<bool> {
     let column = metadata.row_group(group).column(leaf);
     let Some(values) = needle.exact() else { return Ok(true) };
     for value in values {
@@ -191,13 +233,15 @@ fn matches(batch: &RecordBatch, needle: &Needle) -> Result<Vec<(usize, i64)>> {
         let Some(list) = batch.column_by_name(name).and_then(|c| c.as_list_opt::<i32>()) else { continue };
         let Some(values) = list.values().as_string_opt::<i32>() else { continue };
         for (row, ends) in list.value_offsets().windows(2).enumerate() {
-            found[row] |= list.is_valid(row) && (ends[0]..ends[1]).any(|at| needle.is(values.value(at as usize)));
+            found[row] |=
+                list.is_valid(row) && (ends[0]..ends[1]).any(|at| needle.is(values.value(at as usize)));
         }
     }
     Ok(found.iter().enumerate().filter(|(_, found)| **found).map(|(row, _)| (row, times[row])).collect())
 }
 
-/// Reads rows of a file in full, in the order in which they stand in it: of each column the pages that they are in.
+/// Reads rows of a file in full, in the order in which they stand in it: of each column the pages that they
+/// are in.
 pub async fn rows(mut file: Metered, wanted: &[Row]) -> Result<Vec<RecordBatch>> {
     let metadata = file.open(PageIndexPolicy::Optional).await?;
     let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
@@ -206,7 +250,8 @@ pub async fn rows(mut file: Metered, wanted: &[Row]) -> Result<Vec<RecordBatch>>
     for (group, mut rows) in groups {
         rows.sort_unstable();
         let total = metadata.metadata().row_group(group).num_rows() as usize;
-        let selection = RowSelection::from_consecutive_ranges(rows.into_iter().map(|row| row..row + 1), total);
+        let selection =
+            RowSelection::from_consecutive_ranges(rows.into_iter().map(|row| row..row + 1), total);
         let builder = ParquetRecordBatchStreamBuilder::new_with_metadata(file.clone(), metadata.clone());
         let batches = builder.with_row_groups(vec![group]).with_row_selection(selection).build()?;
         read.extend(batches.try_collect::<Vec<_>>().await?);

@@ -1,8 +1,9 @@
 //! One value in every table at once: how often, since when, on which days, and the newest rows.
 //!
-//! Little is read: the log tells which files are of the time that is asked for, a file's footer where its bloom filters
-//! are, 32 bytes of a filter whether the value may be there; only then are the list and the times of that row group read.
-//! Networks and all below a domain can't be asked of a filter: of those a file's lookup index tells.
+//! Little is read: the log tells which files are of the time that is asked for, a file's footer where its
+//! bloom filters are, 32 bytes of a filter whether the value may be there; only then are the list and the
+//! times of that row group read. Networks and all below a domain can't be asked of a filter: of those a
+//! file's lookup index tells.
 
 mod needle;
 mod file;
@@ -95,9 +96,15 @@ struct Place {
     reader: Metered,
 }
 
-/// Searches every table for rows from `since` (microseconds since the epoch) on; `newest` of each value are read in full.
-/// All values are searched for at once: each file is opened once.
-pub async fn search(store: &Store, catalog: &Catalog, needles: &[Needle], since: i64, newest: usize) -> Result<Searched, SearchError> {
+/// Searches every table for rows from `since` (microseconds since the epoch) on; `newest` of each value are
+/// read in full. All values are searched for at once: each file is opened once.
+pub async fn search(
+    store: &Store,
+    catalog: &Catalog,
+    needles: &[Needle],
+    since: i64,
+    newest: usize,
+) -> Result<Searched, SearchError> {
     let read = Arc::new(AtomicU64::new(0));
     let mut places = Vec::new();
     let tables = catalog.types().iter().map(|t| t.table_name()).chain([FAILURES_TABLE.to_owned()]);
@@ -132,7 +139,12 @@ fn is_recent(file: &DataFile, since: i64) -> bool {
 }
 
 /// For each value the files that it is in.
-async fn search_all(places: &[Place], needles: &[Needle], since: i64, newest: usize) -> Result<Vec<Vec<(Place, FileHits)>>, SearchError> {
+async fn search_all(
+    places: &[Place],
+    needles: &[Needle],
+    since: i64,
+    newest: usize,
+) -> Result<Vec<Vec<(Place, FileHits)>>, SearchError> {
     let all: Arc<[Needle]> = needles.into();
     let searches = places.iter().cloned().map(|place| {
         let needles = all.clone();
@@ -147,7 +159,8 @@ async fn search_all(places: &[Place], needles: &[Needle], since: i64, newest: us
     let mut searched = stream::iter(searches).buffer_unordered(AT_ONCE);
     let mut hits = vec![Vec::new(); needles.len()];
     while let Some((place, result)) = searched.next().await {
-        let found = result.map_err(|source| SearchError::File { path: place.reader.path.to_string(), source })?;
+        let found =
+            result.map_err(|source| SearchError::File { path: place.reader.path.to_string(), source })?;
         for (hits, found) in hits.iter_mut().zip(found).filter(|(_, found)| found.times.is_some()) {
             hits.push((place.clone(), found));
         }
@@ -178,8 +191,11 @@ fn by_table(hits: &[(Place, FileHits)]) -> Vec<TableHits> {
 }
 
 async fn newest_rows(hits: &[(Place, FileHits)], most: usize) -> Result<Vec<FoundRow>, SearchError> {
-    let mut all: Vec<(Row, usize)> =
-        hits.iter().enumerate().flat_map(|(n, (_, found))| found.newest.iter().map(move |row| (*row, n))).collect();
+    let mut all: Vec<(Row, usize)> = hits
+        .iter()
+        .enumerate()
+        .flat_map(|(n, (_, found))| found.newest.iter().map(move |row| (*row, n)))
+        .collect();
     all.sort_unstable_by(|a, b| b.cmp(a));
     all.truncate(most);
     let mut by_file: BTreeMap<usize, Vec<Row>> = BTreeMap::new();
@@ -193,7 +209,9 @@ async fn newest_rows(hits: &[(Place, FileHits)], most: usize) -> Result<Vec<Foun
             found.extend(rows.into_iter().map(|row| FoundRow { table: place.table.clone(), row }));
         }
     }
-    let time = |found: &FoundRow| found.row.get(Standard::EventTime.name()).and_then(Value::as_str).map(str::to_owned);
+    let time = |found: &FoundRow| {
+        found.row.get(Standard::EventTime.name()).and_then(Value::as_str).map(str::to_owned)
+    };
     found.sort_by_key(|row| std::cmp::Reverse(time(row).and_then(|t| DateTime::parse_from_rfc3339(&t).ok())));
     Ok(found)
 }

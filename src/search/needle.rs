@@ -1,5 +1,5 @@
-//! What is searched for: an address, a network, a host name or all below one, or a trace id. In the spelling that the lake
-//! keeps, so that equal things compare equal.
+//! What is searched for: an address, a network, a host name or all below one, or a trace id. In the spelling
+//! that the lake keeps, so that equal things compare equal.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -44,12 +44,15 @@ impl Needle {
     pub fn parse(text: &str) -> Result<Self, NeedleError> {
         let wrong = |why| NeedleError { text: text.to_owned(), why };
         let trimmed = text.trim();
-        let is_network = trimmed.split_once('/').is_some_and(|(address, _)| address.parse::<IpAddr>().is_ok());
+        let is_network =
+            trimmed.split_once('/').is_some_and(|(address, _)| address.parse::<IpAddr>().is_ok());
         if is_network && trimmed.parse::<IpNet>().is_err() {
             return Err(wrong("it is no network, such as 192.0.2.0/24 or 2001:db8::/32"));
         }
         let host = indicator::host(trimmed).and_then(|host| host.parse::<IpAddr>().ok());
-        let kind = if let Some(address) = trimmed.parse::<IpAddr>().ok().or(host.filter(|_| trimmed.parse::<IpNet>().is_err())) {
+        let kind = if let Some(address) =
+            trimmed.parse::<IpAddr>().ok().or(host.filter(|_| trimmed.parse::<IpNet>().is_err()))
+        {
             let mut spellings = vec![address.to_string(), address.to_canonical().to_string()];
             if let IpAddr::V4(v4) = address {
                 spellings.push(v4.to_ipv6_mapped().to_string());
@@ -60,7 +63,9 @@ impl Needle {
         } else if let Ok(network) = trimmed.parse::<IpNet>() {
             Kind::Network(canonical(network.trunc()))
         } else if let Some(domain) = trimmed.strip_prefix("*.") {
-            let domain = indicator::host(domain).filter(|host| !host.contains('*')).ok_or_else(|| wrong("write *.example.com"))?;
+            let domain = indicator::host(domain)
+                .filter(|host| !host.contains('*'))
+                .ok_or_else(|| wrong("write *.example.com"))?;
             Kind::Below(format!(".{}", domain.to_lowercase()))
         } else if trimmed.is_empty() {
             return Err(wrong("it is empty"));
@@ -105,7 +110,9 @@ impl Needle {
     /// Whether a key of that range is it.
     pub fn is_key(&self, key: &[u8]) -> bool {
         let Kind::Below(domain) = &self.kind else {
-            return self.keys().is_some_and(|keys| keys.start().as_slice() <= key && key <= keys.end().as_slice());
+            return self
+                .keys()
+                .is_some_and(|keys| keys.start().as_slice() <= key && key <= keys.end().as_slice());
         };
         let below = value_index::host_key(domain);
         key.starts_with(&below) || key == &below[..below.len() - 1]
@@ -115,9 +122,9 @@ impl Needle {
     pub fn is(&self, value: &str) -> bool {
         match &self.kind {
             Kind::Address(values) | Kind::Word(values) => values.iter().any(|v| v == value),
-            Kind::Network(network) => {
-                value.parse::<IpAddr>().is_ok_and(|address| network.contains(&address) || network.contains(&address.to_canonical()))
-            }
+            Kind::Network(network) => value
+                .parse::<IpAddr>()
+                .is_ok_and(|address| network.contains(&address) || network.contains(&address.to_canonical())),
             Kind::Below(domain) => value == &domain[1..] || value.ends_with(domain.as_str()),
         }
     }
@@ -127,5 +134,8 @@ impl Needle {
 fn canonical(network: IpNet) -> IpNet {
     let IpNet::V6(v6) = network else { return network };
     let Some(v4) = v6.network().to_ipv4_mapped() else { return network };
-    v6.prefix_len().checked_sub(96).and_then(|length| Ipv4Net::new(v4, length).ok()).map_or(network, IpNet::V4)
+    v6.prefix_len()
+        .checked_sub(96)
+        .and_then(|length| Ipv4Net::new(v4, length).ok())
+        .map_or(network, IpNet::V4)
 }

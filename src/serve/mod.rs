@@ -1,5 +1,5 @@
-//! What other programs ask over HTTP: metrics and health. Whoever reaches the port may ask, so whoever asks slowly, often or not
-//! at all costs little: no connection is kept, none lasts, and there are never many.
+//! What other programs ask over HTTP: metrics and health. Whoever reaches the port may ask, so whoever asks
+//! slowly, often or not at all costs little: no connection is kept, none lasts, and there are never many.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -46,7 +46,11 @@ struct Shown {
 }
 
 /// Serves `/metrics`, `/healthz` and `/readyz` as long as the runtime lives: the address that it listens on.
-pub async fn serve(listen: SocketAddr, metrics: Arc<Metrics>, registry: Registry) -> Result<SocketAddr, ServeError> {
+pub async fn serve(
+    listen: SocketAddr,
+    metrics: Arc<Metrics>,
+    registry: Registry,
+) -> Result<SocketAddr, ServeError> {
     let failed = |source| ServeError { listen, source };
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
@@ -78,7 +82,9 @@ async fn accept(listener: TcpListener, app: Router) {
         {
             oldest.abort();
         }
-        open.push_back(tokio::spawn(tokio::time::timeout(REQUEST_TIME, answer(connection, app.clone()))).abort_handle());
+        open.push_back(
+            tokio::spawn(tokio::time::timeout(REQUEST_TIME, answer(connection, app.clone()))).abort_handle(),
+        );
     }
 }
 

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
-use aws_sdk_s3::config::interceptors::{BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef};
+use aws_sdk_s3::config::interceptors::{
+    BeforeDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+};
 use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::primitives::ByteStream;
 use backon::{BlockingRetryable as _, ExponentialBuilder};
@@ -100,9 +102,15 @@ pub trait Buckets: Send + Sync + Debug {
 #[async_trait]
 impl Buckets for Client {
     async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(Head, Body), Failure> {
-        let request = self.get_object().bucket(&wanted.bucket).key(&wanted.key).set_version_id(wanted.version.clone());
+        let request =
+            self.get_object().bucket(&wanted.bucket).key(&wanted.key).set_version_id(wanted.version.clone());
         let has_end = Arc::new(AtomicBool::new(false));
-        let answer = request.customize().interceptor(OwnEnd(has_end.clone())).send().await.map_err(|e| Failure::from(&e))?;
+        let answer = request
+            .customize()
+            .interceptor(OwnEnd(has_end.clone()))
+            .send()
+            .await
+            .map_err(|e| Failure::from(&e))?;
         // An object is known by its ETag.
         let etag = answer.e_tag().map(unquoted).filter(|e| !e.is_empty()).ok_or_else(|| headless("ETag"))?;
         let head = Head { etag: etag.to_owned(), size: 0, last_modified: answer.last_modified().map(micros) };
@@ -122,8 +130,10 @@ impl Buckets for Client {
 
     async fn range(&self, wanted: &Wanted, range: Range<u64>, etag: &str) -> Result<Bytes, Failure> {
         let length = range.end - range.start;
-        let request = self.get_object().bucket(&wanted.bucket).key(&wanted.key).set_version_id(wanted.version.clone());
-        let request = request.range(format!("bytes={}-{}", range.start, range.end - 1)).if_match(format!("\"{etag}\""));
+        let request =
+            self.get_object().bucket(&wanted.bucket).key(&wanted.key).set_version_id(wanted.version.clone());
+        let request =
+            request.range(format!("bytes={}-{}", range.start, range.end - 1)).if_match(format!("\"{etag}\""));
         let answer = request.send().await.map_err(|e| Failure::from(&e))?;
         let bytes = answer.body.collect().await.map_err(|e| Failure::on_the_way(&e))?.into_bytes();
         if bytes.len() as u64 != length {
@@ -151,8 +161,8 @@ impl Buckets for Client {
     }
 }
 
-/// Finds out whether an answer without a length that was cut off can be told from a whole one: where its last chunk, or the end of
-/// its TLS connection or HTTP/2 stream, says that it is the end.
+/// Finds out whether an answer without a length that was cut off can be told from a whole one: where its last
+/// chunk, or the end of its TLS connection or HTTP/2 stream, says that it is the end.
 #[derive(Debug)]
 struct OwnEnd(Arc<AtomicBool>);
 
@@ -178,13 +188,22 @@ impl Intercept for OwnEnd {
         _: &mut ConfigBag,
     ) -> Result<(), Box<dyn Error + Send + Sync>> {
         let encoding = context.response().headers().get("transfer-encoding");
-        self.0.fetch_or(encoding.is_some_and(|e| e.to_ascii_lowercase().contains("chunked")), Ordering::Relaxed);
+        self.0.fetch_or(
+            encoding.is_some_and(|e| e.to_ascii_lowercase().contains("chunked")),
+            Ordering::Relaxed,
+        );
         Ok(())
     }
 }
 
 /// The body of an answer that tells no length, such as a store's that decompresses objects on their way.
-async fn unmeasured(wanted: &Wanted, head: Head, mut body: ByteStream, whole: u64, has_end: bool) -> Result<(Head, Body), Failure> {
+async fn unmeasured(
+    wanted: &Wanted,
+    head: Head,
+    mut body: ByteStream,
+    whole: u64,
+    has_end: bool,
+) -> Result<(Head, Body), Failure> {
     let mut first = BytesMut::new();
     let rest = loop {
         match body.next().await {
@@ -199,7 +218,9 @@ async fn unmeasured(wanted: &Wanted, head: Head, mut body: ByteStream, whole: u6
     // Compressed data tells its end itself.
     let is_plain = Encoding::of(&first) == Encoding::Plain;
     if !has_end && first.is_empty() {
-        return Err(headless("Content-Length, no end of its own, and no byte: an empty object can't be told from one that was cut off"));
+        return Err(headless(
+            "Content-Length, no end of its own, and no byte: an empty object can't be told from one that was cut off",
+        ));
     }
     if !has_end && is_plain {
         tracing::warn!(
@@ -217,13 +238,18 @@ async fn unmeasured(wanted: &Wanted, head: Head, mut body: ByteStream, whole: u6
 /// Tries each right that reading a bucket needs: by IAM action.
 pub async fn permissions(client: &Client, bucket: &str) -> Vec<Permission> {
     let told = |failure: Failure| failure.to_string();
-    let listed = client.list_objects_v2().bucket(bucket).max_keys(1).send().await.map_err(|e| Failure::from(&e));
+    let listed =
+        client.list_objects_v2().bucket(bucket).max_keys(1).send().await.map_err(|e| Failure::from(&e));
     let first = listed.as_ref().ok().and_then(|page| page.contents().first()?.key().map(str::to_owned));
     // Without a key to read: one that isn't there is answered by 404 to whom may read it.
     let key = first.clone().unwrap_or_else(|| "flarelake-check".to_owned());
     let read = client.get_object().bucket(bucket).key(key).range("bytes=0-0").send().await.map(drop);
     let read = match read.map_err(|e| Failure::from(&e)) {
-        Err(failure) if failure.kind == FailureKind::NotFound && !failure.message.starts_with("NoSuchBucket") => Ok(()),
+        Err(failure)
+            if failure.kind == FailureKind::NotFound && !failure.message.starts_with("NoSuchBucket") =>
+        {
+            Ok(())
+        }
         // An empty object has no first byte.
         Err(failure) if failure.message.starts_with("InvalidRange") => Ok(()),
         other => other.map_err(told),
@@ -233,7 +259,10 @@ pub async fn permissions(client: &Client, bucket: &str) -> Vec<Permission> {
 }
 
 fn cut_short(got: u64, wanted: u64) -> Failure {
-    Failure { kind: FailureKind::Unavailable, message: format!("the answer was cut short: {got} of {wanted} bytes") }
+    Failure {
+        kind: FailureKind::Unavailable,
+        message: format!("the answer was cut short: {got} of {wanted} bytes"),
+    }
 }
 
 fn headless(header: &str) -> Failure {
@@ -249,8 +278,8 @@ pub fn unquoted(etag: &str) -> &str {
     etag.trim_start_matches("W/").trim_matches('"')
 }
 
-/// Whether two ETags are of one content, however notices and answers write them: with quotes that are escaped, in capitals, or,
-/// of an object of several parts, without the number of these.
+/// Whether two ETags are of one content, however notices and answers write them: with quotes that are
+/// escaped, in capitals, or, of an object of several parts, without the number of these.
 pub fn is_same_etag(one: &str, other: &str) -> bool {
     let bare = |etag: &str| {
         let etag = etag.trim().replace("&quot;", "\"").replace("%22", "\"");
@@ -261,8 +290,8 @@ pub fn is_same_etag(one: &str, other: &str) -> bool {
     one == other || one.contains('-') != other.contains('-') && hash(&one) == hash(&other)
 }
 
-/// Reads a large object range by range, all of one ETag. A range that fails is asked for again. Not to be read on an
-/// async thread.
+/// Reads a large object range by range, all of one ETag. A range that fails is asked for again. Not to be
+/// read on an async thread.
 #[derive(Debug)]
 pub struct RangeReader {
     buckets: Arc<dyn Buckets>,
@@ -281,11 +310,17 @@ impl RangeReader {
 
     fn next_range(&self, range: Range<u64>) -> Result<Bytes, Failure> {
         let get = || self.runtime.block_on(self.buckets.range(&self.wanted, range.clone(), &self.head.etag));
-        // A long object is worth waiting for, but not at the cost of all others: after this the whole object is tried again later.
+        // A long object is worth waiting for, but not at the cost of all others: after this the whole object
+        // is tried again later.
         let began = Instant::now();
-        let patience = ExponentialBuilder::default().with_min_delay(Duration::from_millis(200)).with_max_times(7).with_jitter();
-        let retryable =
-            |e: &Failure| matches!(e.kind, FailureKind::Unavailable | FailureKind::Throttled) && began.elapsed() < RANGE_PATIENCE;
+        let patience = ExponentialBuilder::default()
+            .with_min_delay(Duration::from_millis(200))
+            .with_max_times(7)
+            .with_jitter();
+        let retryable = |e: &Failure| {
+            matches!(e.kind, FailureKind::Unavailable | FailureKind::Throttled)
+                && began.elapsed() < RANGE_PATIENCE
+        };
         get.retry(patience).when(retryable).call()
     }
 }

@@ -1,10 +1,11 @@
 //! Local files: which of those that a folder or a pattern brings are read, and how one is read.
 //!
-//! Folders that logs are dropped into are written by others. What is met there is read only if it is a file, and if no link leads
-//! to it: a link may lead anywhere, and a FIFO or a device may never answer. A path that a person names is meant as it is.
+//! Folders that logs are dropped into are written by others. What is met there is read only if it is a file,
+//! and if no link leads to it: a link may lead anywhere, and a FIFO or a device may never answer. A path that
+//! a person names is meant as it is.
 //!
-//! A file is known by the hash of its bytes. A large one is hashed first and decoded in a second reading: what was decoded has to
-//! have that hash, or the file changed in between, and nothing of it may land.
+//! A file is known by the hash of its bytes. A large one is hashed first and decoded in a second reading:
+//! what was decoded has to have that hash, or the file changed in between, and nothing of it may land.
 
 use std::fs::{self, File, FileType, Metadata, OpenOptions};
 use std::io::{self, Read, Seek as _};
@@ -27,7 +28,9 @@ pub enum LocalError {
         source: io::Error,
     },
     /// It was named, and is something that may never answer.
-    #[error("{path}: not read: it is {what}, and only files are; what it gives can be piped in: flarelake backfill - < FIFO")]
+    #[error(
+        "{path}: not read: it is {what}, and only files are; what it gives can be piped in: flarelake backfill - < FIFO"
+    )]
     NoFile {
         /// The path.
         path: String,
@@ -35,7 +38,9 @@ pub enum LocalError {
         what: &'static str,
     },
     /// A link has come into its path since it was listed.
-    #[error("{path}: not read: a symbolic link has come into its path since it was listed; --follow-links follows links")]
+    #[error(
+        "{path}: not read: a symbolic link has come into its path since it was listed; --follow-links follows links"
+    )]
     Link {
         /// The path.
         path: String,
@@ -122,12 +127,19 @@ impl LocalFile {
             Content::Whole(bytes.into())
         } else {
             file.rewind().map_err(failed)?;
-            Content::Hashed(HashedFile { file, hash: hash.clone(), size, passed: PassingHash::default(), bytes: 0 })
+            Content::Hashed(HashedFile {
+                file,
+                hash: hash.clone(),
+                size,
+                passed: PassingHash::default(),
+                bytes: 0,
+            })
         };
         Ok(ReadFile { path, hash, size, modified: after.modified().ok(), content })
     }
 
-    /// What is no file is not opened. If something else takes its place at this very moment, it is neither followed nor waited for.
+    /// What is no file is not opened. If something else takes its place at this very moment, it is neither
+    /// followed nor waited for.
     fn open(&self) -> Result<(PathBuf, File, Metadata), LocalError> {
         let shown = || self.path.display().to_string();
         let failed = |source: io::Error| match source.raw_os_error() {
@@ -162,8 +174,8 @@ fn kind(of: FileType) -> Option<&'static str> {
     }
 }
 
-/// A large file that is read once more, open since it was hashed: replacing it doesn't change what is read, and writing to it
-/// is noticed at its end at the latest.
+/// A large file that is read once more, open since it was hashed: replacing it doesn't change what is read,
+/// and writing to it is noticed at its end at the latest.
 #[derive(Debug)]
 pub struct HashedFile {
     file: File,
@@ -230,7 +242,8 @@ pub fn list(path: &str, links: Links) -> Result<Option<Listing>, glob::PatternEr
         for found in glob::glob(path)? {
             is_there = true;
             let at = found.as_ref().map_or_else(|e| e.path().to_owned(), PathBuf::clone);
-            let listed = found.map_err(io::Error::from).and_then(|path| listing.matched(path, &literal, links));
+            let listed =
+                found.map_err(io::Error::from).and_then(|path| listing.matched(path, &literal, links));
             if let Err(e) = listed {
                 listing.failed(&at, e);
             }
@@ -250,7 +263,8 @@ impl Listing {
         self.files.push(Err(LocalError::Read { path: path.display().to_string(), source }));
     }
 
-    /// Everything below a folder. Below a canonical one every path is canonical, as long as nobody puts a link into it.
+    /// Everything below a folder. Below a canonical one every path is canonical, as long as nobody puts a
+    /// link into it.
     fn folder(&mut self, folder: &Path, links: Links) {
         for entry in walkdir::WalkDir::new(folder).follow_links(links == Links::Follow).sort_by_file_name() {
             match entry {

@@ -1,8 +1,9 @@
 //! What a message says, told from its body alone: objects that were created, records, or nothing of either.
 //!
-//! Known are S3's notifications (also MinIO's), the same inside SNS' envelope or delivered raw by it, EventBridge's
-//! "Object Created", and R2's events. What tells of an object in a bucket in any other shape is said to be malformed, and never
-//! taken for records. Everything else is, and is decoded like any object's bytes.
+//! Known are S3's notifications (also MinIO's), the same inside SNS' envelope or delivered raw by it,
+//! EventBridge's "Object Created", and R2's events. What tells of an object in a bucket in any other shape is
+//! said to be malformed, and never taken for records. Everything else is, and is decoded like any object's
+//! bytes.
 
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
@@ -68,8 +69,8 @@ pub fn read(body: &str) -> Notice {
     Notice::Malformed(format!("more than {MAX_ENVELOPES} SNS envelopes, one in the other"))
 }
 
-/// The JSON values that a body is made of, an array's one by one. Of several, none if nothing in them could tell of an object:
-/// bodies of many records are only looked through.
+/// The JSON values that a body is made of, an array's one by one. Of several, none if nothing in them could
+/// tell of an object: bodies of many records are only looked through.
 fn values(body: &str) -> Option<Vec<Value>> {
     if let Ok(map) = serde_json::from_str::<Map<String, Value>>(body) {
         return Some(vec![Value::Object(map)]);
@@ -120,11 +121,15 @@ fn several(values: &[Value]) -> Option<Notice> {
 fn unwrap_sns(map: &Map<String, Value>) -> Option<Result<String, Notice>> {
     let topic = text(map, "TopicArn")?;
     match text(map, "Type")? {
-        "Notification" => {
-            Some(text(map, "Message").map(str::to_owned).ok_or_else(|| Notice::Malformed(missing("SNS envelope", "Message"))))
-        }
+        "Notification" => Some(
+            text(map, "Message")
+                .map(str::to_owned)
+                .ok_or_else(|| Notice::Malformed(missing("SNS envelope", "Message"))),
+        ),
         "SubscriptionConfirmation" => Some(Err(Notice::Subscription { topic: topic.to_owned() })),
-        "UnsubscribeConfirmation" => Some(Err(Notice::Nothing("an SNS topic says that a subscription has ended"))),
+        "UnsubscribeConfirmation" => {
+            Some(Err(Notice::Nothing("an SNS topic says that a subscription has ended")))
+        }
         _ => None,
     }
 }
@@ -165,7 +170,9 @@ fn s3(map: &Map<String, Value>) -> Option<Notice> {
         return (text(map, "Event") == Some("s3:TestEvent")).then_some(Notice::Nothing("S3's test message"));
     };
     let records = records.as_array()?;
-    let of_s3 = |r: &Value| r["eventSource"].as_str().is_some_and(|s| s == "aws:s3" || s.ends_with(":s3")) || r["s3"].is_object();
+    let of_s3 = |r: &Value| {
+        r["eventSource"].as_str().is_some_and(|s| s == "aws:s3" || s.ends_with(":s3")) || r["s3"].is_object()
+    };
     if !records.iter().any(of_s3) {
         return None;
     }
@@ -184,7 +191,8 @@ fn s3_record(record: &Value) -> Result<Option<Announced>, String> {
         return Err(format!("whether the S3 event `{event}` brings an object isn't known"));
     }
     let object = &record["s3"]["object"];
-    let bucket = word(&record["s3"]["bucket"]["name"]).ok_or_else(|| missing("S3 notification", "s3.bucket.name"))?;
+    let bucket =
+        word(&record["s3"]["bucket"]["name"]).ok_or_else(|| missing("S3 notification", "s3.bucket.name"))?;
     let literal = word(&object["key"]).ok_or_else(|| missing("S3 notification", "s3.object.key"))?;
     let key = form_decoded(&literal).unwrap_or_else(|| literal.clone());
     Ok(Some(Announced {
@@ -207,13 +215,17 @@ fn event_bridge(map: &Map<String, Value>) -> Option<Notice> {
         return Some(Notice::Nothing("an event that brings no object"));
     }
     if kind != "Object Created" {
-        return Some(Notice::Malformed(format!("of EventBridge's events, `Object Created` brings an object; this one is `{kind}`")));
+        return Some(Notice::Malformed(format!(
+            "of EventBridge's events, `Object Created` brings an object; this one is `{kind}`"
+        )));
     }
     let announced = || {
         Ok(Announced {
-            bucket: word(&detail["bucket"]["name"]).ok_or_else(|| missing("EventBridge event", "detail.bucket.name"))?,
+            bucket: word(&detail["bucket"]["name"])
+                .ok_or_else(|| missing("EventBridge event", "detail.bucket.name"))?,
             // Keys are not encoded here.
-            key: word(&detail["object"]["key"]).ok_or_else(|| missing("EventBridge event", "detail.object.key"))?,
+            key: word(&detail["object"]["key"])
+                .ok_or_else(|| missing("EventBridge event", "detail.object.key"))?,
             literal_key: None,
             version: version(&detail["object"]["version-id"]),
             etag: word(&detail["object"]["etag"]).map(|e| e.trim_matches('"').to_owned()),
@@ -229,9 +241,12 @@ const R2_BRINGS_NOTHING: [&str; 2] = ["DeleteObject", "LifecycleDeletion"];
 
 /// What R2 tells a queue, and whoever forwards it from there tells this one.
 fn r2(map: &Map<String, Value>) -> Option<Notice> {
-    let (bucket, object) = (map.get("bucket").filter(|bucket| bucket.is_string())?, map.get("object")?.as_object()?);
+    let (bucket, object) =
+        (map.get("bucket").filter(|bucket| bucket.is_string())?, map.get("object")?.as_object()?);
     let action = map.get("action").unwrap_or(&Value::Null);
-    let is_known = action.as_str().is_some_and(|action| R2_CREATES.contains(&action) || R2_BRINGS_NOTHING.contains(&action));
+    let is_known = action
+        .as_str()
+        .is_some_and(|action| R2_CREATES.contains(&action) || R2_BRINGS_NOTHING.contains(&action));
     if !is_known && !object.contains_key("key") {
         return None;
     }
@@ -258,14 +273,18 @@ fn r2(map: &Map<String, Value>) -> Option<Notice> {
 }
 
 /// Envelopes' members in which announcements stand, in shapes that are not read.
-const ENVELOPES: [&str; 10] = ["body", "Body", "message", "Message", "messages", "payload", "data", "detail", "event", "events"];
+const ENVELOPES: [&str; 10] =
+    ["body", "Body", "message", "Message", "messages", "payload", "data", "detail", "event", "events"];
 
-/// What tells of an object in a bucket, by itself or in an envelope, in a shape that isn't known. Where it has a time, only what
-/// stores are known to say: whatever else has one may be a record of some log type.
+/// What tells of an object in a bucket, by itself or in an envelope, in a shape that isn't known. Where it
+/// has a time, only what stores are known to say: whatever else has one may be a record of some log type.
 fn unknown(map: &Map<String, Value>) -> Option<Notice> {
-    let is_timed = map.keys().any(|name| ["time", "date", "when"].iter().any(|word| name.to_lowercase().contains(word)));
+    let is_timed =
+        map.keys().any(|name| ["time", "date", "when"].iter().any(|word| name.to_lowercase().contains(word)));
     let is_meant = |map: &Map<String, Value>| is_of_other_store(map) || (!is_timed && tells_of_object(map));
-    let in_envelope = ENVELOPES.into_iter().find(|name| map.get(*name).is_some_and(|value| holds(value, MAX_ENVELOPES, &is_meant)));
+    let in_envelope = ENVELOPES
+        .into_iter()
+        .find(|name| map.get(*name).is_some_and(|value| holds(value, MAX_ENVELOPES, &is_meant)));
     let what = match in_envelope {
         _ if is_meant(map) => "it seems to announce".to_owned(),
         Some(name) => format!("its `{name}` seems to announce"),
@@ -313,8 +332,21 @@ fn tells_of_object(map: &Map<String, Value>) -> bool {
             _ => false,
         })
     };
-    let bucket = named(&["bucket", "Bucket", "bucketName", "BucketName", "bucket_name", "s3Bucket", "s3_bucket"]);
-    bucket && named(&["object", "Object", "key", "Key", "objectKey", "ObjectKey", "object_key", "s3ObjectKey", "s3_key", "s3Key"])
+    let bucket =
+        named(&["bucket", "Bucket", "bucketName", "BucketName", "bucket_name", "s3Bucket", "s3_bucket"]);
+    bucket
+        && named(&[
+            "object",
+            "Object",
+            "key",
+            "Key",
+            "objectKey",
+            "ObjectKey",
+            "object_key",
+            "s3ObjectKey",
+            "s3_key",
+            "s3Key",
+        ])
 }
 
 /// An entry that can't be read costs itself only.
@@ -327,7 +359,10 @@ fn objects(read: impl Iterator<Item = Result<Announced, String>>) -> Notice {
         }
     }
     let others = wrong.len().saturating_sub(1);
-    let malformed = wrong.into_iter().next().map(|first| if others > 0 { format!("{first}, and {others} more like it") } else { first });
+    let malformed = wrong
+        .into_iter()
+        .next()
+        .map(|first| if others > 0 { format!("{first}, and {others} more like it") } else { first });
     match malformed {
         None if created.is_empty() => Notice::Nothing("an event that brings no object"),
         Some(why) if created.is_empty() => Notice::Malformed(why),

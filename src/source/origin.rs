@@ -21,7 +21,9 @@ pub const WHOLE_BYTES: u64 = 32 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// No such file, folder or match.
-    #[error("{path}: nothing is there; give a file, a folder, a glob in quotes, s3://bucket/prefix, or - for standard input")]
+    #[error(
+        "{path}: nothing is there; give a file, a folder, a glob in quotes, s3://bucket/prefix, or - for standard input"
+    )]
     Nothing {
         /// What was given.
         path: String,
@@ -38,7 +40,9 @@ pub enum SourceError {
     #[error(transparent)]
     File(#[from] LocalError),
     /// An S3 object or listing that can't be read.
-    #[error("{location}: can't be read: {source}; check that it is still there and that s3:GetObject and s3:ListBucket are allowed")]
+    #[error(
+        "{location}: can't be read: {source}; check that it is still there and that s3:GetObject and s3:ListBucket are allowed"
+    )]
     S3 {
         /// The object or prefix.
         location: String,
@@ -144,8 +148,8 @@ impl Input {
         matches!(self, Self::Memory(bytes) if bytes.is_empty())
     }
 
-    /// Makes sure, after decoding, that what was decoded is what the object is known by: before that, what is wrong with the bytes is
-    /// nothing that the object is to blame for.
+    /// Makes sure, after decoding, that what was decoded is what the object is known by: before that, what is
+    /// wrong with the bytes is nothing that the object is to blame for.
     pub fn finish(&mut self, decoded: Result<(), InflateError>) -> Result<(), InflateError> {
         match (&mut *self, &decoded) {
             (_, Err(InflateError::Read(_))) => decoded,
@@ -179,9 +183,11 @@ pub fn bucket_of(path: &str) -> Option<&str> {
     Some(rest.split_once('/').map_or(rest, |(bucket, _)| bucket))
 }
 
-/// Every file under `path`, which is a file, a folder or a glob, ordered by name; and how much else was met there.
+/// Every file under `path`, which is a file, a folder or a glob, ordered by name; and how much else was met
+/// there.
 pub async fn list_files(path: &str, links: Links) -> Result<(Listed, PassedOver), SourceError> {
-    let from_url = url::Url::parse(path).ok().filter(|u| u.scheme() == "file").and_then(|u| u.to_file_path().ok());
+    let from_url =
+        url::Url::parse(path).ok().filter(|u| u.scheme() == "file").and_then(|u| u.to_file_path().ok());
     let local = from_url.map_or_else(|| path.to_owned(), |p| p.to_string_lossy().into_owned());
     let task = tokio::task::spawn_blocking(move || local::list(&local, links));
     let listing = task.await.expect("listing files doesn't panic");
@@ -197,8 +203,12 @@ pub async fn list_bucket(url: &str, buckets: Arc<dyn Buckets>) -> Result<Listed,
     Ok(listed.into_iter().map(|object| Ok(Origin::listed(buckets.clone(), &bucket, object))).collect())
 }
 
-/// The bucket that an S3 URL names, and every object under the URL: a key, the beginning of keys, or a glob. Ordered by key.
-pub async fn list_objects(url: &str, buckets: &dyn Buckets) -> Result<(String, Vec<ListedObject>), SourceError> {
+/// The bucket that an S3 URL names, and every object under the URL: a key, the beginning of keys, or a glob.
+/// Ordered by key.
+pub async fn list_objects(
+    url: &str,
+    buckets: &dyn Buckets,
+) -> Result<(String, Vec<ListedObject>), SourceError> {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let (bucket, named) = rest.split_once('/').unwrap_or((rest, ""));
     let prefix = named.find(['*', '?', '[']).map_or(named, |at| &named[..at]);
@@ -206,7 +216,10 @@ pub async fn list_objects(url: &str, buckets: &dyn Buckets) -> Result<(String, V
     let pattern = pattern.map_err(|e| SourceError::Glob { pattern: url.to_owned(), why: e.to_string() })?;
     // A key that is named as it is, is meant, whatever signs it holds.
     let fits = |key: &str| key == named || pattern.as_ref().is_none_or(|p| p.matches(key));
-    let mut listed = buckets.list(bucket, prefix).await.map_err(|source| SourceError::S3 { location: url.to_owned(), source })?;
+    let mut listed = buckets
+        .list(bucket, prefix)
+        .await
+        .map_err(|source| SourceError::S3 { location: url.to_owned(), source })?;
     listed.retain(|o| fits(&o.key));
     if listed.is_empty() {
         return Err(SourceError::Nothing { path: url.to_owned() });
@@ -244,7 +257,11 @@ fn fetch_file(file: &LocalFile) -> Result<(Object, Input), SourceError> {
     Ok((object, input))
 }
 
-async fn fetch_s3(buckets: Arc<dyn Buckets>, wanted: Wanted, listed: Head) -> Result<(Object, Input), SourceError> {
+async fn fetch_s3(
+    buckets: Arc<dyn Buckets>,
+    wanted: Wanted,
+    listed: Head,
+) -> Result<(Object, Input), SourceError> {
     let whole = if listed.size > WHOLE_BYTES { 0 } else { WHOLE_BYTES };
     let got = buckets.get(&wanted, whole).await;
     // The listing's ETag is a hint; the response's is what the object is known by.

@@ -1,5 +1,5 @@
-//! Standard input, cut at record boundaries into objects of 64 MiB, each known by the hash of its bytes. So the
-//! same stream piped in again adds nothing.
+//! Standard input, cut at record boundaries into objects of 64 MiB, each known by the hash of its bytes. So
+//! the same stream piped in again adds nothing.
 
 use std::io::{self, Read};
 
@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use crate::decode::decoder::RecordLimits;
 use crate::decode::inflate::{InflateError, Inflater, ObjectLimits, cause};
-use crate::decode::json::{Keys, Scanner};
+use crate::decode::json::Scanner;
+use crate::decode::keys::Keys;
 use crate::decode::object::{ContentHash, Object, ObjectId};
 use crate::decode::split::{Piece, Place, Splitter};
 
@@ -63,16 +64,21 @@ impl<R: Read> Pieces<R> {
         loop {
             self.fill(wanted)?;
             // Records are found here only to be counted as whole; they are decoded where all objects are.
-            while !matches!(self.splitter.next(&mut self.scanner, &self.buffer, 0, self.ended, &mut fields), Piece::NeedMore | Piece::Done)
-            {
-            }
+            while !matches!(
+                self.splitter.next(&mut self.scanner, &self.buffer, 0, self.ended, &mut fields),
+                Piece::NeedMore | Piece::Done
+            ) {}
             if !self.splitter.is_skipping() || self.ended || wanted >= MAX_PIECES * self.piece_bytes {
                 break;
             }
             wanted += self.piece_bytes;
         }
         // A record that is far over the limit is cut where the piece ends: its bytes are rejects either way.
-        let cut = if self.ended || self.splitter.is_skipping() { self.buffer.len() } else { self.splitter.position() };
+        let cut = if self.ended || self.splitter.is_skipping() {
+            self.buffer.len()
+        } else {
+            self.splitter.position()
+        };
         let rest = self.buffer.split_off(cut);
         let bytes = Bytes::from(std::mem::replace(&mut self.buffer, rest));
         self.splitter.shift(self.splitter.position().min(cut));

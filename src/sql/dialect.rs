@@ -1,5 +1,5 @@
-//! Functions of the engines that Panther's queries are written for (Snowflake, Athena), in DataFusion's words; and
-//! Panther's own time macros. Each is replaced by text before the statement is parsed.
+//! Functions of the engines that Panther's queries are written for (Snowflake, Athena), in DataFusion's
+//! words; and Panther's own time macros. Each is replaced by text before the statement is parsed.
 
 use datafusion::sql::sqlparser::dialect::Dialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, Whitespace, Word};
@@ -14,7 +14,9 @@ type Macro = fn(&[String]) -> Option<String>;
 
 /// Every macro, by its name in lower case, with what stands for it: README's table.
 pub const MACROS: [(&str, Macro); 33] = [
-    ("p_occurs_since", |a| Some(format!("({} >= now() - INTERVAL {})", time_column(a.get(1), a.get(2)), offset(a.first()?)))),
+    ("p_occurs_since", |a| {
+        Some(format!("({} >= now() - INTERVAL {})", time_column(a.get(1), a.get(2)), offset(a.first()?)))
+    }),
     ("p_occurs_between", |a| {
         let column = time_column(a.get(2), a.get(3));
         Some(format!("({column} BETWEEN {} AND {})", moment(a.first()?), moment(a.get(1)?)))
@@ -149,7 +151,8 @@ fn date_add(arguments: &[String]) -> Option<String> {
     let [unit, number, time] = arguments else { return None };
     let (unit, mut time) = (part(unit)?, moment(time));
     // `- 5` is minus five, too.
-    let number = number.strip_prefix('-').map_or_else(|| number.clone(), |digits| format!("-{}", digits.trim_start()));
+    let number =
+        number.strip_prefix('-').map_or_else(|| number.clone(), |digits| format!("-{}", digits.trim_start()));
     if ["microsecond", "millisecond", "second", "minute", "hour"].contains(&unit.as_str()) {
         // A date has no hours.
         time = format!("CAST({time} AS TIMESTAMP WITH TIME ZONE)");
@@ -163,7 +166,8 @@ fn date_add(arguments: &[String]) -> Option<String> {
     })
 }
 
-/// How much time lies between two times: for Snowflake the boundaries of a unit that are passed, for Athena whole units.
+/// How much time lies between two times: for Snowflake the boundaries of a unit that are passed, for Athena
+/// whole units.
 fn date_diff(arguments: &[String], boundaries: bool) -> Option<String> {
     let [unit, from, to] = arguments else { return None };
     let (unit, from, to) = (part(unit)?, moment(from), moment(to));
@@ -175,11 +179,21 @@ fn date_diff(arguments: &[String], boundaries: bool) -> Option<String> {
         "day" => 86_400,
         "week" => 604_800,
         "month" if boundaries => return Some(format!("({} - {})", months(&to), months(&from))),
-        "quarter" if boundaries => return Some(format!("(floor({} / 3) - floor({} / 3))", months(&to), months(&from))),
-        "year" if boundaries => return Some(format!("(extract(year FROM {to}) - extract(year FROM {from}))")),
+        "quarter" if boundaries => {
+            return Some(format!("(floor({} / 3) - floor({} / 3))", months(&to), months(&from)));
+        }
+        "year" if boundaries => {
+            return Some(format!("(extract(year FROM {to}) - extract(year FROM {from}))"));
+        }
         _ => return None,
     };
-    let of = |time: &str| if boundaries { format!("to_unixtime(date_trunc('{unit}', {time}))") } else { format!("to_unixtime({time})") };
+    let of = |time: &str| {
+        if boundaries {
+            format!("to_unixtime(date_trunc('{unit}', {time}))")
+        } else {
+            format!("to_unixtime({time})")
+        }
+    };
     Some(format!("(({} - {}) / {seconds})", of(&to), of(&from)))
 }
 
@@ -245,7 +259,14 @@ fn macro_of(tokens: &[Token], at: usize, word: &Word) -> Option<(&'static str, M
 }
 
 /// What stands for the call whose bracket opens here, and where it ends; none if it doesn't.
-fn call(tokens: &[Token], begin: usize, name: &str, make: Macro, depth: usize, most: usize) -> Result<Option<(String, usize)>, TooLarge> {
+fn call(
+    tokens: &[Token],
+    begin: usize,
+    name: &str,
+    make: Macro,
+    depth: usize,
+    most: usize,
+) -> Result<Option<(String, usize)>, TooLarge> {
     let (mut open, mut from, mut arguments) = (0, begin + 1, Vec::new());
     for (place, token) in tokens.iter().enumerate().skip(begin) {
         match token {
@@ -260,17 +281,26 @@ fn call(tokens: &[Token], begin: usize, name: &str, make: Macro, depth: usize, m
         if open == 0 {
             arguments.push(&tokens[from..place]);
             let own = |tokens: &[Token]| replaced(&without_comments(tokens), depth + 1, most);
-            let arguments = arguments.into_iter().map(|a| Ok(own(a)?.trim().to_owned())).collect::<Result<Vec<String>, TooLarge>>()?;
+            let arguments = arguments
+                .into_iter()
+                .map(|a| Ok(own(a)?.trim().to_owned()))
+                .collect::<Result<Vec<String>, TooLarge>>()?;
             let arguments = if arguments == [""] { Vec::new() } else { arguments };
             if name == "listagg"
                 && let Some((order, end)) = within_group(tokens, place + 1)
                 && let Some(value) = arguments.first()
             {
                 let between = arguments.get(1).map_or("''", String::as_str);
-                return Ok(Some((format!("string_agg({value}, {between} {})", replaced(&order, depth + 1, most)?), end)));
+                return Ok(Some((
+                    format!("string_agg({value}, {between} {})", replaced(&order, depth + 1, most)?),
+                    end,
+                )));
             }
             // Of another kind than the macro's: the function of that name.
-            return Ok(Some((make(&arguments).unwrap_or_else(|| format!("{name}({})", arguments.join(", "))), place + 1)));
+            return Ok(Some((
+                make(&arguments).unwrap_or_else(|| format!("{name}({})", arguments.join(", "))),
+                place + 1,
+            )));
         }
     }
     Ok(None)
@@ -278,7 +308,8 @@ fn call(tokens: &[Token], begin: usize, name: &str, make: Macro, depth: usize, m
 
 /// The order of `WITHIN GROUP (ORDER BY …)`, if that stands here, and where it ends.
 fn within_group(tokens: &[Token], at: usize) -> Option<(Vec<Token>, usize)> {
-    let mut rest = tokens.iter().enumerate().skip(at).filter(|(_, token)| !matches!(token, Token::Whitespace(_)));
+    let mut rest =
+        tokens.iter().enumerate().skip(at).filter(|(_, token)| !matches!(token, Token::Whitespace(_)));
     for word in ["within", "group"] {
         let (_, Token::Word(next)) = rest.next()? else { return None };
         next.value.eq_ignore_ascii_case(word).then_some(())?;
@@ -295,6 +326,11 @@ fn within_group(tokens: &[Token], at: usize) -> Option<(Vec<Token>, usize)> {
 
 /// A comment up to the line's end would take with it what follows the argument.
 fn without_comments(tokens: &[Token]) -> Vec<Token> {
-    let is_comment = |t: &Token| matches!(t, Token::Whitespace(Whitespace::SingleLineComment { .. } | Whitespace::MultiLineComment(_)));
-    tokens.iter().map(|t| if is_comment(t) { Token::Whitespace(Whitespace::Space) } else { t.clone() }).collect()
+    let is_comment = |t: &Token| {
+        matches!(t, Token::Whitespace(Whitespace::SingleLineComment { .. } | Whitespace::MultiLineComment(_)))
+    };
+    tokens
+        .iter()
+        .map(|t| if is_comment(t) { Token::Whitespace(Whitespace::Space) } else { t.clone() })
+        .collect()
 }

@@ -1,5 +1,5 @@
-//! Functions of DataFusion's that do the same for us in less time. They keep their names: a plan that is carried to
-//! another process finds the original there, with the same results.
+//! Functions of DataFusion's that do the same for us in less time. They keep their names: a plan that is
+//! carried to another process finds the original there, with the same results.
 
 use std::sync::Arc;
 
@@ -10,13 +10,15 @@ use datafusion::logical_expr::interval_arithmetic::Interval;
 use datafusion::logical_expr::simplify::{ExprSimplifyResult, SimplifyContext};
 use datafusion::logical_expr::sort_properties::{ExprProperties, SortProperties};
 use datafusion::logical_expr::{
-    ColumnarValue, Documentation, Expr, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
+    ColumnarValue, Documentation, Expr, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl,
+    Signature,
 };
 
 use crate::schema::timestamp_type;
 
-/// `date_trunc` over our times, which are in UTC: there every hour and every day is as long as any other, and a division
-/// finds its beginning. DataFusion knows that of times without a zone, and looks every other one up in a calendar.
+/// `date_trunc` over our times, which are in UTC: there every hour and every day is as long as any other, and
+/// a division finds its beginning. DataFusion knows that of times without a zone, and looks every other one
+/// up in a calendar.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub struct DateTrunc(Arc<ScalarUDF>);
 
@@ -53,7 +55,8 @@ impl ScalarUDFImpl for DateTrunc {
             Some(ColumnarValue::Array(times)) if *times.data_type() == timestamp_type() => {
                 *times = with_zone(times, None);
                 let zoneless = DataType::Timestamp(TimeUnit::Microsecond, None);
-                arguments.return_field = Arc::new(arguments.return_field.as_ref().clone().with_data_type(zoneless));
+                arguments.return_field =
+                    Arc::new(arguments.return_field.as_ref().clone().with_data_type(zoneless));
                 let truncated = self.0.invoke_with_args(arguments)?;
                 Ok(match truncated {
                     ColumnarValue::Array(times) => ColumnarValue::Array(with_zone(&times, Some("UTC"))),

@@ -1,5 +1,6 @@
-//! Aggregates that gather all that they are given: `string_agg`, `array_agg`. What each holds is in DataFusion's budget while rows
-//! come in; not so what is merged from disk, nor what a window makes of them, row by row, each time as long as all before.
+//! Aggregates that gather all that they are given: `string_agg`, `array_agg`. What each holds is in
+//! DataFusion's budget while rows come in; not so what is merged from disk, nor what a window makes of them,
+//! row by row, each time as long as all before.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -14,7 +15,8 @@ use datafusion::execution::context::SessionContext;
 use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
 use datafusion::logical_expr::utils::AggregateOrderSensitivity;
 use datafusion::logical_expr::{
-    Accumulator, AggregateUDF, AggregateUDFImpl, Documentation, EmitTo, GroupsAccumulator, ReversedUDAF, Signature,
+    Accumulator, AggregateUDF, AggregateUDFImpl, Documentation, EmitTo, GroupsAccumulator, ReversedUDAF,
+    Signature,
 };
 
 /// The aggregates.
@@ -27,7 +29,8 @@ const MERGED_ROWS: usize = 8192;
 /// Bounds what they hold and make in this session.
 pub fn bound(context: &SessionContext, memory: usize) -> Result<()> {
     for name in GATHERING {
-        let bounded = Bounded { function: context.udaf(name)?, budget: Budget { memory, held: Arc::default() } };
+        let bounded =
+            Bounded { function: context.udaf(name)?, budget: Budget { memory, held: Arc::default() } };
         context.register_udaf(AggregateUDF::new_from_impl(bounded));
     }
     Ok(())
@@ -92,11 +95,18 @@ impl Hold {
         let rows = states.first().map_or(0, |states| states.len());
         let bytes: usize = states.iter().map(|states| states.get_array_memory_size()).sum();
         self.aside += bytes / rows.max(1) * rows.min(MERGED_ROWS);
-        if self.aside > self.budget.memory { Err(self.too_much("hold", self.aside, self.budget.memory)) } else { Ok(()) }
+        if self.aside > self.budget.memory {
+            Err(self.too_much("hold", self.aside, self.budget.memory))
+        } else {
+            Ok(())
+        }
     }
 
     fn too_much(&self, does: &str, bytes: usize, most: usize) -> DataFusionError {
-        DataFusionError::ResourcesExhausted(format!("{} would {does} {bytes} bytes, and may {does} {most}", self.name))
+        DataFusionError::ResourcesExhausted(format!(
+            "{} would {does} {bytes} bytes, and may {does} {most}",
+            self.name
+        ))
     }
 }
 
@@ -160,9 +170,14 @@ impl AggregateUDFImpl for Bounded {
         Ok(Box::new(Groups { of: self.function.create_groups_accumulator(arguments)?, hold: self.hold() }))
     }
 
-    fn with_beneficial_ordering(self: Arc<Self>, beneficial_ordering: bool) -> Result<Option<Arc<dyn AggregateUDFImpl>>> {
+    fn with_beneficial_ordering(
+        self: Arc<Self>,
+        beneficial_ordering: bool,
+    ) -> Result<Option<Arc<dyn AggregateUDFImpl>>> {
         let ordered = self.function.as_ref().clone().with_beneficial_ordering(beneficial_ordering)?;
-        Ok(ordered.map(|function| Arc::new(Self { function: Arc::new(function), budget: self.budget.clone() }) as _))
+        Ok(ordered.map(|function| {
+            Arc::new(Self { function: Arc::new(function), budget: self.budget.clone() }) as _
+        }))
     }
 
     fn order_sensitivity(&self) -> AggregateOrderSensitivity {
@@ -172,7 +187,10 @@ impl AggregateUDFImpl for Bounded {
     fn reverse_expr(&self) -> ReversedUDAF {
         match self.function.reverse_udf() {
             ReversedUDAF::Reversed(function) => {
-                ReversedUDAF::Reversed(Arc::new(AggregateUDF::new_from_impl(Self { function, budget: self.budget.clone() })))
+                ReversedUDAF::Reversed(Arc::new(AggregateUDF::new_from_impl(Self {
+                    function,
+                    budget: self.budget.clone(),
+                })))
             }
             other => other,
         }
@@ -244,7 +262,13 @@ struct Groups {
 }
 
 impl GroupsAccumulator for Groups {
-    fn update_batch(&mut self, values: &[ArrayRef], groups: &[usize], filter: Option<&BooleanArray>, total: usize) -> Result<()> {
+    fn update_batch(
+        &mut self,
+        values: &[ArrayRef],
+        groups: &[usize],
+        filter: Option<&BooleanArray>,
+        total: usize,
+    ) -> Result<()> {
         self.of.update_batch(values, groups, filter, total)?;
         self.hold.holds(self.of.size())
     }

@@ -1,5 +1,6 @@
-//! Functions that make much of little: `repeat('x', 2000000000)`, `range(1, 1000000000)`. What they make is in no budget of
-//! DataFusion's, so it is reckoned before they are called, where that can be done, and measured afterwards where it can't.
+//! Functions that make much of little: `repeat('x', 2000000000)`, `range(1, 1000000000)`. What they make is
+//! in no budget of DataFusion's, so it is reckoned before they are called, where that can be done, and
+//! measured afterwards where it can't.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -18,11 +19,12 @@ use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawDictionar
 use datafusion::logical_expr::simplify::{ExprSimplifyResult, SimplifyContext};
 use datafusion::logical_expr::sort_properties::{ExprProperties, SortProperties};
 use datafusion::logical_expr::{
-    BinaryExpr, ColumnarValue, Documentation, Expr, LogicalPlan, Operator, ReturnFieldArgs, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl,
-    Signature, StructFieldMapping, Volatility,
+    BinaryExpr, ColumnarValue, Documentation, Expr, LogicalPlan, Operator, ReturnFieldArgs,
+    ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, StructFieldMapping, Volatility,
 };
 
-/// The functions whose result may be much larger than what they are given, or twice as large and then twice as large again.
+/// The functions whose result may be much larger than what they are given, or twice as large and then twice
+/// as large again.
 const GROWING: [&str; 27] = [
     "repeat",
     "lpad",
@@ -52,7 +54,8 @@ const GROWING: [&str; 27] = [
     "named_struct",
     "struct",
 ];
-/// Those that put together what they are given: what they make shares its bytes with that, and is as large as all of it.
+/// Those that put together what they are given: what they make shares its bytes with that, and is as large as
+/// all of it.
 const GATHERING: [&str; 4] = ["make_array", "map", "named_struct", "struct"];
 /// What a result may take of the memory, for one batch of rows.
 const RESULT_SHARE: usize = 4;
@@ -60,7 +63,8 @@ const RESULT_SHARE: usize = 4;
 const CONSTANTS_SHARE: usize = 8;
 /// Bytes of what is put between texts; more is joined only where it is bounded.
 const LONG: usize = 1024;
-/// Fields of a type, with those of its fields: a structure of two structures of two has as many again at each level.
+/// Fields of a type, with those of its fields: a structure of two structures of two has as many again at each
+/// level.
 const MAX_FIELDS: usize = 10_000;
 
 /// The session in which what these functions make is bounded.
@@ -69,14 +73,17 @@ pub fn bound(context: &SessionContext, memory: usize) -> Result<SessionContext> 
     for name in GROWING {
         context.register_udf(Bounded::over(context.udf(name)?, share));
     }
-    let literals: Arc<dyn ExprPlanner> = Arc::new(Literals { plain: context.udf("struct")?, named: context.udf("named_struct")? });
+    let literals: Arc<dyn ExprPlanner> =
+        Arc::new(Literals { plain: context.udf("struct")?, named: context.udf("named_struct")? });
     let state = context.state();
     let planners = std::iter::once(literals).chain(state.expr_planners().iter().cloned()).collect();
-    Ok(SessionContext::new_with_state(SessionStateBuilder::new_from_existing(state).with_expr_planners(planners).build()))
+    Ok(SessionContext::new_with_state(
+        SessionStateBuilder::new_from_existing(state).with_expr_planners(planners).build(),
+    ))
 }
 
-/// Structures that are written as literals: the bounded functions make them. Their types have to be refused before the planner looks at
-/// them, which would not end.
+/// Structures that are written as literals: the bounded functions make them. Their types have to be refused
+/// before the planner looks at them, which would not end.
 #[derive(Debug)]
 struct Literals {
     plain: Arc<ScalarUDF>,
@@ -89,14 +96,22 @@ impl ExprPlanner for Literals {
         Ok(PlannerResult::Planned(Expr::ScalarFunction(ScalarFunction::new_udf(function.clone(), arguments))))
     }
 
-    fn plan_dictionary_literal(&self, literal: RawDictionaryExpr, _: &DFSchema) -> Result<PlannerResult<RawDictionaryExpr>> {
-        let arguments = literal.keys.into_iter().zip(literal.values).flat_map(|(key, value)| [key, value]).collect();
-        Ok(PlannerResult::Planned(Expr::ScalarFunction(ScalarFunction::new_udf(self.named.clone(), arguments))))
+    fn plan_dictionary_literal(
+        &self,
+        literal: RawDictionaryExpr,
+        _: &DFSchema,
+    ) -> Result<PlannerResult<RawDictionaryExpr>> {
+        let arguments =
+            literal.keys.into_iter().zip(literal.values).flat_map(|(key, value)| [key, value]).collect();
+        Ok(PlannerResult::Planned(Expr::ScalarFunction(ScalarFunction::new_udf(
+            self.named.clone(),
+            arguments,
+        ))))
     }
 }
 
-/// The same plan, in which all calls of these functions together keep to the memory, and in which those that the planner itself has put
-/// there (`[a, b]`, `a || b`) are bounded, too.
+/// The same plan, in which all calls of these functions together keep to the memory, and in which those that
+/// the planner itself has put there (`[a, b]`, `a || b`) are bounded, too.
 pub fn bound_together(plan: LogicalPlan, memory: usize) -> Result<LogicalPlan> {
     let mut calls = 0;
     plan.apply_with_subqueries(|node| {
@@ -111,7 +126,9 @@ pub fn bound_together(plan: LogicalPlan, memory: usize) -> Result<LogicalPlan> {
         return Ok(plan);
     }
     let share = Share { memory, calls };
-    let bounded = plan.transform_up_with_subqueries(|node| node.map_expressions(|expr| expr.transform_up(|part| Ok(bounded(part, share)))));
+    let bounded = plan.transform_up_with_subqueries(|node| {
+        node.map_expressions(|expr| expr.transform_up(|part| Ok(bounded(part, share))))
+    });
     Ok(bounded?.data)
 }
 
@@ -132,7 +149,8 @@ struct Share {
 }
 
 impl Share {
-    /// Constants are made while the statement is planned, and stand in the plan all at once; of rows one batch after the other is made.
+    /// Constants are made while the statement is planned, and stand in the plan all at once; of rows one
+    /// batch after the other is made.
     fn most(self, is_constant: bool) -> usize {
         let of_rows = self.memory / self.calls.max(RESULT_SHARE);
         if is_constant { of_rows.min(self.memory / RESULT_SHARE / self.calls.max(1)) } else { of_rows }
@@ -211,7 +229,11 @@ impl ScalarUDFImpl for Bounded {
 
     fn return_field_from_args(&self, arguments: ReturnFieldArgs) -> Result<FieldRef> {
         // Before the type is made: to look at it would already take long.
-        let fields = arguments.arg_fields.iter().map(|field| fields(field.data_type(), MAX_FIELDS)).fold(1, usize::saturating_add);
+        let fields = arguments
+            .arg_fields
+            .iter()
+            .map(|field| fields(field.data_type(), MAX_FIELDS))
+            .fold(1, usize::saturating_add);
         if fields > MAX_FIELDS {
             return Err(DataFusionError::Plan(format!(
                 "{} would make a type of more than {MAX_FIELDS} fields, counting those in its fields: nest less",
@@ -322,7 +344,10 @@ fn bounded(expr: Expr, share: Share) -> Transformed<Expr> {
             Transformed::yes(Expr::ScalarFunction(call))
         }
         Expr::BinaryExpr(BinaryExpr { op: Operator::StringConcat, .. }) => {
-            let within = ScalarUDF::new_from_impl(Within { share, signature: Signature::any(1, Volatility::Immutable) });
+            let within = ScalarUDF::new_from_impl(Within {
+                share,
+                signature: Signature::any(1, Volatility::Immutable),
+            });
             Transformed::yes(Expr::ScalarFunction(ScalarFunction::new_udf(Arc::new(within), vec![expr])))
         }
         expr => Transformed::no(expr),
@@ -350,9 +375,10 @@ fn fields(kind: &DataType, most: usize) -> usize {
     };
     match kind {
         DataType::Struct(parts) => of(&mut parts.iter()),
-        DataType::List(part) | DataType::LargeList(part) | DataType::FixedSizeList(part, _) | DataType::Map(part, _) => {
-            of(&mut std::iter::once(part))
-        }
+        DataType::List(part)
+        | DataType::LargeList(part)
+        | DataType::FixedSizeList(part, _)
+        | DataType::Map(part, _) => of(&mut std::iter::once(part)),
         _ => 1,
     }
 }
@@ -363,7 +389,9 @@ fn expected(name: &str, call: &ScalarFunctionArgs) -> u128 {
     let rows = if of_one { 1 } else { call.number_rows };
     let length = |n: usize| call.args.get(n).map_or_else(|| vec![0; rows], |value| lengths(value, rows));
     let number = |n: usize| call.args.get(n).map_or_else(|| vec![0; rows], |value| numbers(value, rows));
-    let product = |a: Vec<u128>, b: Vec<u128>| a.into_iter().zip(b).map(|(a, b)| a.saturating_mul(b)).fold(0, u128::saturating_add);
+    let product = |a: Vec<u128>, b: Vec<u128>| {
+        a.into_iter().zip(b).map(|(a, b)| a.saturating_mul(b)).fold(0, u128::saturating_add)
+    };
     let count = |n: usize| number(n).into_iter().map(|n| n.max(0).unsigned_abs()).collect::<Vec<u128>>();
     match name {
         "repeat" => product(length(0), count(1)),
@@ -395,14 +423,17 @@ fn expected(name: &str, call: &ScalarFunctionArgs) -> u128 {
                 .fold(0, u128::saturating_add)
         }
         // The longest of what stands for two bytes: %+.
-        "to_char" => length(1).into_iter().map(|format| format.saturating_mul(18)).fold(0, u128::saturating_add),
+        "to_char" => {
+            length(1).into_iter().map(|format| format.saturating_mul(18)).fold(0, u128::saturating_add)
+        }
         "array_replace_all" | "array_replace_n" => {
             let (list, to) = (counts(&call.args[0], rows), weights(&call.args[2], rows));
             product(list, to)
         }
         "concat_ws" => {
             let between = length(0).into_iter().fold(0, u128::saturating_add);
-            let texts = call.args[1..].iter().flat_map(|text| weights(text, rows)).fold(0, u128::saturating_add);
+            let texts =
+                call.args[1..].iter().flat_map(|text| weights(text, rows)).fold(0, u128::saturating_add);
             between.saturating_mul(call.args.len().saturating_sub(2) as u128).saturating_add(texts)
         }
         _ if GATHERING.contains(&name) || name == "concat" || name == "array_concat" => {
@@ -417,14 +448,23 @@ fn counts(value: &ColumnarValue, rows: usize) -> Vec<u128> {
     let of = |array: &dyn Array| {
         let length = |from: i64, to: i64| (to - from).max(0).unsigned_abs().into();
         match array.data_type() {
-            DataType::List(_) => array.as_list::<i32>().offsets().windows(2).map(|w| length(w[0].into(), w[1].into())).collect(),
-            DataType::LargeList(_) => array.as_list::<i64>().offsets().windows(2).map(|w| length(w[0], w[1])).collect(),
+            DataType::List(_) => array
+                .as_list::<i32>()
+                .offsets()
+                .windows(2)
+                .map(|w| length(w[0].into(), w[1].into()))
+                .collect(),
+            DataType::LargeList(_) => {
+                array.as_list::<i64>().offsets().windows(2).map(|w| length(w[0], w[1])).collect()
+            }
             _ => Vec::new(),
         }
     };
     let mut counts: Vec<u128> = match value {
         ColumnarValue::Array(array) => of(array.as_ref()),
-        ColumnarValue::Scalar(value) => value.to_array().map_or_else(|_| Vec::new(), |array| of(array.as_ref()).repeat(rows)),
+        ColumnarValue::Scalar(value) => {
+            value.to_array().map_or_else(|_| Vec::new(), |array| of(array.as_ref()).repeat(rows))
+        }
     };
     counts.resize(rows, 0);
     counts
@@ -453,7 +493,9 @@ fn lengths(value: &ColumnarValue, rows: usize) -> Vec<u128> {
 fn sizes(value: &ColumnarValue, rows: usize) -> Vec<u128> {
     match value {
         ColumnarValue::Scalar(value) => vec![value.size() as u128; rows],
-        ColumnarValue::Array(array) => vec![array.get_array_memory_size() as u128 / array.len().max(1) as u128; rows],
+        ColumnarValue::Array(array) => {
+            vec![array.get_array_memory_size() as u128 / array.len().max(1) as u128; rows]
+        }
     }
 }
 
@@ -466,7 +508,8 @@ fn numbers(value: &ColumnarValue, rows: usize) -> Vec<i128> {
     match value {
         ColumnarValue::Array(array) => all(array).unwrap_or_else(|| vec![0; rows]),
         ColumnarValue::Scalar(value) => {
-            let number = value.to_array().ok().and_then(|array| all(&array)).and_then(|all| all.first().copied());
+            let number =
+                value.to_array().ok().and_then(|array| all(&array)).and_then(|all| all.first().copied());
             vec![number.unwrap_or(0); rows]
         }
     }
@@ -474,7 +517,9 @@ fn numbers(value: &ColumnarValue, rows: usize) -> Vec<i128> {
 
 /// How many values a range has, in all rows: of numbers, or of seconds.
 fn steps(arguments: &[ColumnarValue], rows: usize) -> u128 {
-    let is_time = |value: &ColumnarValue| matches!(value.data_type(), DataType::Date32 | DataType::Date64 | DataType::Timestamp(..));
+    let is_time = |value: &ColumnarValue| {
+        matches!(value.data_type(), DataType::Date32 | DataType::Date64 | DataType::Timestamp(..))
+    };
     let (from, to, step) = match arguments {
         [to] => (None, to, None),
         [from, to] => (Some(from), to, None),
@@ -496,13 +541,17 @@ fn steps(arguments: &[ColumnarValue], rows: usize) -> u128 {
 fn nanoseconds(value: &ColumnarValue, rows: usize) -> Vec<i128> {
     let seconds = DataType::Timestamp(TimeUnit::Second, None);
     let value = value.cast_to(&seconds, None);
-    value.map_or_else(|_| vec![0; rows], |value| numbers(&value, rows).into_iter().map(|s| s * 1_000_000_000).collect())
+    value.map_or_else(
+        |_| vec![0; rows],
+        |value| numbers(&value, rows).into_iter().map(|s| s * 1_000_000_000).collect(),
+    )
 }
 
 /// About how long an interval is.
 fn interval(value: &ColumnarValue, rows: usize) -> Vec<i128> {
     const DAY: i128 = 86_400_000_000_000;
-    let length = |months: i32, days: i32, ns: i64| (i128::from(months) * 28 + i128::from(days)) * DAY + i128::from(ns);
+    let length =
+        |months: i32, days: i32, ns: i64| (i128::from(months) * 28 + i128::from(days)) * DAY + i128::from(ns);
     let kind = DataType::Interval(IntervalUnit::MonthDayNano);
     match value.cast_to(&kind, None) {
         Ok(ColumnarValue::Scalar(ScalarValue::IntervalMonthDayNano(Some(step)))) => {

@@ -1,12 +1,14 @@
-//! How large a statement may be. Planners call themselves, level by level, and look at every part again and again: a statement
-//! that a program wrote, or a stranger, must be answered or refused, and never end the process or keep it for minutes.
+//! How large a statement may be. Planners call themselves, level by level, and look at every part again and
+//! again: a statement that a program wrote, or a stranger, must be answered or refused, and never end the
+//! process or keep it for minutes.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments, Ident, ObjectName, Query,
-    SetExpr, Statement, TableFactor, Value, ValueWithSpan, VisitMut as _, VisitorMut,
+    BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments,
+    Ident, ObjectName, Query, SetExpr, Statement, TableFactor, Value, ValueWithSpan, VisitMut as _,
+    VisitorMut,
 };
 use datafusion::sql::sqlparser::dialect::Dialect;
 use datafusion::sql::sqlparser::tokenizer::{Span, Token, Tokenizer};
@@ -19,15 +21,17 @@ pub const MAX_GROWTH: usize = 1 << 20;
 pub const MAX_LEVELS: usize = 1_600;
 /// Tables and subqueries.
 pub const MAX_RELATIONS: usize = 256;
-/// The same, with what a WITH names counted wherever it is named: where each names the one before twice, that doubles each time.
+/// The same, with what a WITH names counted wherever it is named: where each names the one before twice, that
+/// doubles each time.
 pub const MAX_READ: usize = 1_000;
-/// CASE, CAST and such, one in the other: where an error is in the innermost, the parser tries each of them twice.
+/// CASE, CAST and such, one in the other: where an error is in the innermost, the parser tries each of them
+/// twice.
 pub const MAX_NESTED: usize = 20;
 
 /// Chains longer than this are planned as balanced trees. Shorter ones stay as they are written.
 const LONG: usize = 64;
-/// Conditions joined by AND that the planner may look at one by one. It moves each of them about, and joins them again into a tree
-/// as deep as they are many: of more it sees but one.
+/// Conditions joined by AND that the planner may look at one by one. It moves each of them about, and joins
+/// them again into a tree as deep as they are many: of more it sees but one.
 const MAX_CONDITIONS: usize = 512;
 
 /// What is too much of a statement. Each says what to do.
@@ -55,11 +59,14 @@ pub enum TooLarge {
     )]
     Read,
     /// Words with an end of their own.
-    #[error("the statement has more than {MAX_NESTED} of CASE, CAST, iff and such one in the other: compute the inner ones in a subquery")]
+    #[error(
+        "the statement has more than {MAX_NESTED} of CASE, CAST, iff and such one in the other: compute the inner ones in a subquery"
+    )]
     Nested,
 }
 
-/// Words that the parser takes for the beginning of an expression first, and for names if that does not work out.
+/// Words that the parser takes for the beginning of an expression first, and for names if that does not work
+/// out.
 const NESTING: [&str; 17] = [
     "array",
     "cast",
@@ -157,7 +164,11 @@ impl VisitorMut for Settling {
             }
         }
         let own = self.around.last_mut().and_then(|around| around.names.pop_front());
-        let names = query.with.iter().flat_map(|with| &with.cte_tables).map(|table| table.alias.name.value.to_lowercase());
+        let names = query
+            .with
+            .iter()
+            .flat_map(|with| &with.cte_tables)
+            .map(|table| table.alias.name.value.to_lowercase());
         self.around.push(Around { reads: 1, names: names.collect(), own });
         ControlFlow::Continue(())
     }
@@ -178,13 +189,21 @@ impl VisitorMut for Settling {
             let name = name.0.last().and_then(|name| name.as_ident()).map(|name| name.value.to_lowercase());
             around.reads += name.and_then(|name| self.withs.get(&name)).copied().unwrap_or(1);
         }
-        if self.relations > MAX_RELATIONS { ControlFlow::Break(TooLarge::Relations) } else { ControlFlow::Continue(()) }
+        if self.relations > MAX_RELATIONS {
+            ControlFlow::Break(TooLarge::Relations)
+        } else {
+            ControlFlow::Continue(())
+        }
     }
 
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<TooLarge> {
         balance(expr);
         self.levels += 1;
-        if self.levels > MAX_LEVELS { ControlFlow::Break(TooLarge::Levels) } else { ControlFlow::Continue(()) }
+        if self.levels > MAX_LEVELS {
+            ControlFlow::Break(TooLarge::Levels)
+        } else {
+            ControlFlow::Continue(())
+        }
     }
 
     fn post_visit_expr(&mut self, _: &mut Expr) -> ControlFlow<TooLarge> {
@@ -193,14 +212,14 @@ impl VisitorMut for Settling {
     }
 }
 
-/// Whether `(a op b) op c` is `a op (b op c)`. Sums and products of floats may differ in their last digit, as they do by the
-/// order of rows.
+/// Whether `(a op b) op c` is `a op (b op c)`. Sums and products of floats may differ in their last digit, as
+/// they do by the order of rows.
 fn is_associative(op: &BinaryOperator) -> bool {
     matches!(op, BinaryOperator::And | BinaryOperator::Or | BinaryOperator::Plus | BinaryOperator::Multiply)
 }
 
-/// `a OR b OR c OR …` is parsed as a tree that is as deep as it is long: a list of a thousand patterns is a thousand levels.
-/// Balanced it has ten, and says the same.
+/// `a OR b OR c OR …` is parsed as a tree that is as deep as it is long: a list of a thousand patterns is a
+/// thousand levels. Balanced it has ten, and says the same.
 fn balance(expr: &mut Expr) {
     let Expr::BinaryOp { op, .. } = expr else { return };
     if !is_associative(op) {
@@ -250,7 +269,11 @@ fn as_one(conditions: Expr) -> Expr {
         name: ObjectName::from(vec![Ident::new("nullif")]),
         uses_odbc_syntax: false,
         parameters: FunctionArguments::None,
-        args: FunctionArguments::List(FunctionArgumentList { duplicate_treatment: None, args, clauses: Vec::new() }),
+        args: FunctionArguments::List(FunctionArgumentList {
+            duplicate_treatment: None,
+            args,
+            clauses: Vec::new(),
+        }),
         filter: None,
         null_treatment: None,
         over: None,
@@ -275,7 +298,9 @@ pub fn joined(mut terms: Vec<Expr>, op: &BinaryOperator) -> Expr {
         let mut rest = terms.into_iter();
         while let Some(left) = rest.next() {
             pairs.push(match rest.next() {
-                Some(right) => Expr::BinaryOp { left: Box::new(left), op: op.clone(), right: Box::new(right) },
+                Some(right) => {
+                    Expr::BinaryOp { left: Box::new(left), op: op.clone(), right: Box::new(right) }
+                }
                 None => left,
             });
         }

@@ -1,4 +1,5 @@
-//! What a statement says: the dialects that it may be written in, what it may ask for, and what its functions may take. Without the lake.
+//! What a statement says: the dialects that it may be written in, what it may ask for, and what its functions
+//! may take. Without the lake.
 
 pub mod limits;
 pub mod names;

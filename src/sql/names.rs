@@ -1,9 +1,10 @@
-//! Names in any case. DataFusion takes names as they are written; people write `clientip`, `ClientIP` and `CLIENTIP` for
-//! the column that is documented as `ClientIP`.
+//! Names in any case. DataFusion takes names as they are written; people write `clientip`, `ClientIP` and
+//! `CLIENTIP` for the column that is documented as `ClientIP`.
 //!
-//! SQL's words mean the same in any case, so giving an unquoted word another spelling never changes how a statement is
-//! parsed. That is what is done here, word by word, before the parser sees it: a column gets its documented spelling, a
-//! table and a function their own, and any other name (an alias, a CTE) that of its first mention. Quoted names stay.
+//! SQL's words mean the same in any case, so giving an unquoted word another spelling never changes how a
+//! statement is parsed. That is what is done here, word by word, before the parser sees it: a column gets its
+//! documented spelling, a table and a function their own, and any other name (an alias, a CTE) that of its
+//! first mention. Quoted names stay.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -50,10 +51,12 @@ impl Vocabulary {
         &self.functions
     }
 
-    /// The statement with every name as it is spelled. One that can't be cut into words comes back as it is: the
-    /// parser says what is wrong with it.
+    /// The statement with every name as it is spelled. One that can't be cut into words comes back as it is:
+    /// the parser says what is wrong with it.
     pub fn spell(&self, sql: &str, dialect: &dyn Dialect) -> String {
-        let Ok(mut tokens) = Tokenizer::new(dialect, sql).with_unescape(false).tokenize() else { return sql.to_owned() };
+        let Ok(mut tokens) = Tokenizer::new(dialect, sql).with_unescape(false).tokenize() else {
+            return sql.to_owned();
+        };
         let calls = calls(&tokens);
         let spelled = self.spellings(&tokens, &calls);
         for (at, token) in tokens.iter_mut().enumerate() {
@@ -73,7 +76,12 @@ impl Vocabulary {
 
     /// The spelling of every name in the statement, by its lower case.
     fn spellings(&self, tokens: &[Token], calls: &HashSet<usize>) -> HashMap<String, String> {
-        let words = || tokens.iter().enumerate().filter_map(|(at, token)| if let Token::Word(w) = token { Some((at, w)) } else { None });
+        let words = || {
+            tokens
+                .iter()
+                .enumerate()
+                .filter_map(|(at, token)| if let Token::Word(w) = token { Some((at, w)) } else { None })
+        };
         let mut spelled: HashMap<String, String> = HashMap::new();
         let mut of_the_standard = false;
         // Of two columns that differ in case alone, the one that is written as it is spelled, or the first.
@@ -92,11 +100,18 @@ impl Vocabulary {
             }
         }
         // The others: as they are quoted somewhere, or else as they are first written.
-        let is_name = |at: usize, word: &Word| !(calls.contains(&at) && self.functions.contains(&word.value.to_lowercase()));
-        let (quoted, plain): (Vec<_>, Vec<_>) = words().filter(|(at, w)| is_name(*at, w)).partition(|(_, w)| w.quote_style.is_some());
+        let is_name = |at: usize, word: &Word| {
+            !(calls.contains(&at) && self.functions.contains(&word.value.to_lowercase()))
+        };
+        let (quoted, plain): (Vec<_>, Vec<_>) =
+            words().filter(|(at, w)| is_name(*at, w)).partition(|(_, w)| w.quote_style.is_some());
         for (_, word) in quoted.into_iter().chain(plain) {
             let lower = word.value.to_lowercase();
-            let spelling = if of_the_standard && word.quote_style.is_none() { lower.clone() } else { word.value.clone() };
+            let spelling = if of_the_standard && word.quote_style.is_none() {
+                lower.clone()
+            } else {
+                word.value.clone()
+            };
             spelled.entry(lower).or_insert(spelling);
         }
         spelled

@@ -1,13 +1,13 @@
-//! What other engines' statements say in ways that DataFusion does not know, said in its own, in the parsed statement: lists that
-//! are joined to their row (see `unfold`), `LIKE ANY`, and the columns `year`, `month`, `day` and `hour` by which Panther's tables
-//! on Athena are partitioned.
+//! What other engines' statements say in ways that DataFusion does not know, said in its own, in the parsed
+//! statement: lists that are joined to their row (see `unfold`), `LIKE ANY`, and the columns `year`, `month`,
+//! `day` and `hour` by which Panther's tables on Athena are partitioned.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    BinaryOperator, Expr, FunctionArguments, Ident, ObjectName, OrderBy, Query, Select, SelectItem, SetExpr, Statement, TableFactor,
-    VisitMut, VisitorMut,
+    BinaryOperator, Expr, FunctionArguments, Ident, ObjectName, OrderBy, Query, Select, SelectItem, SetExpr,
+    Statement, TableFactor, VisitMut, VisitorMut,
 };
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
@@ -35,7 +35,10 @@ pub fn rewrite(statement: &mut Statement, tables: &Tables) -> Result<(), String>
 
 /// An expression out of its text.
 pub fn expression(text: &str) -> Result<Expr, String> {
-    Parser::new(&GenericDialect {}).try_with_sql(text).and_then(|mut parser| parser.parse_expr()).map_err(|e| e.to_string())
+    Parser::new(&GenericDialect {})
+        .try_with_sql(text)
+        .and_then(|mut parser| parser.parse_expr())
+        .map_err(|e| e.to_string())
 }
 
 struct Rewriting<'a> {
@@ -51,10 +54,16 @@ impl VisitorMut for Rewriting<'_> {
         self.withs.push(HashMap::new());
         for table in query.with.iter().flat_map(|with| &with.cte_tables) {
             let names = &table.alias.columns;
-            let is_named = |part: &&str| names.iter().any(|column| column.name.value.eq_ignore_ascii_case(part));
-            let is_there = |part: &&&'static str| if names.is_empty() { self.gives(&table.query, part) } else { is_named(part) };
+            let is_named =
+                |part: &&str| names.iter().any(|column| column.name.value.eq_ignore_ascii_case(part));
+            let is_there = |part: &&&'static str| {
+                if names.is_empty() { self.gives(&table.query, part) } else { is_named(part) }
+            };
             let parts = PARTS.iter().filter(is_there).copied().collect();
-            self.withs.last_mut().expect("it was just pushed").insert(table.alias.name.value.to_lowercase(), parts);
+            self.withs
+                .last_mut()
+                .expect("it was just pushed")
+                .insert(table.alias.name.value.to_lowercase(), parts);
         }
         let mut order = query.order_by.as_mut();
         match self.body(&mut query.body, &mut order) {
@@ -113,12 +122,18 @@ impl Rewriting<'_> {
         match factor {
             TableFactor::Table { name, .. } => {
                 let lower = last(name).map(|name| name.value.to_lowercase()).unwrap_or_default();
-                self.withs.iter().rev().find_map(|names| names.get(&lower)).is_some_and(|parts| parts.iter().any(|p| is_part(p)))
+                self.withs
+                    .iter()
+                    .rev()
+                    .find_map(|names| names.get(&lower))
+                    .is_some_and(|parts| parts.iter().any(|p| is_part(p)))
             }
             TableFactor::Derived { subquery, .. } => self.gives(subquery, part),
             TableFactor::NestedJoin { table_with_joins, .. } => {
                 let joined = table_with_joins.joins.iter().map(|join| &join.relation);
-                std::iter::once(&table_with_joins.relation).chain(joined).any(|factor| self.is_column(factor, part))
+                std::iter::once(&table_with_joins.relation)
+                    .chain(joined)
+                    .any(|factor| self.is_column(factor, part))
             }
             _ => false,
         }
@@ -132,7 +147,10 @@ impl Rewriting<'_> {
         }
         match body {
             SetExpr::Select(select) => {
-                let all = select.projection.iter().any(|item| matches!(item, SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..)));
+                let all = select
+                    .projection
+                    .iter()
+                    .any(|item| matches!(item, SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..)));
                 is_given(select, part) || all && factors(select).any(|factor| self.is_column(factor, part))
             }
             SetExpr::Query(query) => self.gives(query, part),
@@ -143,20 +161,27 @@ impl Rewriting<'_> {
     /// `year` and such, where no table has such a column, are parts of `p_event_time`.
     fn name_parts(&self, select: &mut Select, order: &mut Option<&mut OrderBy>) -> Result<(), String> {
         let of: Vec<&TableFactor> = factors(select).collect();
-        let has_time = |factor: &&&TableFactor| self.columns(factor).is_some_and(|c| c.iter().any(|c| c == Standard::EventTime.name()));
+        let has_time = |factor: &&&TableFactor| {
+            self.columns(factor).is_some_and(|c| c.iter().any(|c| c == Standard::EventTime.name()))
+        };
         let timed: Vec<&TableFactor> = of.iter().filter(has_time).copied().collect();
         if timed.is_empty() {
             return Ok(());
         }
         let mut found = HashMap::new();
         for part in PARTS {
-            let own: Vec<&&TableFactor> = timed.iter().filter(|factor| !self.is_column(factor, part)).collect();
+            let own: Vec<&&TableFactor> =
+                timed.iter().filter(|factor| !self.is_column(factor, part)).collect();
             for factor in &own {
                 let name = name_of(factor).ok_or("a table has no name")?;
                 let columns = self.columns(factor).ok_or("a table has no columns")?;
-                let column =
-                    if part != "hour" && columns.iter().any(|c| c == DAY_COLUMN) { DAY_COLUMN } else { Standard::EventTime.name() };
-                let place = if of.len() == 1 { column.to_owned() } else { format!("{}.{column}", quoted(&name)) };
+                let column = if part != "hour" && columns.iter().any(|c| c == DAY_COLUMN) {
+                    DAY_COLUMN
+                } else {
+                    Standard::EventTime.name()
+                };
+                let place =
+                    if of.len() == 1 { column.to_owned() } else { format!("{}.{column}", quoted(&name)) };
                 let expr = expression(&format!("date_part('{part}', {place})"))?;
                 found.insert((Some(name.value.to_lowercase()), part), expr.clone());
                 // Of several tables it could be any.
@@ -193,7 +218,9 @@ fn is_given(select: &Select, part: &str) -> bool {
     select.projection.iter().any(|item| match item {
         SelectItem::ExprWithAlias { alias, .. } => alias.value.eq_ignore_ascii_case(part),
         SelectItem::UnnamedExpr(Expr::Identifier(name)) => name.value.eq_ignore_ascii_case(part),
-        SelectItem::UnnamedExpr(Expr::CompoundIdentifier(names)) => names.last().is_some_and(|n| n.value.eq_ignore_ascii_case(part)),
+        SelectItem::UnnamedExpr(Expr::CompoundIdentifier(names)) => {
+            names.last().is_some_and(|n| n.value.eq_ignore_ascii_case(part))
+        }
         _ => false,
     })
 }
@@ -213,7 +240,9 @@ impl Parts {
     fn stands_for(&self, expr: &Expr) -> Option<&Expr> {
         let (table, name) = match expr {
             Expr::Identifier(name) => (None, name),
-            Expr::CompoundIdentifier(names) if names.len() == 2 => (Some(names[0].value.to_lowercase()), &names[1]),
+            Expr::CompoundIdentifier(names) if names.len() == 2 => {
+                (Some(names[0].value.to_lowercase()), &names[1])
+            }
             _ => return None,
         };
         let part = PARTS.into_iter().find(|part| name.value.eq_ignore_ascii_case(part))?;
@@ -258,15 +287,22 @@ impl VisitorMut for Parts {
 
 /// `x LIKE ANY ('a%', 'b%')` is `(x LIKE 'a%' OR x LIKE 'b%')`; `LIKE ALL` the same with AND.
 fn like_each(expr: &mut Expr) -> Result<(), String> {
-    let (Expr::Like { any, negated, expr: subject, pattern, .. } | Expr::ILike { any, negated, expr: subject, pattern, .. }) = expr else {
+    let (Expr::Like { any, negated, expr: subject, pattern, .. }
+    | Expr::ILike { any, negated, expr: subject, pattern, .. }) = expr
+    else {
         return Ok(());
     };
     let (patterns, all) = match pattern.as_mut() {
         Expr::Tuple(patterns) if *any => (std::mem::take(patterns), false),
-        Expr::Nested(one) if *any && !matches!(one.as_ref(), Expr::Subquery(_)) => (vec![one.as_ref().clone()], false),
+        Expr::Nested(one) if *any && !matches!(one.as_ref(), Expr::Subquery(_)) => {
+            (vec![one.as_ref().clone()], false)
+        }
         Expr::Function(function) if !*any && function.name.to_string().eq_ignore_ascii_case("all") => {
             let FunctionArguments::List(list) = &function.args else { return Ok(()) };
-            (list.args.iter().map(|pattern| expression(&pattern.to_string())).collect::<Result<_, _>>()?, true)
+            (
+                list.args.iter().map(|pattern| expression(&pattern.to_string())).collect::<Result<_, _>>()?,
+                true,
+            )
         }
         _ if *any => return Err("LIKE ANY takes a list of patterns: x LIKE ANY ('a%', 'b%')".to_owned()),
         _ => return Ok(()),
@@ -277,7 +313,10 @@ fn like_each(expr: &mut Expr) -> Result<(), String> {
         );
     }
     if subject.to_string().len().saturating_mul(patterns.len()) > MAX_TEXT {
-        return Err("what is compared by LIKE ANY is too long for so many patterns: compute it in a subquery".to_owned());
+        return Err(
+            "what is compared by LIKE ANY is too long for so many patterns: compute it in a subquery"
+                .to_owned(),
+        );
     }
     *any = false;
     **pattern = Expr::Tuple(Vec::new());

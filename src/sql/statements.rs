@@ -51,7 +51,9 @@ const BEFORE_TABLES: [&str; 3] = ["from", "join", "\\d"];
 
 /// The statements of a text, without their semicolons. Comments alone are none.
 pub fn split(text: &str) -> Vec<String> {
-    let Ok(tokens) = Tokenizer::new(&GenericDialect {}, text).with_unescape(false).tokenize() else { return vec![text.to_owned()] };
+    let Ok(tokens) = Tokenizer::new(&GenericDialect {}, text).with_unescape(false).tokenize() else {
+        return vec![text.to_owned()];
+    };
     let says_something = |part: &&[Token]| part.iter().any(|t| !matches!(t, Token::Whitespace(_)));
     let parts = tokens.split(|t| *t == Token::SemiColon).filter(says_something);
     parts.map(|part| part.iter().map(ToString::to_string).collect::<String>().trim().to_owned()).collect()
@@ -60,13 +62,18 @@ pub fn split(text: &str) -> Vec<String> {
 /// Whether the text ends where a statement ends: with a semicolon that is in no quotes and no comment.
 pub fn is_complete(text: &str) -> bool {
     let tokens = Tokenizer::new(&GenericDialect {}, text).tokenize().unwrap_or_default();
-    tokens.iter().rfind(|t| !matches!(t, Token::Whitespace(_))).is_none_or(|t| *t == Token::SemiColon) && !tokens.is_empty()
+    tokens.iter().rfind(|t| !matches!(t, Token::Whitespace(_))).is_none_or(|t| *t == Token::SemiColon)
+        && !tokens.is_empty()
 }
 
-/// Names the columns of the result that are expressions by what was written: `max(BotScore)`, and not by what the planner
-/// makes of it. `original` is the statement before its macros were replaced.
+/// Names the columns of the result that are expressions by what was written: `max(BotScore)`, and not by what
+/// the planner makes of it. `original` is the statement before its macros were replaced.
 pub fn label(statement: &mut Statement, mut original: Option<Statement>) {
-    let written = original.as_mut().and_then(first_select).map(|select| select.projection.as_slice()).unwrap_or_default();
+    let written = original
+        .as_mut()
+        .and_then(first_select)
+        .map(|select| select.projection.as_slice())
+        .unwrap_or_default();
     let Some(select) = first_select(statement) else { return };
     if select.distinct.is_some() {
         // What it is sorted by has to be found among its columns, by the planner's names.
@@ -114,7 +121,8 @@ pub fn completions(vocabulary: &Vocabulary, text: &str, at: usize) -> (Range<usi
         if !before[..start].ends_with('.') {
             found.extend(tables.keys().filter(|name| fits(name)).cloned());
             let macros = MACROS.iter().map(|(name, _)| *name);
-            let functions = vocabulary.functions().iter().map(String::as_str).chain(macros).filter(|name| fits(name));
+            let functions =
+                vocabulary.functions().iter().map(String::as_str).chain(macros).filter(|name| fits(name));
             found.extend(functions.map(|name| format!("{name}(")));
             found.extend(KEYWORDS.iter().filter(|word| fits(word)).map(|word| (*word).to_owned()));
         }

@@ -1,13 +1,14 @@
-//! Lists that are joined to their own row, a row for each value: `CROSS JOIN UNNEST(list) AS t(value)` as Athena writes it, and
-//! `, LATERAL FLATTEN(input => list) t` as Snowflake does. DataFusion unnests a list in a SELECT: so the table that has the list
-//! becomes a subquery which does that, under the table's own name.
+//! Lists that are joined to their own row, a row for each value: `CROSS JOIN UNNEST(list) AS t(value)` as
+//! Athena writes it, and `, LATERAL FLATTEN(input => list) t` as Snowflake does. DataFusion unnests a list in
+//! a SELECT: so the table that has the list becomes a subquery which does that, under the table's own name.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    Expr, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, Join, JoinConstraint, JoinOperator, OrderBy, Select, SelectItem,
-    TableAlias, TableFactor, TableWithJoins, Value, Visit, VisitMut, Visitor, VisitorMut,
+    Expr, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, Join, JoinConstraint, JoinOperator,
+    OrderBy, Select, SelectItem, TableAlias, TableFactor, TableWithJoins, Value, Visit, VisitMut, Visitor,
+    VisitorMut,
 };
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
@@ -47,13 +48,18 @@ impl List {
 
 /// The tables of a FROM, in order.
 pub fn factors(select: &Select) -> impl Iterator<Item = &TableFactor> {
-    select.from.iter().flat_map(|from| std::iter::once(&from.relation).chain(from.joins.iter().map(|join| &join.relation)))
+    select
+        .from
+        .iter()
+        .flat_map(|from| std::iter::once(&from.relation).chain(from.joins.iter().map(|join| &join.relation)))
 }
 
 /// The name by which a table's columns may be called.
 pub fn name_of(factor: &TableFactor) -> Option<Ident> {
     match factor {
-        TableFactor::Table { alias: Some(alias), .. } | TableFactor::Derived { alias: Some(alias), .. } => Some(alias.name.clone()),
+        TableFactor::Table { alias: Some(alias), .. } | TableFactor::Derived { alias: Some(alias), .. } => {
+            Some(alias.name.clone())
+        }
         TableFactor::Table { name, .. } => name.0.last()?.as_ident().cloned(),
         _ => None,
     }
@@ -63,12 +69,22 @@ pub fn name_of(factor: &TableFactor) -> Option<Ident> {
 pub fn list_factor(factor: &TableFactor) -> Option<List> {
     match factor {
         TableFactor::UNNEST { alias, array_exprs, with_offset, with_offset_alias, with_ordinality } => {
-            let counter = if *with_ordinality { Some((None, 1)) } else { with_offset.then(|| (with_offset_alias.clone(), 0)) };
+            let counter = if *with_ordinality {
+                Some((None, 1))
+            } else {
+                with_offset.then(|| (with_offset_alias.clone(), 0))
+            };
             let (exprs, alias) = (array_exprs.clone(), alias.clone());
             Some(List { exprs, alias, is_flatten: false, outer: false, counter, wrong: None })
         }
-        TableFactor::Function { name, args, alias, .. } if name.to_string().eq_ignore_ascii_case("flatten") => Some(flatten(args, alias)),
-        TableFactor::Table { name, args: Some(args), alias, .. } if name.to_string().eq_ignore_ascii_case("flatten") => {
+        TableFactor::Function { name, args, alias, .. }
+            if name.to_string().eq_ignore_ascii_case("flatten") =>
+        {
+            Some(flatten(args, alias))
+        }
+        TableFactor::Table { name, args: Some(args), alias, .. }
+            if name.to_string().eq_ignore_ascii_case("flatten") =>
+        {
             Some(flatten(&args.args, alias))
         }
         TableFactor::TableFunction { expr: Expr::Function(function), alias }
@@ -82,11 +98,22 @@ pub fn list_factor(factor: &TableFactor) -> Option<List> {
 }
 
 fn flatten(arguments: &[FunctionArg], alias: &Option<TableAlias>) -> List {
-    let mut list = List { exprs: Vec::new(), alias: alias.clone(), is_flatten: true, outer: false, counter: None, wrong: None };
+    let mut list = List {
+        exprs: Vec::new(),
+        alias: alias.clone(),
+        is_flatten: true,
+        outer: false,
+        counter: None,
+        wrong: None,
+    };
     for argument in arguments {
         let (name, expr) = match argument {
-            FunctionArg::Named { name, arg: FunctionArgExpr::Expr(expr), .. } => (name.value.to_lowercase(), expr),
-            FunctionArg::ExprNamed { name, arg: FunctionArgExpr::Expr(expr), .. } => (name.to_string().to_lowercase(), expr),
+            FunctionArg::Named { name, arg: FunctionArgExpr::Expr(expr), .. } => {
+                (name.value.to_lowercase(), expr)
+            }
+            FunctionArg::ExprNamed { name, arg: FunctionArgExpr::Expr(expr), .. } => {
+                (name.to_string().to_lowercase(), expr)
+            }
             FunctionArg::Unnamed(FunctionArgExpr::Expr(expr)) => ("input".to_owned(), expr),
             _ => continue,
         };
@@ -96,7 +123,11 @@ fn flatten(arguments: &[FunctionArg], alias: &Option<TableAlias>) -> List {
             "outer" => list.outer = is_true,
             "mode" => {}
             _ if matches!(expr, Expr::Value(value) if value.value == Value::Boolean(false)) => {}
-            _ => list.wrong = Some("FLATTEN takes input and outer here: give it the list itself as input, without path and recursive"),
+            _ => {
+                list.wrong = Some(
+                    "FLATTEN takes input and outer here: give it the list itself as input, without path and recursive",
+                )
+            }
         }
     }
     if list.exprs.is_empty() {
@@ -128,15 +159,21 @@ pub fn unfold(
         let at = owner(select, &exprs, tables, is_with)?;
         let columns = columns(&list, &exprs, &called(select, order, &list), single)?;
         let factor = factor_at(select, at).ok_or("there is no such table")?;
-        let table = name_of(factor).ok_or("give the subquery a name, whose list is unfolded: (SELECT …) AS t")?;
+        let table =
+            name_of(factor).ok_or("give the subquery a name, whose list is unfolded: (SELECT …) AS t")?;
         if let Some(alias) = &list.alias {
             for (called, column, _) in &columns {
-                renamed.insert((alias.name.value.to_lowercase(), called.to_lowercase()), [table.clone(), column.clone()]);
+                renamed.insert(
+                    (alias.name.value.to_lowercase(), called.to_lowercase()),
+                    [table.clone(), column.clone()],
+                );
             }
         }
-        let items: Vec<String> = columns.iter().map(|(_, column, expr)| format!("unnest({expr}) AS {}", quoted(column))).collect();
+        let items: Vec<String> =
+            columns.iter().map(|(_, column, expr)| format!("unnest({expr}) AS {}", quoted(column))).collect();
         let text = format!("SELECT *, {} FROM {factor}", items.join(", "));
-        let parsed = Parser::new(&GenericDialect {}).try_with_sql(&text).and_then(|mut parser| parser.parse_query());
+        let parsed =
+            Parser::new(&GenericDialect {}).try_with_sql(&text).and_then(|mut parser| parser.parse_query());
         let subquery = parsed.map_err(|e| e.to_string())?;
         let alias = TableAlias { explicit: true, name: table, columns: Vec::new(), at: None };
         *factor = TableFactor::Derived { lateral: false, subquery, alias: Some(alias), sample: None };
@@ -152,7 +189,8 @@ pub fn unfold(
     Ok(())
 }
 
-/// Takes the lists that are joined to a table out of a FROM. Those that name no column stand alone: DataFusion knows these.
+/// Takes the lists that are joined to a table out of a FROM. Those that name no column stand alone:
+/// DataFusion knows these.
 fn taken(select: &mut Select) -> Result<Vec<List>, String> {
     let is_joined = |list: &List| list.is_flatten || !idents(&list.exprs).is_empty();
     let mut lists = Vec::new();
@@ -234,17 +272,30 @@ fn factor_at(select: &mut Select, (from, join): At) -> Option<&mut TableFactor> 
 }
 
 /// The table that has the list.
-fn owner(select: &Select, exprs: &[Expr], tables: &BTreeMap<String, Vec<String>>, is_with: &dyn Fn(&str) -> bool) -> Result<At, String> {
+fn owner(
+    select: &Select,
+    exprs: &[Expr],
+    tables: &BTreeMap<String, Vec<String>>,
+    is_with: &dyn Fn(&str) -> bool,
+) -> Result<At, String> {
     let mut all: Vec<(At, &TableFactor)> = Vec::new();
     for (n, from) in select.from.iter().enumerate() {
         all.push(((n, None), &from.relation));
         all.extend(from.joins.iter().enumerate().map(|(m, join)| ((n, Some(m)), &join.relation)));
     }
-    let is_called = |factor: &TableFactor, name: &Ident| name_of(factor).is_some_and(|own| own.value.eq_ignore_ascii_case(&name.value));
+    let is_called = |factor: &TableFactor, name: &Ident| {
+        name_of(factor).is_some_and(|own| own.value.eq_ignore_ascii_case(&name.value))
+    };
     let has = |factor: &TableFactor, column: &Ident| {
         let TableFactor::Table { name, .. } = factor else { return false };
-        let Some(name) = name.0.last().and_then(|name| name.as_ident()).map(|name| name.value.to_lowercase()) else { return false };
-        !is_with(&name) && tables.get(&name).is_some_and(|columns| columns.iter().any(|own| own.eq_ignore_ascii_case(&column.value)))
+        let Some(name) = name.0.last().and_then(|name| name.as_ident()).map(|name| name.value.to_lowercase())
+        else {
+            return false;
+        };
+        !is_with(&name)
+            && tables
+                .get(&name)
+                .is_some_and(|columns| columns.iter().any(|own| own.eq_ignore_ascii_case(&column.value)))
     };
     let mut found: Option<At> = None;
     for names in idents(exprs) {
@@ -252,24 +303,34 @@ fn owner(select: &Select, exprs: &[Expr], tables: &BTreeMap<String, Vec<String>>
             [column] if all.len() > 1 => {
                 let mut having = all.iter().filter(|(_, factor)| has(factor, column));
                 let first = having.next();
-                first.filter(|_| having.next().is_none()).ok_or_else(|| format!("write whose column `{column}` is: table.{column}"))?.0
+                first
+                    .filter(|_| having.next().is_none())
+                    .ok_or_else(|| format!("write whose column `{column}` is: table.{column}"))?
+                    .0
             }
             [_] => all.first().ok_or("a list needs the table that it is a column of, before it")?.0,
             [table, ..] => {
                 let found = all.iter().find(|(_, factor)| is_called(factor, table));
-                found.ok_or_else(|| format!("there is no table `{table}` before the list that is unfolded"))?.0
+                found
+                    .ok_or_else(|| format!("there is no table `{table}` before the list that is unfolded"))?
+                    .0
             }
             [] => continue,
         };
         if found.is_some_and(|before| before != at) {
-            return Err("a list that is unfolded is a column of one table: compute it in a subquery".to_owned());
+            return Err(
+                "a list that is unfolded is a column of one table: compute it in a subquery".to_owned()
+            );
         }
         found = Some(at);
     }
-    let at = found.or(all.first().map(|(at, _)| *at)).ok_or("a list needs the table that it is a column of, before it")?;
+    let at = found
+        .or(all.first().map(|(at, _)| *at))
+        .ok_or("a list needs the table that it is a column of, before it")?;
     let is_first = at == (0, None);
     let joins = select.from.iter().flat_map(|from| &from.joins);
-    let mut outer = joins.filter(|join| matches!(join.join_operator, JoinOperator::Left(_) | JoinOperator::LeftOuter(_)));
+    let mut outer =
+        joins.filter(|join| matches!(join.join_operator, JoinOperator::Left(_) | JoinOperator::LeftOuter(_)));
     if !is_first && outer.next().is_some() {
         return Err(
             "a list of a table that is joined by LEFT JOIN can't be unfolded beside it: unnest(list) in a subquery's SELECT".to_owned()
@@ -303,7 +364,12 @@ fn called(select: &Select, order: &Option<&mut OrderBy>, list: &List) -> HashSet
 }
 
 /// What a list becomes: the name that its column is called by, the column, and what it is unnested from.
-fn columns(list: &List, exprs: &[Expr], called: &HashSet<String>, single: bool) -> Result<Vec<(String, Ident, String)>, String> {
+fn columns(
+    list: &List,
+    exprs: &[Expr],
+    called: &HashSet<String>,
+    single: bool,
+) -> Result<Vec<(String, Ident, String)>, String> {
     let kept = |text: String| match list.outer {
         true => format!("CASE WHEN cardinality({text}) > 0 THEN {text} ELSE make_array(NULL) END"),
         false => text,
@@ -315,7 +381,12 @@ fn columns(list: &List, exprs: &[Expr], called: &HashSet<String>, single: bool) 
             return Err(format!("FLATTEN has {} here, and no {other}", FLATTENED.join(", ")));
         }
         let own = |name: &str| {
-            let alias = list.alias.as_ref().filter(|_| !single).map(|alias| format!("{}_", alias.name.value)).unwrap_or_default();
+            let alias = list
+                .alias
+                .as_ref()
+                .filter(|_| !single)
+                .map(|alias| format!("{}_", alias.name.value))
+                .unwrap_or_default();
             (name.to_owned(), Ident::new(format!("{alias}{name}")))
         };
         let with = |name: &str, text: String| {

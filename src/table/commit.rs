@@ -13,24 +13,29 @@ use serde_json::Value;
 /// The app id of the `txn` that says up to which ledger version a table has been brought; and the key in the
 /// ledger's commitInfo.
 ///
-/// In the ledger's own log the same `txn` is the settled mark: all that landed up to there is in the tables for ever. Every engine
-/// keeps a `txn` in its checkpoints, so that a checkpoint tells what is settled, whoever wrote it.
+/// In the ledger's own log the same `txn` is the settled mark: all that landed up to there is in the tables
+/// for ever. Every engine keeps a `txn` in its checkpoints, so that a checkpoint tells what is settled,
+/// whoever wrote it.
 pub(super) const APP: &str = "flarelake";
-/// The app id of the `txn` that goes with a settled mark: how many objects the ledger then held. Fewer later on means that another
-/// engine took some out.
+/// The app id of the `txn` that goes with a settled mark: how many objects the ledger then held. Fewer later
+/// on means that another engine took some out.
 pub(super) const OBJECTS: &str = "flarelake.objects";
 /// The app id of the `txn` that goes with a settled mark: how many tables the ledger had given files to.
 pub(super) const TABLES: &str = "flarelake.tables";
-/// The key in the commitInfo of upkeep's commits: the run that made it, so that it finds its own commit again.
+/// The key in the commitInfo of upkeep's commits: the run that made it, so that it finds its own commit
+/// again.
 const RUN: &str = "flarelakeRun";
-/// The key in the commitInfo of a commit by which a repair makes up for what another engine did to the ledger.
+/// The key in the commitInfo of a commit by which a repair makes up for what another engine did to the
+/// ledger.
 const REPAIR: &str = "flarelakeRepair";
-/// The key in the commitInfo of a projection, and of a landing, that tells which of the same kind came before.
+/// The key in the commitInfo of a projection, and of a landing, that tells which of the same kind came
+/// before.
 const FROM: &str = "flarelakeFrom";
 /// The operation of a fence, and of every engine's vacuum.
 const VACUUM: &str = "VACUUM START";
 /// What a line of a commit may be, beside files; not one that only a newer protocol has.
-const ACTIONS: [&str; 8] = ["commitInfo", "add", "remove", "metaData", "protocol", "txn", "cdc", "domainMetadata"];
+const ACTIONS: [&str; 8] =
+    ["commitInfo", "add", "remove", "metaData", "protocol", "txn", "cdc", "domainMetadata"];
 /// The operation by which other engines put a table back to an older version.
 const RESTORE: &str = "RESTORE";
 /// The version of [`Landing`]'s form.
@@ -136,7 +141,8 @@ mod hex_ids {
 /// What flarelake needs to know of a commit that it reads.
 #[derive(Debug, Default)]
 pub struct ReadCommit {
-    /// Our app's `txn`: in a table the ledger's version that it was brought up to, in the ledger the settled mark.
+    /// Our app's `txn`: in a table the ledger's version that it was brought up to, in the ledger the settled
+    /// mark.
     pub txn: Option<u64>,
     /// How many objects the ledger held at its settled mark.
     pub objects: Option<u64>,
@@ -212,13 +218,19 @@ pub fn columns(layout: &Metadata, missing: Vec<StructField>) -> Result<(Metadata
     let with_them = || {
         let mut layout = serde_json::to_value(layout)?;
         let schema: StructType = serde_json::from_str(layout["schemaString"].as_str().unwrap_or_default())?;
-        let all = schema.fields().cloned().chain(missing.iter().cloned().map(|field| StructField { nullable: true, ..field }));
-        layout["schemaString"] = serde_json::to_string(&StructType::try_new(all).map_err(serde::ser::Error::custom)?)?.into();
+        let all = schema
+            .fields()
+            .cloned()
+            .chain(missing.iter().cloned().map(|field| StructField { nullable: true, ..field }));
+        layout["schemaString"] =
+            serde_json::to_string(&StructType::try_new(all).map_err(serde::ser::Error::custom)?)?.into();
         serde_json::from_value::<Metadata>(layout)
     };
     let layout = with_them().map_err(|e: serde_json::Error| format!("its schema can't be extended: {e}"))?;
     let operation = DeltaOperation::AddColumn { fields: missing };
-    let bytes = CommitData::new(vec![Action::Metadata(layout.clone())], operation, HashMap::new(), Vec::new()).get_bytes();
+    let bytes =
+        CommitData::new(vec![Action::Metadata(layout.clone())], operation, HashMap::new(), Vec::new())
+            .get_bytes();
     Ok((layout, bytes.map_err(|e| e.to_string())?))
 }
 
@@ -227,7 +239,9 @@ pub fn check_protocol((reader, writer): (i64, i64)) -> Result<(), String> {
     if reader <= 1 && writer <= 2 {
         return Ok(());
     }
-    Err(format!("its protocol is ({reader},{writer}), which another engine set; flarelake writes protocol (1,2) only"))
+    Err(format!(
+        "its protocol is ({reader},{writer}), which another engine set; flarelake writes protocol (1,2) only"
+    ))
 }
 
 /// Why a commit can't be read.
@@ -272,8 +286,8 @@ pub fn read(bytes: &[u8]) -> Result<ReadCommit, Unreadable> {
             commit.repair = info.get(REPAIR).is_some();
         }
         if let Some(envelope) = action.get_mut("commitInfo").and_then(|info| info.get_mut(APP)) {
-            let envelope: Envelope =
-                serde_json::from_value(envelope.take()).map_err(|e| Unreadable::Broken(format!("its {APP} entry can't be read: {e}")))?;
+            let envelope: Envelope = serde_json::from_value(envelope.take())
+                .map_err(|e| Unreadable::Broken(format!("its {APP} entry can't be read: {e}")))?;
             if envelope.v != FORMAT {
                 return Err(Unreadable::Newer(format!(
                     "its {APP} entry has format {}; this flarelake knows format {FORMAT}: upgrade it",
@@ -291,8 +305,10 @@ pub fn read(bytes: &[u8]) -> Result<ReadCommit, Unreadable> {
         if let Some(metadata) = action.get_mut("metaData") {
             // Whatever else another engine may have put there.
             commit.layout = serde_json::from_value(metadata.clone()).ok();
-            commit.metadata =
-                Some(serde_json::from_value(metadata.take()).map_err(|e| Unreadable::Broken(format!("its metaData can't be read: {e}")))?);
+            commit.metadata = Some(
+                serde_json::from_value(metadata.take())
+                    .map_err(|e| Unreadable::Broken(format!("its metaData can't be read: {e}")))?,
+            );
         }
         if let Some(protocol) = action.get("protocol") {
             let version = |key: &str| protocol[key].as_i64().unwrap_or(i64::MAX);
@@ -308,7 +324,11 @@ pub fn read(bytes: &[u8]) -> Result<ReadCommit, Unreadable> {
     Err(Unreadable::Broken("it is empty: it was not written, or not copied, to its end".to_owned()))
 }
 
-fn append(actions: Vec<Action>, metadata: HashMap<String, Value>, txn: Vec<Transaction>) -> Result<Bytes, String> {
+fn append(
+    actions: Vec<Action>,
+    metadata: HashMap<String, Value>,
+    txn: Vec<Transaction>,
+) -> Result<Bytes, String> {
     let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
     CommitData::new(actions, operation, metadata, txn).get_bytes().map_err(|e| e.to_string())
 }
@@ -317,23 +337,32 @@ fn append(actions: Vec<Action>, metadata: HashMap<String, Value>, txn: Vec<Trans
 ///
 /// `from`: the version of the landing before it, as for [`projection`].
 pub fn landing(landing: &Landing, ledger_file: &DataFile, from: Option<u64>) -> Result<Bytes, String> {
-    let envelope = serde_json::to_value(Envelope { v: FORMAT, landing: landing.clone() }).map_err(|e| e.to_string())?;
+    let envelope =
+        serde_json::to_value(Envelope { v: FORMAT, landing: landing.clone() }).map_err(|e| e.to_string())?;
     let from = from.map(|from| (FROM.to_owned(), Value::from(from)));
-    append(vec![Action::Add(ledger_file.add(true))], HashMap::from_iter(from.into_iter().chain([(APP.to_owned(), envelope)])), Vec::new())
+    append(
+        vec![Action::Add(ledger_file.add(true))],
+        HashMap::from_iter(from.into_iter().chain([(APP.to_owned(), envelope)])),
+        Vec::new(),
+    )
 }
 
 /// The commit that brings a table up to ledger version `to`.
 ///
-/// `from` is the ledger's version that it had before: an engine that puts log entries without a condition may have put its own in the place of
-/// one of ours, and this is how that is found out.
-pub fn projection<'a>(files: impl IntoIterator<Item = &'a DataFile>, from: Option<u64>, to: u64) -> Result<Bytes, String> {
+/// `from` is the ledger's version that it had before: an engine that puts log entries without a condition may
+/// have put its own in the place of one of ours, and this is how that is found out.
+pub fn projection<'a>(
+    files: impl IntoIterator<Item = &'a DataFile>,
+    from: Option<u64>,
+    to: u64,
+) -> Result<Bytes, String> {
     let adds = files.into_iter().map(|file| Action::Add(file.add(true))).collect();
     let from = from.map(|from| (FROM.to_owned(), Value::from(from)));
     append(adds, HashMap::from_iter(from), vec![Transaction::new(APP, to as i64)])
 }
 
-/// The app id of the `txn` that goes with a settled mark: the last version up to it that gave files to a table. A table that is behind
-/// it was restored.
+/// The app id of the `txn` that goes with a settled mark: the last version up to it that gave files to a
+/// table. A table that is behind it was restored.
 pub(super) fn table_app(table: &str) -> String {
     format!("flarelake.table.{table}")
 }
@@ -360,7 +389,8 @@ pub fn repaired(mark: &Settled) -> Result<Bytes, String> {
 }
 
 fn marks(mark: &Settled) -> Vec<Transaction> {
-    let of_tables = mark.tables.iter().map(|(table, version)| Transaction::new(table_app(table), *version as i64));
+    let of_tables =
+        mark.tables.iter().map(|(table, version)| Transaction::new(table_app(table), *version as i64));
     let of_all = [(APP, mark.to), (OBJECTS, mark.objects), (TABLES, mark.tables.len() as u64)];
     of_all.into_iter().map(|(app, version)| Transaction::new(app, version as i64)).chain(of_tables).collect()
 }
@@ -387,7 +417,9 @@ pub enum Change {
 impl Change {
     fn operation(self) -> DeltaOperation {
         match self {
-            Self::Compact { target } => DeltaOperation::Optimize { predicate: None, target_size: target as i64 },
+            Self::Compact { target } => {
+                DeltaOperation::Optimize { predicate: None, target_size: target as i64 }
+            }
             Self::Delete => DeltaOperation::Delete { predicate: None },
             Self::Repair => DeltaOperation::FileSystemCheck {},
             Self::Fence { keep_ms } => DeltaOperation::VacuumStart {
@@ -401,12 +433,12 @@ impl Change {
 
 /// The commit by which upkeep puts `adds` in the place of `removes`. A table's `txn` stays as it is.
 ///
-/// `layout` is the table's own metaData, which stands in a compaction once more. delta-rs takes it for no conflict if a file that it is about
-/// to take out was taken out meanwhile without a change of data: the rows would be there twice, in our files and in its. A metaData
-/// that came meanwhile makes every engine give up.
+/// `layout` is the table's own metaData, which stands in a compaction once more. delta-rs takes it for no
+/// conflict if a file that it is about to take out was taken out meanwhile without a change of data: the rows
+/// would be there twice, in our files and in its. A metaData that came meanwhile makes every engine give up.
 ///
-/// `spelled`: how the log has the names of files that other engines wrote, by their paths. A name may be escaped in several ways, and to readers
-/// of the log only the same is the same.
+/// `spelled`: how the log has the names of files that other engines wrote, by their paths. A name may be
+/// escaped in several ways, and to readers of the log only the same is the same.
 pub fn replacement(
     run: &str,
     change: Change,
@@ -419,9 +451,15 @@ pub fn replacement(
     let data_change = matches!(change, Change::Delete | Change::Repair);
     let layout = (!data_change && !removes.is_empty()).then(|| Action::Metadata(layout.clone()));
     let removes = removes.iter().map(|file| Action::Remove(file.remove(data_change, at_ms)));
-    let actions = layout.into_iter().chain(removes).chain(adds.iter().map(|file| Action::Add(file.add(data_change)))).collect();
+    let actions = layout
+        .into_iter()
+        .chain(removes)
+        .chain(adds.iter().map(|file| Action::Add(file.add(data_change))))
+        .collect();
     let metadata = HashMap::from([(RUN.to_owned(), Value::from(run))]);
-    let bytes = CommitData::new(actions, change.operation(), metadata, Vec::new()).get_bytes().map_err(|e| e.to_string())?;
+    let bytes = CommitData::new(actions, change.operation(), metadata, Vec::new())
+        .get_bytes()
+        .map_err(|e| e.to_string())?;
     if spelled.is_empty() { Ok(bytes) } else { spell(&bytes, spelled).map_err(|e| e.to_string()) }
 }
 
@@ -431,7 +469,9 @@ fn spell(commit: &[u8], spelled: &HashMap<String, String>) -> serde_json::Result
     for line in commit.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
         let mut action: Value = serde_json::from_slice(line)?;
         if let Some(remove) = action.get_mut("remove") {
-            let path = percent_decode_str(remove["path"].as_str().unwrap_or_default()).decode_utf8_lossy().into_owned();
+            let path = percent_decode_str(remove["path"].as_str().unwrap_or_default())
+                .decode_utf8_lossy()
+                .into_owned();
             if let Some(name) = spelled.get(&path) {
                 remove["path"] = Value::from(name.as_str());
             }
@@ -441,7 +481,8 @@ fn spell(commit: &[u8], spelled: &HashMap<String, String>) -> serde_json::Result
     Ok(lines.join("\n").into())
 }
 
-/// A table's first commit, with the files that it begins with. `txn`: the ledger's version of that moment; none for the ledger itself.
+/// A table's first commit, with the files that it begins with. `txn`: the ledger's version of that moment;
+/// none for the ledger itself.
 pub fn creation(
     location: &url::Url,
     protocol: Protocol,
@@ -451,7 +492,12 @@ pub fn creation(
 ) -> Result<Bytes, String> {
     let layout = [Action::Protocol(protocol.clone()), Action::Metadata(metadata.clone())];
     let actions = layout.into_iter().chain(files.iter().map(|file| Action::Add(file.add(true)))).collect();
-    let operation = DeltaOperation::Create { mode: SaveMode::ErrorIfExists, location: location.clone(), protocol, metadata };
+    let operation = DeltaOperation::Create {
+        mode: SaveMode::ErrorIfExists,
+        location: location.clone(),
+        protocol,
+        metadata,
+    };
     let txn = txn.map(|version| Transaction::new(APP, version as i64)).into_iter().collect();
     CommitData::new(actions, operation, HashMap::new(), txn).get_bytes().map_err(|e| e.to_string())
 }

@@ -1,8 +1,8 @@
 //! A lake under write: landing batches in the ledger, and bringing the tables up to it.
 //!
-//! Versions of the ledger are a total order, and who puts v+1 has read all up to v; so no object can land twice. What is
-//! put into the ledger has landed, whatever happens to the writer: its files are named there, and anyone brings them into the
-//! tables.
+//! Versions of the ledger are a total order, and who puts v+1 has read all up to v; so no object can land
+//! twice. What is put into the ledger has landed, whatever happens to the writer: its files are named there,
+//! and anyone brings them into the tables.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -36,7 +36,8 @@ pub enum LandOutcome {
     Stale,
 }
 
-/// The ledger's version that was known when the first file of a batch was written: fences beyond it may concern the files.
+/// The ledger's version that was known when the first file of a batch was written: fences beyond it may
+/// concern the files.
 #[derive(Debug, Clone, Copy)]
 pub struct Begun(u64);
 
@@ -49,7 +50,8 @@ pub struct Lake {
 }
 
 impl Lake {
-    /// Opens a lake to write to, creating its ledger in a folder that holds no tables; then brings every table up to the ledger.
+    /// Opens a lake to write to, creating its ledger in a folder that holds no tables; then brings every
+    /// table up to the ledger.
     pub async fn open(store: Store) -> Result<Self, TableError> {
         let known = Known::default();
         let (log, _) = Self::begin(&store, &known, None).await?;
@@ -59,21 +61,28 @@ impl Lake {
         Ok(lake)
     }
 
-    /// Reads the ledger from where its reading can begin. True if `batch` is one of the entries that were read.
+    /// Reads the ledger from where its reading can begin. True if `batch` is one of the entries that were
+    /// read.
     async fn begin(store: &Store, known: &Known, batch: Option<&str>) -> Result<(Log, bool), TableError> {
         Self::begin_as(store, known, batch, true).await
     }
 
-    /// Reads the ledger for a repair: rows that others took out of it, or a folder of tables without it, are no reason to stop.
+    /// Reads the ledger for a repair: rows that others took out of it, or a folder of tables without it, are
+    /// no reason to stop.
     pub(super) async fn begin_leniently(store: &Store, known: &Known) -> Result<Log, TableError> {
         Ok(Self::begin_as(store, known, None, false).await?.0)
     }
 
-    async fn begin_as(store: &Store, known: &Known, batch: Option<&str>, strictly: bool) -> Result<(Log, bool), TableError> {
+    async fn begin_as(
+        store: &Store,
+        known: &Known,
+        batch: Option<&str>,
+        strictly: bool,
+    ) -> Result<(Log, bool), TableError> {
         for _ in 0..MAX_BEGINNINGS {
             let mut log = Log::new(store, LEDGER_TABLE);
             known.begins();
-            let (mut below, mut doubled, mut objects, mut base) = (FxHashSet::default(), 0, None, None);
+            let mut before = Before::default();
             match log.beginning().await? {
                 Beginning::First => {}
                 Beginning::Empty => {
@@ -84,61 +93,78 @@ impl Lake {
                     log.create(&ledger_spec(), None, &[]).await?;
                 }
                 Beginning::After(checkpoint, written_ms) => {
-                    // What landed up to there stands in the ledger's own table. What of it is settled is in the data tables,
-                    // too; the entries beyond are read, since another engine may have written the checkpoint.
-                    let snapshot = match Snapshot::open(store, LEDGER_TABLE).await {
-                        // An entry that is not whole is told with its version.
-                        Err(error) => return log.check_beyond(checkpoint).await.and(Err(error)),
-                        snapshot => {
-                            snapshot?.ok_or_else(|| TableError::request(&log.table, "opening its checkpoint", "it is not there"))?
-                        }
-                    };
-                    known.has_protocol(snapshot.protocol()?);
-                    (below, doubled) = read_object_ids(&snapshot).await?;
-                    objects = snapshot.transaction(commit::OBJECTS).await?;
-                    read_marks(store, &snapshot, known).await?;
-                    let settled = match snapshot.transaction(commit::APP).await? {
-                        Some(settled) if strictly => {
-                            known.settles(settled);
-                            settled.min(checkpoint)
-                        }
-                        _ => first_unbroken(&log, checkpoint).await?,
-                    };
-                    if strictly && known.settled().is_none() {
-                        Self::refuse_tables_behind(store, settled).await?;
-                    }
-                    log.version = Some(settled);
-                    base = Some(checkpoint);
+                    before = Self::read_checkpoint(store, known, &mut log, checkpoint, strictly).await?;
                     // Below it there may have been fences.
                     known.fenced(Fence { version: checkpoint, written_ms });
                 }
             }
-            let landed = base.filter(|_| strictly).map(|checkpoint| (checkpoint, &below));
+            let landed =
+                before.checkpoint.filter(|_| strictly).map(|checkpoint| (checkpoint, &before.objects));
             let is_there = match ledger::catch_up(&mut log, known, batch, landed).await {
                 // Entries were cleaned up on the way.
                 Err(TableError::Outrun { .. }) => continue,
                 other => other?,
             };
-            if log.version < base {
+            if log.version < before.checkpoint {
                 let next = log.version.map_or(0, |version| version + 1);
-                let what = format!("log entry {next} is gone, and no checkpoint tells that it was settled: someone removed it");
+                let what = format!(
+                    "log entry {next} is gone, and no checkpoint tells that it was settled: someone removed it"
+                );
                 return Err(TableError::damaged(&log.table, what));
             }
-            known.extend(below);
+            known.extend(before.objects);
             known.reaches(log.version.unwrap_or_default());
             if strictly {
-                check_whole(&log, known, objects, doubled)?;
+                check_whole(&log, known, before.least, before.doubled)?;
             }
             return Ok((log, is_there));
         }
         Err(TableError::Outrun { table: format!("{}{LEDGER_TABLE}/", store.url) })
     }
 
-    /// Of a ledger without a settled mark, whose entries up to a version are gone, nothing tells whether a table lacks what they gave to it.
+    /// What landed up to a checkpoint stands in the ledger's own table. What of it is settled is in the data
+    /// tables, too; the entries beyond are read, since another engine may have written the checkpoint.
+    async fn read_checkpoint(
+        store: &Store,
+        known: &Known,
+        log: &mut Log,
+        checkpoint: u64,
+        strictly: bool,
+    ) -> Result<Before, TableError> {
+        let snapshot = match Snapshot::open(store, LEDGER_TABLE).await {
+            // An entry that is not whole is told with its version.
+            Err(error) => return log.check_beyond(checkpoint).await.and(Err(error)),
+            snapshot => snapshot?.ok_or_else(|| {
+                TableError::request(&log.table, "opening its checkpoint", "it is not there")
+            })?,
+        };
+        known.has_protocol(snapshot.protocol()?);
+        let (objects, doubled) = snapshot.object_ids().await?;
+        let least = snapshot.transaction(commit::OBJECTS).await?;
+        read_marks(store, &snapshot, known).await?;
+        let settled = match snapshot.transaction(commit::APP).await? {
+            Some(settled) if strictly => {
+                known.settles(settled);
+                settled.min(checkpoint)
+            }
+            _ => first_unbroken(log, checkpoint).await?,
+        };
+        if strictly && known.settled().is_none() {
+            Self::refuse_tables_behind(store, settled).await?;
+        }
+        log.version = Some(settled);
+        Ok(Before { objects, doubled, least, checkpoint: Some(checkpoint) })
+    }
+
+    /// Of a ledger without a settled mark, whose entries up to a version are gone, nothing tells whether a
+    /// table lacks what they gave to it.
     async fn refuse_tables_behind(store: &Store, version: u64) -> Result<(), TableError> {
         for name in tables_below(store).await? {
             let table = match Table::open(store, &name).await {
-                Ok(None) | Err(TableError::Layout { .. } | TableError::Unmarked { .. } | TableError::Entry { .. }) => continue,
+                Ok(None)
+                | Err(TableError::Layout { .. } | TableError::Unmarked { .. } | TableError::Entry { .. }) => {
+                    continue;
+                }
                 table => table?,
             };
             let Some(txn) = table.and_then(|table| table.txn).filter(|txn| *txn < version) else { continue };
@@ -156,21 +182,26 @@ impl Lake {
         for name in tables_below(store).await? {
             let txn = match Table::open(store, &name).await {
                 // It is another engine's, or one that can't be read: not what the ledger stands for.
-                Ok(None) | Err(TableError::Layout { .. } | TableError::Unmarked { .. } | TableError::Entry { .. }) => continue,
+                Ok(None)
+                | Err(TableError::Layout { .. } | TableError::Unmarked { .. } | TableError::Entry { .. }) => {
+                    continue;
+                }
                 table => table?.and_then(|table| table.txn).unwrap_or_default(),
             };
             // Someone may be making the lake at this moment.
             if Log::new(store, LEDGER_TABLE).beginning().await? != Beginning::Empty {
                 return Ok(());
             }
-            let what = format!("it is not there, and {name} was brought up to version {txn} of it: it was removed, or not copied");
+            let what = format!(
+                "it is not there, and {name} was brought up to version {txn} of it: it was removed, or not copied"
+            );
             return Err(TableError::damaged(&format!("{}{LEDGER_TABLE}/", store.url), what));
         }
         Ok(())
     }
 
-    /// Reads the ledger's new entries; begins anew if it was away for so long that some of them are gone. True if one of them
-    /// is `batch`.
+    /// Reads the ledger's new entries; begins anew if it was away for so long that some of them are gone.
+    /// True if one of them is `batch`.
     async fn catch_up(&self, ledger: &mut Log, batch: Option<&str>) -> Result<bool, TableError> {
         match ledger::catch_up(ledger, &self.known, batch, None).await {
             Err(TableError::Outrun { .. }) => self.begin_anew(ledger, batch).await,
@@ -221,7 +252,11 @@ impl Lake {
                 Ok(None) => continue,
                 Err(error @ TableError::Unmarked { .. }) if self.known.gave(&name) => return Err(error),
                 // It is told again when something is to be landed in it.
-                Err(error @ (TableError::Layout { .. } | TableError::Unmarked { .. } | TableError::Entry { .. })) => {
+                Err(
+                    error @ (TableError::Layout { .. }
+                    | TableError::Unmarked { .. }
+                    | TableError::Entry { .. }),
+                ) => {
                     tracing::warn!("{error}");
                     continue;
                 }
@@ -232,7 +267,10 @@ impl Lake {
             self.tables.lock().insert(name, Arc::new(Mutex::new(table)));
         }
         if there < self.known.marked_tables() {
-            let what = format!("it gave files to {} tables, of which {there} are there: others were removed", self.known.marked_tables());
+            let what = format!(
+                "it gave files to {} tables, of which {there} are there: others were removed",
+                self.known.marked_tables()
+            );
             return Err(TableError::damaged(&format!("{}{LEDGER_TABLE}/", self.store.url), what));
         }
         Ok(())
@@ -257,7 +295,9 @@ impl Lake {
         let Some(txn) = table.txn.filter(|txn| *txn > self.known.version()) else { return Ok(()) };
         let mut ledger = self.ledger.lock().await;
         self.catch_up(&mut ledger, None).await?;
-        if self.known.version() < txn && ledger.list(ledger.version).await?.iter().any(|file| file.version >= txn) {
+        if self.known.version() < txn
+            && ledger.list(ledger.version).await?.iter().any(|file| file.version >= txn)
+        {
             // Its next entry was cleaned up while this process was away.
             self.begin_anew(&mut ledger, None).await?;
         }
@@ -272,13 +312,17 @@ impl Lake {
         Err(TableError::damaged(&table.log.table, what))
     }
 
-    /// Makes sure that the table is there and that files made for `spec` fit it. Before the first landing that
-    /// names the table.
+    /// Makes sure that the table is there and that files made for `spec` fit it. Before the first landing
+    /// that names the table.
     pub async fn ensure_table(&self, spec: &TableSpec) -> Result<(), TableError> {
         let known = self.tables.lock().get(&spec.name).cloned();
         if let Some(table) = known {
             let mut table = table.lock().await;
-            return if table.spec.is_some() { Ok(()) } else { table.fits(&self.store, &spec.name, spec).await };
+            return if table.spec.is_some() {
+                Ok(())
+            } else {
+                table.fits(&self.store, &spec.name, spec).await
+            };
         }
         let mut table = match Table::open(&self.store, &spec.name).await? {
             Some(table) => table,
@@ -301,9 +345,15 @@ impl Lake {
         Ok(())
     }
 
-    /// W2 to W5, with W3a. Lands a batch whose files are uploaded: `ledger_file` holds its objects' rows for the ledger, `begun` is of before the
-    /// first file was written. On success every table that it touches has its rows.
-    pub async fn land(&self, landing: &Landing, ledger_file: &DataFile, begun: Begun) -> Result<LandOutcome, TableError> {
+    /// W2 to W5, with W3a. Lands a batch whose files are uploaded: `ledger_file` holds its objects' rows for
+    /// the ledger, `begun` is of before the first file was written. On success every table that it touches
+    /// has its rows.
+    pub async fn land(
+        &self,
+        landing: &Landing,
+        ledger_file: &DataFile,
+        begun: Begun,
+    ) -> Result<LandOutcome, TableError> {
         let bytes = |log: &Log| {
             commit::landing(landing, ledger_file, self.known.landed())
                 .map_err(|message| TableError::Layout { table: log.table.clone(), message })
@@ -312,7 +362,8 @@ impl Lake {
         let (mut unknown, Begun(mut fenced)) = (0, begun);
         let mut is_there = self.catch_up(&mut ledger, Some(&landing.batch)).await?;
         while !is_there {
-            let there: HashSet<u128> = landing.objects.iter().copied().filter(|o| self.known.contains(*o)).collect();
+            let there: HashSet<u128> =
+                landing.objects.iter().copied().filter(|o| self.known.contains(*o)).collect();
             if !there.is_empty() {
                 return Ok(LandOutcome::Duplicates(there));
             }
@@ -337,7 +388,8 @@ impl Lake {
         }
         drop(ledger);
         // Tables that only others land in are looked at now and then: what is remembered of them stays small.
-        let lagging = self.known.lagging(MAX_PENDING).into_iter().filter(|table| !landing.adds.contains_key(table));
+        let lagging =
+            self.known.lagging(MAX_PENDING).into_iter().filter(|table| !landing.adds.contains_key(table));
         let tables: Vec<String> = landing.adds.keys().cloned().chain(lagging).collect();
         // None is cut off where another fails.
         let projected = futures::future::join_all(tables.iter().map(|table| self.project(table))).await;
@@ -347,11 +399,15 @@ impl Lake {
 
     /// Where all files of a batch are.
     fn files_of(&self, landing: &Landing, ledger_file: &DataFile) -> Vec<object_store::path::Path> {
-        let of_tables = landing.adds.iter().flat_map(|(table, files)| files.iter().map(move |file| file.location(&self.store, table)));
+        let of_tables = landing
+            .adds
+            .iter()
+            .flat_map(|(table, files)| files.iter().map(move |file| file.location(&self.store, table)));
         of_tables.chain([ledger_file.location(&self.store, LEDGER_TABLE)]).collect()
     }
 
-    /// P1 to P3. Brings every table up to the ledger as it was last read: what a writer that died has left is finished here.
+    /// P1 to P3. Brings every table up to the ledger as it was last read: what a writer that died has left is
+    /// finished here.
     pub async fn project_all(&self) -> Result<(), TableError> {
         for table in self.known.lagging(1) {
             self.project(&table).await?;
@@ -359,8 +415,8 @@ impl Lake {
         Ok(())
     }
 
-    /// K1. Reads the ledger to its end, and brings every table up to it. The version of the ledger up to which nothing is left to
-    /// be brought into a table, for ever.
+    /// K1. Reads the ledger to its end, and brings every table up to it. The version of the ledger up to
+    /// which nothing is left to be brought into a table, for ever.
     pub async fn settle(&self) -> Result<u64, TableError> {
         let mut ledger = self.ledger.lock().await;
         self.catch_up(&mut ledger, None).await?;
@@ -370,20 +426,24 @@ impl Lake {
         Ok(version)
     }
 
-    /// K0. Settles, and puts the settled mark into the ledger: a checkpoint that has it tells what is in the tables.
+    /// K0. Settles, and puts the settled mark into the ledger: a checkpoint that has it tells what is in the
+    /// tables.
     pub async fn mark_settled(&self) -> Result<(), TableError> {
         let to = self.settle().await?;
         let mut ledger = self.ledger.lock().await;
         let mut unknown = 0;
         loop {
             self.catch_up(&mut ledger, None).await?;
-            // Marks only go forward: another maintainer may have been faster, or a put that nobody knew of had won.
+            // Marks only go forward: another maintainer may have been faster, or a put that nobody knew of
+            // had won.
             if self.known.settled() >= Some(to) {
                 return Ok(());
             }
             let tables = self.known.marks_at(to);
-            let bytes = commit::settled(&Settled { to, objects: self.known.len() as u64, tables: tables.clone() });
-            let bytes = bytes.map_err(|message| TableError::Layout { table: ledger.table.clone(), message })?;
+            let bytes =
+                commit::settled(&Settled { to, objects: self.known.len() as u64, tables: tables.clone() });
+            let bytes =
+                bytes.map_err(|message| TableError::Layout { table: ledger.table.clone(), message })?;
             if ledger.try_put(bytes, &mut unknown).await? {
                 self.known.reaches(ledger.version.unwrap_or_default());
                 self.known.settles(to);
@@ -393,8 +453,8 @@ impl Lake {
         }
     }
 
-    /// What the ledger gives to tables and they have not got yet, by table: [`Lake::settle`] would bring it there. Nothing is
-    /// written; without a ledger nothing is missing.
+    /// What the ledger gives to tables and they have not got yet, by table: [`Lake::settle`] would bring it
+    /// there. Nothing is written; without a ledger nothing is missing.
     pub async fn missing(store: &Store) -> Result<BTreeMap<String, Vec<DataFile>>, TableError> {
         let mut missing = BTreeMap::new();
         if Log::new(store, LEDGER_TABLE).beginning().await? == Beginning::Empty {
@@ -415,7 +475,11 @@ impl Lake {
             Some(table) => table,
             None => {
                 let table = Table::reopen(&self.store, name).await?;
-                self.tables.lock().entry(name.to_owned()).or_insert_with(|| Arc::new(Mutex::new(table))).clone()
+                self.tables
+                    .lock()
+                    .entry(name.to_owned())
+                    .or_insert_with(|| Arc::new(Mutex::new(table)))
+                    .clone()
             }
         };
         let mut table = table.lock().await;
@@ -425,28 +489,50 @@ impl Lake {
             self.check_ledger_reaches(&table).await?;
             self.check_is_settled(name, &table)?;
             let Some(missing) = self.known.missing(name, table.txn.unwrap_or(0)) else { return Ok(()) };
-            if table.take(&self.store, name, &missing, &mut unknown).await? && self.known.missing(name, missing.to).is_none() {
+            if table.take(&self.store, name, &missing, &mut unknown).await?
+                && self.known.missing(name, missing.to).is_none()
+            {
                 return Ok(());
             }
         }
     }
 }
 
-/// Refuses a ledger that another engine took rows out of, whose objects would land again, or added rows to, of which it would tell
-/// twice. `objects`: how many there were at least, as a settled mark tells; `doubled`: rows of objects that others of its rows are of.
+/// What the ledger's own table tells where its log is not read from its first entry on.
+#[derive(Default)]
+struct Before {
+    /// The objects that it tells of.
+    objects: FxHashSet<u128>,
+    /// Rows of objects that others of its rows are of.
+    doubled: usize,
+    /// How many objects it told of at least, as a settled mark says.
+    least: Option<u64>,
+    /// The checkpoint up to which it tells.
+    checkpoint: Option<u64>,
+}
+
+/// Refuses a ledger that another engine took rows out of, whose objects would land again, or added rows to,
+/// of which it would tell twice. `objects`: how many there were at least, as a settled mark tells; `doubled`:
+/// rows of objects that others of its rows are of.
 fn check_whole(log: &Log, known: &Known, objects: Option<u64>, doubled: usize) -> Result<(), TableError> {
     let there = known.len() as u64;
     let what = if let Some(version) = known.foreign_delete() {
-        format!("with version {version} another engine took rows out of it: the objects that they told of would land again")
+        format!(
+            "with version {version} another engine took rows out of it: the objects that they told of would land again"
+        )
     } else if let Some(version) = known.foreign_append() {
-        format!("with version {version} another engine added rows to it: it tells of objects twice, or of some that never landed")
+        format!(
+            "with version {version} another engine added rows to it: it tells of objects twice, or of some that never landed"
+        )
     } else if let Some((version, from)) = known.overwritten() {
         format!(
             "version {version} goes on from what version {from} landed, which that does not tell any more: another engine put its own entry in \
              the place of one of ours"
         )
     } else if doubled > 0 {
-        format!("{doubled} of its rows are of objects that others of its rows are of: another engine added rows to it")
+        format!(
+            "{doubled} of its rows are of objects that others of its rows are of: another engine added rows to it"
+        )
     } else if let Some(objects) = objects.filter(|objects| there < *objects) {
         format!(
             "it told of {objects} objects and now tells of {there}: another engine took rows out of it, and those objects would land again"
@@ -469,39 +555,12 @@ async fn read_marks(store: &Store, ledger: &Snapshot, known: &Known) -> Result<(
     Ok(())
 }
 
-/// The version before the first entry that is there without a gap up to a checkpoint: of a ledger without a settled mark all that is
-/// left is read.
+/// The version before the first entry that is there without a gap up to a checkpoint: of a ledger without a
+/// settled mark all that is left is read.
 async fn first_unbroken(log: &Log, checkpoint: u64) -> Result<u64, TableError> {
     let files = log.list(None).await?;
-    let entries: HashSet<u64> = files.iter().filter(|file| file.kind == LogFileKind::Entry).map(|file| file.version).collect();
+    let entries: HashSet<u64> =
+        files.iter().filter(|file| file.kind == LogFileKind::Entry).map(|file| file.version).collect();
     let first = (0..=checkpoint).rev().take_while(|version| entries.contains(version)).last();
     Ok(first.map_or(checkpoint, |first| first.saturating_sub(1)))
-}
-
-/// The ids of every object in a snapshot of the ledger, and how many rows are of one that another row is of.
-pub(super) async fn read_object_ids(ledger: &Snapshot) -> Result<(FxHashSet<u128>, usize), TableError> {
-    use datafusion::prelude::{SessionContext, col};
-    let failed = |e: String| TableError::request("the ledger", "reading object ids", e);
-    let context = SessionContext::new();
-    let provider = ledger.0.table_provider().await.map_err(|e| failed(e.to_string()))?;
-    let frame = context.read_table(provider).and_then(|f| f.select(vec![col("object_id")])).map_err(|e| failed(e.to_string()))?;
-    let batches = match frame.collect().await {
-        Ok(batches) => batches,
-        Err(error) => match ledger.gone().await? {
-            Some(path) => return Err(TableError::damaged("the ledger", format!("its file {path} is gone: it was removed, or not copied"))),
-            None => return Err(failed(error.to_string())),
-        },
-    };
-    let (mut ids, mut doubled) = (FxHashSet::default(), 0);
-    for batch in batches {
-        let texts = arrow::compute::cast(batch.column(0), &arrow::datatypes::DataType::Utf8).map_err(|e| failed(e.to_string()))?;
-        for text in arrow::array::AsArray::as_string::<i32>(&texts).iter().flatten() {
-            let id = u128::from_str_radix(text, 16);
-            let is_new = ids.insert(id.map_err(|_| {
-                TableError::damaged("the ledger", format!("`{text}` in its rows is no object id: another engine wrote it"))
-            })?);
-            doubled += usize::from(!is_new);
-        }
-    }
-    Ok((ids, doubled))
 }

@@ -40,7 +40,8 @@ pub struct Known {
     fence: RwLock<Option<Fence>>,
     /// The newest settled mark that was read or put.
     settled: RwLock<Option<u64>>,
-    /// A version, and the one before that it says landed and that does not tell so, unless a repair made up for it.
+    /// A version, and the one before that it says landed and that does not tell so, unless a repair made up
+    /// for it.
     overwritten: RwLock<Option<(u64, u64)>>,
     /// The version that landed last, as far as was read.
     landed: RwLock<Option<u64>>,
@@ -121,7 +122,13 @@ impl Known {
     /// What a settled mark of version `to` has to tell of tables.
     pub fn marks_at(&self, to: u64) -> BTreeMap<String, u64> {
         let mut tables = self.marked.read().0.clone();
-        tables.extend(self.given.read().iter().filter(|(_, version)| **version <= to).map(|(table, version)| (table.clone(), *version)));
+        tables.extend(
+            self.given
+                .read()
+                .iter()
+                .filter(|(_, version)| **version <= to)
+                .map(|(table, version)| (table.clone(), *version)),
+        );
         tables
     }
 
@@ -145,7 +152,8 @@ impl Known {
         *self.landed.write() = None;
     }
 
-    /// A version, and the one before that it says landed and that does not tell so any more, unless a repair made up for it.
+    /// A version, and the one before that it says landed and that does not tell so any more, unless a repair
+    /// made up for it.
     pub fn overwritten(&self) -> Option<(u64, u64)> {
         *self.overwritten.read()
     }
@@ -197,7 +205,13 @@ impl Known {
 
     /// The tables that may have something to get, from `least` ledger versions on.
     pub fn lagging(&self, least: usize) -> Vec<String> {
-        self.pending.read().tables.iter().filter(|(_, versions)| versions.len() >= least).map(|(table, _)| table.clone()).collect()
+        self.pending
+            .read()
+            .tables
+            .iter()
+            .filter(|(_, versions)| versions.len() >= least)
+            .map(|(table, _)| table.clone())
+            .collect()
     }
 
     /// What a table at ledger version `has` has still to get; none: nothing.
@@ -208,7 +222,12 @@ impl Known {
             versions.pop_front();
         }
         let to = versions.back()?.version;
-        let of = |own: bool| versions.iter().filter(move |given| given.own == own).flat_map(|given| given.files.iter().cloned());
+        let of = |own: bool| {
+            versions
+                .iter()
+                .filter(move |given| given.own == own)
+                .flat_map(|given| given.files.iter().cloned())
+        };
         let mut files: Vec<DataFile> = of(false).collect();
         let foreign = files.len();
         files.extend(of(true));
@@ -219,8 +238,14 @@ impl Known {
 /// A checkpoint of the ledger, and the ids of all objects that landed up to it.
 pub type Base<'a> = (u64, &'a FxHashSet<u128>);
 
-/// Reads the ledger's new entries into `known`. True if one of them is `batch`. What landed up to `base` has to stand there.
-pub async fn catch_up(log: &mut Log, known: &Known, batch: Option<&str>, base: Option<Base<'_>>) -> Result<bool, TableError> {
+/// Reads the ledger's new entries into `known`. True if one of them is `batch`. What landed up to `base` has
+/// to stand there.
+pub async fn catch_up(
+    log: &mut Log,
+    known: &Known,
+    batch: Option<&str>,
+    base: Option<Base<'_>>,
+) -> Result<bool, TableError> {
     let (mut found, mut stray) = (false, None);
     log.catch_up(|version, commit: ReadCommit, written_ms| {
         if let Some(protocol) = commit.protocol {
@@ -260,7 +285,8 @@ pub async fn catch_up(log: &mut Log, known: &Known, batch: Option<&str>, base: O
         known.reaches(version);
     })
     .await?;
-    commit::check_protocol(*known.protocol.read()).map_err(|message| TableError::Layout { table: log.table.clone(), message })?;
+    commit::check_protocol(*known.protocol.read())
+        .map_err(|message| TableError::Layout { table: log.table.clone(), message })?;
     match stray {
         Some(version) => {
             let what = format!(

@@ -1,5 +1,5 @@
-//! What a listing of a table's log tells: which entries and checkpoints there are, whether what was read of the log can still be
-//! relied on, and what of it can go. Pure.
+//! What a listing of a table's log tells: which entries and checkpoints there are, whether what was read of
+//! the log can still be relied on, and what of it can go. Pure.
 
 use std::time::Duration;
 
@@ -45,7 +45,12 @@ impl LogFile {
             _ if rest.starts_with(".checkpoint.") && rest.ends_with(".parquet") => LogFileKind::Part,
             _ => return None,
         };
-        Some(Self { version, kind, written_ms: meta.last_modified.timestamp_millis(), location: meta.location })
+        Some(Self {
+            version,
+            kind,
+            written_ms: meta.last_modified.timestamp_millis(),
+            location: meta.location,
+        })
     }
 }
 
@@ -61,20 +66,25 @@ pub enum Standing {
     Sure,
     /// Something beyond where the reading began may have been cleaned up: it has to begin anew.
     Outrun,
-    /// What the reading began with is not there any more, and no checkpoint stands for it: the log was removed or restored.
+    /// What the reading began with is not there any more, and no checkpoint stands for it: the log was
+    /// removed or restored.
     Gone,
 }
 
-/// Whether a reading that began after an entry counts, by a listing of the log from that entry on that was made after it.
+/// Whether a reading that began after an entry counts, by a listing of the log from that entry on that was
+/// made after it.
 ///
-/// `version` is the entry, none before the first; `written_ms` is when the store said that it was written. What came after it was
-/// written later, and goes no sooner than a day after that. So while the newest file is not half a day younger, nothing
-/// beyond can have gone, and nothing was put in the place of what had gone. No process's clock is asked: those of a paused
-/// machine stand still. Without `written_ms` any checkpoint beyond is a doubt.
+/// `version` is the entry, none before the first; `written_ms` is when the store said that it was written.
+/// What came after it was written later, and goes no sooner than a day after that. So while the newest file
+/// is not half a day younger, nothing beyond can have gone, and nothing was put in the place of what had
+/// gone. No process's clock is asked: those of a paused machine stand still. Without `written_ms` any
+/// checkpoint beyond is a doubt.
 pub fn standing(version: Option<u64>, written_ms: Option<i64>, files: &[LogFile]) -> Standing {
     let checkpoint = newest_checkpoint(files);
     let entry = files.iter().find(|file| file.kind == LogFileKind::Entry && Some(file.version) == version);
-    let is_there = entry.map_or(version.is_none(), |entry| written_ms.is_none_or(|written_ms| entry.written_ms == written_ms));
+    let is_there = entry.map_or(version.is_none(), |entry| {
+        written_ms.is_none_or(|written_ms| entry.written_ms == written_ms)
+    });
     let newest = files.iter().map(|file| file.written_ms).max();
     match written_ms.zip(newest) {
         _ if entry.is_none() && checkpoint < version => Standing::Gone,
@@ -85,8 +95,8 @@ pub fn standing(version: Option<u64>, written_ms: Option<i64>, files: &[LogFile]
     }
 }
 
-/// The files of the version with which a reading begins: the newest checkpoint's, else the first's. A reading that begins counts if they
-/// are the same before it and after it.
+/// The files of the version with which a reading begins: the newest checkpoint's, else the first's. A reading
+/// that begins counts if they are the same before it and after it.
 pub(super) fn base(files: &[LogFile]) -> Vec<LogFile> {
     let version = newest_checkpoint(files).unwrap_or_default();
     let mut base: Vec<LogFile> = files.iter().filter(|file| file.version == version).cloned().collect();
@@ -94,8 +104,9 @@ pub(super) fn base(files: &[LogFile]) -> Vec<LogFile> {
     base
 }
 
-/// The checkpoint below which all can go from a log: it was there before `before_ms`, and is no newer than any version of since then. So
-/// every version that was the newest at that time or later can still be read, and there is no gap.
+/// The checkpoint below which all can go from a log: it was there before `before_ms`, and is no newer than
+/// any version of since then. So every version that was the newest at that time or later can still be read,
+/// and there is no gap.
 pub fn removable_below(files: &[LogFile], before_ms: i64) -> Option<u64> {
     let is_old = |file: &&LogFile| file.written_ms < before_ms;
     let least_young = files.iter().filter(|file| !is_old(file)).map(|file| file.version).min();

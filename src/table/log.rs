@@ -1,7 +1,7 @@
 //! One table's log: reading it forward from where we are, and putting the next version if it is absent.
 //!
-//! R1, W2 and so on, here and in its neighbours, are steps of the model in `tests/it/protocol.rs`, which explores every order
-//! in which they can happen.
+//! R1, W2 and so on, here and in its neighbours, are steps of the model in `tests/it/protocol.rs`, which
+//! explores every order in which they can happen.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,7 +24,8 @@ use crate::base::store::Store;
 
 /// How many log entries are fetched at once while catching up.
 const READ_AHEAD: u64 = 64;
-/// For how many days checkpoints keep telling of files that were taken out of a table: vacuum must know of them.
+/// For how many days checkpoints keep telling of files that were taken out of a table: vacuum must know of
+/// them.
 pub const TOMBSTONE_DAYS: u64 = 10;
 /// How often the reading of a log begins anew because entries were cleaned up meanwhile.
 pub(super) const MAX_BEGINNINGS: u32 = 3;
@@ -90,7 +91,9 @@ pub enum TableError {
         what: String,
     },
     /// The log goes on beyond entries that were cleaned up since it was last read: reading has to begin anew.
-    #[error("{table}: this process was away so long that its place in the log was cleaned up; nothing was lost, run it again")]
+    #[error(
+        "{table}: this process was away so long that its place in the log was cleaned up; nothing was lost, run it again"
+    )]
     Outrun {
         /// The table's URL.
         table: String,
@@ -123,7 +126,8 @@ pub enum Beginning {
     Empty,
     /// With entry 0.
     First,
-    /// After this version, up to which only a checkpoint tells, and when that was written, in milliseconds since the epoch.
+    /// After this version, up to which only a checkpoint tells, and when that was written, in milliseconds
+    /// since the epoch.
     After(u64, i64),
 }
 
@@ -145,7 +149,8 @@ pub struct Log {
     store: LogStoreRef,
     /// The last version read; none if the table has none yet.
     pub version: Option<u64>,
-    /// When that version was written, by the store's time, in milliseconds since the epoch, as it was when it was read.
+    /// When that version was written, by the store's time, in milliseconds since the epoch, as it was when it
+    /// was read.
     pub written_ms: Option<i64>,
     /// Before the first reading: what there was of the version with which it began.
     cold: Option<Vec<LogFile>>,
@@ -162,7 +167,13 @@ impl Log {
     /// A cursor before the log's first entry.
     pub fn new(store: &Store, table: &str) -> Self {
         let log_store = log_store(store, table);
-        Self { table: log_store.root_url().to_string(), store: log_store, version: None, written_ms: None, cold: None }
+        Self {
+            table: log_store.root_url().to_string(),
+            store: log_store,
+            version: None,
+            written_ms: None,
+            cold: None,
+        }
     }
 
     /// The cursor on a version that was read elsewhere, by a listing of the log that was made after it.
@@ -176,22 +187,25 @@ impl Log {
 
     async fn entry(&self, version: u64) -> Result<Option<ReadCommit>, TableError> {
         let read = self.store.read_commit_entry(version).await;
-        let bytes = read.map_err(|e| TableError::request(&self.table, format!("reading log entry {version}"), e))?;
+        let bytes =
+            read.map_err(|e| TableError::request(&self.table, format!("reading log entry {version}"), e))?;
         let parse = |bytes: Bytes| commit::read(&bytes);
         bytes.map(parse).transpose().map_err(|error| match error {
             Unreadable::Broken(message) => TableError::Entry { table: self.table.clone(), version, message },
-            Unreadable::Newer(message) => {
-                TableError::Layout { table: self.table.clone(), message: format!("log entry {version}: {message}") }
-            }
+            Unreadable::Newer(message) => TableError::Layout {
+                table: self.table.clone(),
+                message: format!("log entry {version}: {message}"),
+            },
         })
     }
 
-    /// R2, R3. Reads every entry beyond the cursor, in order, into `each`, with the time at which the store says that it was written, in
-    /// milliseconds since the epoch. After an error nothing was read; after [`TableError::Outrun`] the reading has to begin anew.
+    /// R2, R3. Reads every entry beyond the cursor, in order, into `each`, with the time at which the store
+    /// says that it was written, in milliseconds since the epoch. After an error nothing was read; after
+    /// [`TableError::Outrun`] the reading has to begin anew.
     ///
-    /// Who was away for long may read a ghost: an entry that someone as long away put under a number that was cleaned up. So what
-    /// was found counts only by a listing that is made after it, see [`standing`]. Where nothing was found nothing is asked: that
-    /// there is really nothing is found out by the put that follows.
+    /// Who was away for long may read a ghost: an entry that someone as long away put under a number that was
+    /// cleaned up. So what was found counts only by a listing that is made after it, see [`standing`]. Where
+    /// nothing was found nothing is asked: that there is really nothing is found out by the put that follows.
     pub async fn catch_up(&mut self, mut each: impl FnMut(u64, ReadCommit, i64)) -> Result<(), TableError> {
         let found = self.read_on().await?;
         if found.is_empty() && self.cold.is_none() {
@@ -227,7 +241,9 @@ impl Log {
         let (mut found, mut ahead) = (Vec::new(), 1);
         loop {
             let from = self.next_version() + found.len() as u64;
-            let entries = futures::stream::iter(from..from + ahead).map(|version| self.entry(version)).buffered(ahead as usize);
+            let entries = futures::stream::iter(from..from + ahead)
+                .map(|version| self.entry(version))
+                .buffered(ahead as usize);
             let entries: Vec<_> = entries.collect().await;
             for entry in entries {
                 match entry? {
@@ -240,7 +256,7 @@ impl Log {
     }
 
     /// Whether all entries beyond a version can be read.
-    pub async fn check_beyond(mut self, version: u64) -> Result<(), TableError> {
+    pub async fn check_beyond(&mut self, version: u64) -> Result<(), TableError> {
         self.version = Some(version);
         self.read_on().await.map(drop)
     }
@@ -263,16 +279,19 @@ impl Log {
         TableError::Outrun { table: self.table.clone() }
     }
 
-    /// The newest checkpoint that there is. The hint at it may be of an older one, and a listing tells those after.
+    /// The newest checkpoint that there is. The hint at it may be of an older one, and a listing tells those
+    /// after.
     pub async fn newest_checkpoint(&self) -> Result<Option<u64>, TableError> {
         let hint = self.checkpoint_hint().await?;
         Ok(newest_checkpoint(&self.list(hint).await?))
     }
 
-    /// W4, W5. Puts the version after the cursor, if it is absent. True: it is ours for certain, and the cursor is on it. False: it is
-    /// someone else's, or perhaps ours: read it and decide again. `unknown` counts the puts of which nothing is certain.
+    /// W4, W5. Puts the version after the cursor, if it is absent. True: it is ours for certain, and the
+    /// cursor is on it. False: it is someone else's, or perhaps ours: read it and decide again. `unknown`
+    /// counts the puts of which nothing is certain.
     ///
-    /// After an error, too, the put may have won: the cursor is still before it, so that whoever goes on reads it.
+    /// After an error, too, the put may have won: the cursor is still before it, so that whoever goes on
+    /// reads it.
     pub async fn try_put(&mut self, bytes: Bytes, unknown: &mut u32) -> Result<bool, TableError> {
         let failed = match self.put(bytes).await {
             Put::Lost => return Ok(false),
@@ -313,7 +332,9 @@ impl Log {
         let path = self.store.log_path();
         let listing = match from {
             // Names of this version are longer than the digits alone, and so come after them.
-            Some(version) => objects.list_with_offset(Some(path), &path.clone().join(format!("{version:020}"))),
+            Some(version) => {
+                objects.list_with_offset(Some(path), &path.clone().join(format!("{version:020}")))
+            }
             None => objects.list(Some(path)),
         };
         let listed = listing.try_filter_map(async |meta| Ok(LogFile::of(meta)));
@@ -337,8 +358,8 @@ impl Log {
         Ok(removed)
     }
 
-    /// R1. Where reading can begin: at the newest checkpoint, below which entries may have been cleaned up. A gap anywhere else
-    /// would be taken for the log's end, and filled: it is an error.
+    /// R1. Where reading can begin: at the newest checkpoint, below which entries may have been cleaned up. A
+    /// gap anywhere else would be taken for the log's end, and filled: it is an error.
     pub async fn beginning(&mut self) -> Result<Beginning, TableError> {
         let hint = self.checkpoint_hint().await?;
         let mut files = self.list(hint).await?;
@@ -346,12 +367,14 @@ impl Log {
             // The hint may be wrong; the log is not.
             files = self.list(None).await?;
         }
-        let versions: BTreeSet<u64> = files.iter().filter(|file| file.kind == LogFileKind::Entry).map(|file| file.version).collect();
+        let versions: BTreeSet<u64> =
+            files.iter().filter(|file| file.kind == LogFileKind::Entry).map(|file| file.version).collect();
         let checkpoint = newest_checkpoint(&files);
         let last = versions.last().copied().max(checkpoint);
         if hint > last {
             let hint = hint.unwrap_or_default();
-            let ends = last.map_or("holds no version at all".into(), |last| format!("ends at version {last}"));
+            let ends =
+                last.map_or("holds no version at all".into(), |last| format!("ends at version {last}"));
             let what = format!(
                 "its _last_checkpoint tells of version {hint}, and its log {ends}: it was copied while it was written, or restored"
             );
@@ -360,8 +383,10 @@ impl Log {
         self.cold = Some(base(&files));
         let Some(last) = last else { return Ok(Beginning::Empty) };
         let after = |version| {
-            let written =
-                files.iter().filter(|file| file.kind != LogFileKind::Entry && file.version == version).map(|file| file.written_ms);
+            let written = files
+                .iter()
+                .filter(|file| file.kind != LogFileKind::Entry && file.version == version)
+                .map(|file| file.written_ms);
             Beginning::After(version, written.max().unwrap_or_default())
         };
         let (beginning, first) = checkpoint.map_or((Beginning::First, 0), |c| (after(c), c + 1));
@@ -392,7 +417,12 @@ impl Log {
     }
 
     /// Creates the table unless it is there. `txn`: see [`commit::creation`].
-    pub async fn create(&self, spec: &TableSpec, txn: Option<u64>, files: &[DataFile]) -> Result<(), TableError> {
+    pub async fn create(
+        &self,
+        spec: &TableSpec,
+        txn: Option<u64>,
+        files: &[DataFile],
+    ) -> Result<(), TableError> {
         let layout = |message: String| TableError::Layout { table: self.table.clone(), message };
         let schema = delta_schema(spec).map_err(layout)?;
         let partitions = spec.partitioning.map_or(&[][..], |p| p.columns());
@@ -405,8 +435,10 @@ impl Log {
         ];
         let metadata = new_metadata(&schema, partitions, properties).map_err(|e| layout(e.to_string()))?;
         let protocol: Protocol =
-            serde_json::from_value(serde_json::json!({"minReaderVersion": 1, "minWriterVersion": 2})).map_err(|e| layout(e.to_string()))?;
-        let bytes = commit::creation(self.store.root_url(), protocol, metadata, txn, files).map_err(layout)?;
+            serde_json::from_value(serde_json::json!({"minReaderVersion": 1, "minWriterVersion": 2}))
+                .map_err(|e| layout(e.to_string()))?;
+        let bytes =
+            commit::creation(self.store.root_url(), protocol, metadata, txn, files).map_err(layout)?;
         match self.put(bytes).await {
             // Whoever made it, its first entry is read like any other.
             Put::Won | Put::Lost => {}
@@ -434,7 +466,9 @@ impl Log {
             Ok(schema) => schema,
             Err(e) => return layout(format!("its schema can't be read: {e}")),
         };
-        let Ok(wanted) = delta_schema(spec) else { return layout("its schema can't be expressed in Delta".into()) };
+        let Ok(wanted) = delta_schema(spec) else {
+            return layout("its schema can't be expressed in Delta".into());
+        };
         let mut missing = Vec::new();
         for field in wanted.fields() {
             match theirs.field(field.name()) {
@@ -456,7 +490,10 @@ impl Log {
 
 /// When an entry was written, by the store's time.
 fn written(files: &[LogFile], version: Option<u64>) -> Option<i64> {
-    files.iter().find(|file| file.kind == LogFileKind::Entry && Some(file.version) == version).map(|file| file.written_ms)
+    files
+        .iter()
+        .find(|file| file.kind == LogFileKind::Entry && Some(file.version) == version)
+        .map(|file| file.written_ms)
 }
 
 /// The Delta schema of a table. Text has one type there, however it is held in memory.

@@ -8,14 +8,18 @@
 //!  upkeep:   read a table's log → are the inputs still there? → put removes and adds, the txn stays
 //! ```
 //!
-//! Log entries and files are cleaned up when they are a day old. Whether that may have happened to what a process has read, put or
-//! written is told by the times that the store gives to them, never by the process's own clock, which may be wrong or stand still:
+//! Log entries and files are cleaned up when they are a day old. Whether that may have happened to what a
+//! process has read, put or written is told by the times that the store gives to them, never by the process's
+//! own clock, which may be wrong or stand still:
 //!
-//! * what was read or put counts by a listing that is made afterwards ([`standing`]), and until then nothing is remembered of it;
+//! * what was read or put counts by a listing that is made afterwards ([`standing`]), and until then nothing
+//!   is remembered of it;
 //! * who meets a vacuum's fence looks after its files before it puts them into a log (`fence.rs`);
-//! * a checkpoint of the ledger tells by its settled mark what is in the tables, whoever wrote it; the rest is read again.
+//! * a checkpoint of the ledger tells by its settled mark what is in the tables, whoever wrote it; the rest
+//!   is read again.
 //!
-//! A ledger that does not fit its tables is [`TableError::Damaged`], before anything lands; [`Repair`] fits them together again.
+//! A ledger that does not fit its tables is [`TableError::Damaged`], before anything lands; [`Repair`] fits
+//! them together again.
 
 mod commit;
 mod listing;

@@ -36,7 +36,10 @@ pub(super) async fn tables_below(store: &Store) -> Result<Vec<String>, TableErro
     let listed = store.objects.list_with_delimiter(Some(&store.root)).await;
     let listed = listed.map_err(|e| TableError::request(store.url.as_str(), "listing the lake", e))?;
     let names = listed.common_prefixes.iter().filter_map(|folder| folder.filename());
-    Ok(names.filter(|name| *name != LEDGER_TABLE && !name.starts_with(['_', '.'])).map(str::to_owned).collect())
+    Ok(names
+        .filter(|name| *name != LEDGER_TABLE && !name.starts_with(['_', '.']))
+        .map(str::to_owned)
+        .collect())
 }
 
 impl Table {
@@ -54,8 +57,18 @@ impl Table {
             let mut log = Log::new(store, name);
             let mut table = match log.beginning().await? {
                 Beginning::Empty => return Ok(None),
-                Beginning::First => Self { log, txn: None, metadata: None, layout: None, protocol: (0, 0), lacks: None, spec: None },
-                Beginning::After(checkpoint, _) => Self::open_checkpointed(store, name, log, checkpoint).await?,
+                Beginning::First => Self {
+                    log,
+                    txn: None,
+                    metadata: None,
+                    layout: None,
+                    protocol: (0, 0),
+                    lacks: None,
+                    spec: None,
+                },
+                Beginning::After(checkpoint, _) => {
+                    Self::open_checkpointed(store, name, log, checkpoint).await?
+                }
             };
             match table.read_on().await {
                 // Entries were cleaned up on the way.
@@ -69,28 +82,49 @@ impl Table {
 
     /// A table that the ledger gives files.
     pub async fn reopen(store: &Store, name: &str) -> Result<Self, TableError> {
-        let gone = || TableError::damaged(&format!("{}{name}/", store.url), format!("{LEDGER_TABLE} gives it files, but it is not there"));
+        let gone = || {
+            TableError::damaged(
+                &format!("{}{name}/", store.url),
+                format!("{LEDGER_TABLE} gives it files, but it is not there"),
+            )
+        };
         Self::open(store, name).await?.ok_or_else(gone)
     }
 
-    /// What a checkpoint tells. The entries beyond it are read as all are: other readers take one that is not whole for one that says
-    /// nothing.
-    async fn open_checkpointed(store: &Store, name: &str, mut log: Log, checkpoint: u64) -> Result<Self, TableError> {
+    /// What a checkpoint tells. The entries beyond it are read as all are: other readers take one that is not
+    /// whole for one that says nothing.
+    async fn open_checkpointed(
+        store: &Store,
+        name: &str,
+        mut log: Log,
+        checkpoint: u64,
+    ) -> Result<Self, TableError> {
         let table = Snapshot::open_at(store, name, checkpoint).await?;
         let txn = table.transaction(commit::APP).await?;
-        let failed = |e: deltalake::DeltaTableError| TableError::request(name, "reading the table's checkpoint", e);
+        let failed =
+            |e: deltalake::DeltaTableError| TableError::request(name, "reading the table's checkpoint", e);
         let snapshot = table.0.snapshot().map_err(failed)?;
         let layout = snapshot.metadata().clone();
         let metadata = commit::table_metadata(&layout);
-        let metadata = metadata.map_err(|message| TableError::Layout { table: log.table.clone(), message })?;
+        let metadata =
+            metadata.map_err(|message| TableError::Layout { table: log.table.clone(), message })?;
         let protocol = snapshot.protocol();
         let protocol = (i64::from(protocol.min_reader_version()), i64::from(protocol.min_writer_version()));
         log.version = Some(checkpoint);
-        Ok(Self { log, txn, metadata: Some(metadata), layout: Some(layout), protocol, lacks: None, spec: None })
+        Ok(Self {
+            log,
+            txn,
+            metadata: Some(metadata),
+            layout: Some(layout),
+            protocol,
+            lacks: None,
+            spec: None,
+        })
     }
 
-    /// Whether files made for `spec` fit it, once it has the columns that it lacks: whoever comes first with a newer schema adds them, and
-    /// rows of before have no value in them. From now on whatever is read of it is held to `spec`.
+    /// Whether files made for `spec` fit it, once it has the columns that it lacks: whoever comes first with
+    /// a newer schema adds them, and rows of before have no value in them. From now on whatever is read of it
+    /// is held to `spec`.
     pub async fn fits(&mut self, store: &Store, name: &str, spec: &TableSpec) -> Result<(), TableError> {
         let mut unknown = 0;
         loop {
@@ -101,17 +135,23 @@ impl Table {
             }
             let names = missing.iter().map(StructField::name).cloned().collect::<Vec<_>>().join(", ");
             let wrong = |message: String| TableError::Layout { table: self.log.table.clone(), message };
-            let layout = self
-                .layout
-                .as_ref()
-                .ok_or_else(|| wrong(format!("it has no column {names}, and its metaData is of a form that can't be extended")))?;
+            let layout = self.layout.as_ref().ok_or_else(|| {
+                wrong(format!(
+                    "it has no column {names}, and its metaData is of a form that can't be extended"
+                ))
+            })?;
             let (layout, bytes) = commit::columns(layout, missing).map_err(wrong)?;
             match self.log.try_put(bytes, &mut unknown).await {
                 Ok(true) => {
-                    tracing::info!("{}: it has got the columns {names}, which its log type's schema has", self.log.table);
-                    self.metadata = Some(
-                        commit::table_metadata(&layout).map_err(|message| TableError::Layout { table: self.log.table.clone(), message })?,
+                    tracing::info!(
+                        "{}: it has got the columns {names}, which its log type's schema has",
+                        self.log.table
                     );
+                    self.metadata =
+                        Some(commit::table_metadata(&layout).map_err(|message| TableError::Layout {
+                            table: self.log.table.clone(),
+                            message,
+                        })?);
                     self.layout = Some(layout);
                 }
                 Ok(false) => self.catch_up(store, name).await?,
@@ -123,7 +163,8 @@ impl Table {
 
     /// The columns that it lacks for what is written into it.
     fn missing(&self, spec: &TableSpec) -> Result<Vec<StructField>, TableError> {
-        commit::check_protocol(self.protocol).map_err(|message| TableError::Layout { table: self.log.table.clone(), message })?;
+        commit::check_protocol(self.protocol)
+            .map_err(|message| TableError::Layout { table: self.log.table.clone(), message })?;
         self.metadata.as_ref().map_or(Ok(Vec::new()), |metadata| self.log.check(spec, metadata))
     }
 
@@ -131,11 +172,15 @@ impl Table {
     fn check(&self) -> Result<(), TableError> {
         let Some(spec) = &self.spec else { return Ok(()) };
         let Some(gone) = self.missing(spec)?.into_iter().next() else { return Ok(()) };
-        let message = format!("it has no column {} any more, which another engine took out; run it again, and it is added", gone.name());
+        let message = format!(
+            "it has no column {} any more, which another engine took out; run it again, and it is added",
+            gone.name()
+        );
         Err(TableError::Layout { table: self.log.table.clone(), message })
     }
 
-    /// P1. Reads the table to its end; begins anew if it was away for so long that some of its entries are gone.
+    /// P1. Reads the table to its end; begins anew if it was away for so long that some of its entries are
+    /// gone.
     pub async fn catch_up(&mut self, store: &Store, name: &str) -> Result<(), TableError> {
         match self.read_on().await {
             Err(TableError::Outrun { .. }) => self.begin_anew(store, name).await,
@@ -182,8 +227,15 @@ impl Table {
         if layout_changed { self.check() } else { Ok(()) }
     }
 
-    /// P2, P3. Commits what it has still to get. False: someone else was faster, or it is not known; read it and ask again.
-    pub async fn take(&mut self, store: &Store, name: &str, missing: &Missing, unknown: &mut u32) -> Result<bool, TableError> {
+    /// P2, P3. Commits what it has still to get. False: someone else was faster, or it is not known; read it
+    /// and ask again.
+    pub async fn take(
+        &mut self,
+        store: &Store,
+        name: &str,
+        missing: &Missing,
+        unknown: &mut u32,
+    ) -> Result<bool, TableError> {
         self.look_for(store, name, missing).await?;
         let bytes = commit::projection(&missing.files, self.txn, missing.to);
         let bytes = bytes.map_err(|message| TableError::Layout { table: self.log.table.clone(), message })?;
@@ -197,8 +249,8 @@ impl Table {
         }
     }
 
-    /// Makes sure that files which others wrote, perhaps long ago, are there before the table names them: another engine's vacuum
-    /// may have taken them, or a copy of the lake left them out.
+    /// Makes sure that files which others wrote, perhaps long ago, are there before the table names them:
+    /// another engine's vacuum may have taken them, or a copy of the lake left them out.
     async fn look_for(&self, store: &Store, name: &str, missing: &Missing) -> Result<(), TableError> {
         let look = |file: &DataFile| {
             let (path, location) = (file.path.clone(), file.location(store, name));

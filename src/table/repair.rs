@@ -1,9 +1,10 @@
-//! What a lake that was tampered with can still be made into: its parts are fitted together again, from what is there.
+//! What a lake that was tampered with can still be made into: its parts are fitted together again, from what
+//! is there.
 //!
-//! The ledger is the truth about what has landed, and the tables hold it too: each row's id begins with its object's. So a ledger that
-//! was removed, restored or cut is filled up from the tables, and objects that are in them never land twice. What only the
-//! ledger knew is gone with it: where an object came from, and objects without rows. A table whose log is gone is made anew from the
-//! files in its folder.
+//! The ledger is the truth about what has landed, and the tables hold it too: each row's id begins with its
+//! object's. So a ledger that was removed, restored or cut is filled up from the tables, and objects that are
+//! in them never land twice. What only the ledger knew is gone with it: where an object came from, and
+//! objects without rows. A table whose log is gone is made anew from the files in its folder.
 //!
 //! Every step leaves the lake refused as it was before, until the last: whoever is interrupted begins again.
 
@@ -16,7 +17,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rustc_hash::FxHashSet;
 
 use super::commit::{self, DataFile, Landing, Settled};
-use super::lake::{Lake, read_object_ids};
+use super::lake::Lake;
 use super::ledger::{self, Known};
 use super::listing::LogFileKind;
 use super::log::{Log, TableError};
@@ -75,7 +76,8 @@ impl Repair {
         Ok(!tables_below(store).await?.is_empty() || Snapshot::is_there(store, LEDGER_TABLE).await?)
     }
 
-    /// Mends what keeps the logs from being read, and opens all tables that can be; `specs` are all that there may be.
+    /// Mends what keeps the logs from being read, and opens all tables that can be; `specs` are all that
+    /// there may be.
     pub async fn open(store: Store, specs: &[TableSpec]) -> Result<Self, TableError> {
         let mut findings = Findings::default();
         let names = tables_below(&store).await?;
@@ -104,7 +106,9 @@ impl Repair {
         let mut tables = BTreeMap::new();
         for name in names.into_iter().filter(|name| absent.iter().all(|absent| absent.spec.name != *name)) {
             let opened = match Table::open(&store, &name).await {
-                Err(TableError::Unmarked { .. }) if known.gave(&name) || specs.iter().any(|spec| spec.name == name) => {
+                Err(TableError::Unmarked { .. })
+                    if known.gave(&name) || specs.iter().any(|spec| spec.name == name) =>
+                {
                     Table::open_as_it_is(&store, &name).await
                 }
                 other => other,
@@ -118,16 +122,29 @@ impl Repair {
                     | TableError::Entry { .. }
                     | TableError::Damaged { .. }),
                 ) => {
-                    findings.lost.push(format!("it stays as it is, and what is in it does not count: {error}"));
+                    findings
+                        .lost
+                        .push(format!("it stays as it is, and what is in it does not count: {error}"));
                 }
                 Err(error) => return Err(error),
             }
         }
         let (rows, settled) = match snapshot {
-            Some(ledger) => (read_object_ids(&ledger).await?.0, ledger.transaction(commit::APP).await?),
+            Some(ledger) => (ledger.object_ids().await?.0, ledger.transaction(commit::APP).await?),
             None => (FxHashSet::default(), None),
         };
-        Ok(Self { store, ledger, known, rows, tables, whole: BTreeSet::new(), first, settled, absent, findings })
+        Ok(Self {
+            store,
+            ledger,
+            known,
+            rows,
+            tables,
+            whole: BTreeSet::new(),
+            first,
+            settled,
+            absent,
+            findings,
+        })
     }
 
     /// The names of the tables that are there.
@@ -157,16 +174,19 @@ impl Repair {
         TableError::request(&self.ledger.table, "repairing it", error)
     }
 
-    /// Tells the ledger of objects whose rows are in the tables already; `ledger_file` holds their rows of the ledger.
+    /// Tells the ledger of objects whose rows are in the tables already; `ledger_file` holds their rows of
+    /// the ledger.
     pub async fn note(&mut self, landing: &Landing, ledger_file: &DataFile) -> Result<(), TableError> {
-        let bytes = commit::landing(landing, ledger_file, self.known.landed()).map_err(|message| self.layout(message))?;
+        let bytes = commit::landing(landing, ledger_file, self.known.landed())
+            .map_err(|message| self.layout(message))?;
         self.put(bytes, &landing.batch).await?;
         self.known.apply(self.ledger.version.unwrap_or_default(), landing.clone(), true);
         self.rows.extend(&landing.objects);
         Ok(())
     }
 
-    /// Puts an entry into the ledger, and refuses to go on beside others that write: what they land would be told of twice.
+    /// Puts an entry into the ledger, and refuses to go on beside others that write: what they land would be
+    /// told of twice.
     async fn put(&mut self, bytes: bytes::Bytes, batch: &str) -> Result<(), TableError> {
         let mut unknown = 0;
         loop {
@@ -187,7 +207,8 @@ impl Repair {
     pub fn is_behind(&self, name: &str) -> bool {
         let Some(table) = self.tables.get(name) else { return false };
         let Some(has) = table.txn else { return true };
-        table.lacks.is_some() || has < self.first && (self.settled < Some(self.first) || self.known.mark(name) > Some(has))
+        table.lacks.is_some()
+            || has < self.first && (self.settled < Some(self.first) || self.known.mark(name) > Some(has))
     }
 
     /// The files that the ledger has still to give to a table.
@@ -199,7 +220,9 @@ impl Repair {
     /// Makes a table anew, with these files: all that the ledger ever gave to it and that is still there.
     pub async fn make_anew(&mut self, spec: &TableSpec, files: &[DataFile]) -> Result<(), TableError> {
         if let Some(aside) = set_aside(&self.store, &spec.name).await? {
-            self.findings.mended.push(format!("{}: what there was of its log is set aside in {aside}", spec.name));
+            self.findings
+                .mended
+                .push(format!("{}: what there was of its log is set aside in {aside}", spec.name));
         }
         // It gets its version of the ledger by the last step: until then the lake is refused.
         Log::new(&self.store, &spec.name).create(spec, None, files).await?;
@@ -224,13 +247,19 @@ impl Repair {
         Ok(())
     }
 
-    /// Sets every table to the ledger's version, and opens the lake, to see that it can be. What is done is told.
+    /// Sets every table to the ledger's version, and opens the lake, to see that it can be. What is done is
+    /// told.
     pub async fn finish(mut self) -> Result<(Lake, Findings), TableError> {
         if let Some(version) = self.known.foreign_delete().or(self.known.foreign_append()) {
-            self.findings.mended.push(format!("{LEDGER_TABLE}: what another engine did to it with version {version} is made up for"));
+            self.findings.mended.push(format!(
+                "{LEDGER_TABLE}: what another engine did to it with version {version} is made up for"
+            ));
         }
         let to = self.ledger.version.unwrap_or_default();
-        let tables = self.tables.keys().filter_map(|name| Some((name.clone(), self.known.marks_at(to).get(name).copied()?.min(to))));
+        let tables = self
+            .tables
+            .keys()
+            .filter_map(|name| Some((name.clone(), self.known.marks_at(to).get(name).copied()?.min(to))));
         let mark = Settled { to, objects: self.rows.len() as u64, tables: tables.collect() };
         let bytes = commit::repaired(&mark).map_err(|message| self.layout(message))?;
         self.put(bytes, "").await?;
@@ -243,7 +272,9 @@ impl Repair {
                 let bytes = bytes.map_err(|message| TableError::Layout { table: name.clone(), message })?;
                 if table.log.try_put(bytes, &mut unknown).await? {
                     table.txn = Some(ends);
-                    self.findings.mended.push(format!("{name}: brought from version {was} of {LEDGER_TABLE} to {ends}"));
+                    self.findings
+                        .mended
+                        .push(format!("{name}: brought from version {was} of {LEDGER_TABLE} to {ends}"));
                 } else {
                     table.catch_up(&self.store, name).await?;
                 }
@@ -283,7 +314,9 @@ async fn open_ledger(store: &Store, findings: &mut Findings) -> Result<(Log, Kno
         };
         let log = Log::new(store, LEDGER_TABLE);
         if let Some(aside) = set_aside(store, LEDGER_TABLE).await? {
-            findings.mended.push(format!("{LEDGER_TABLE}: its log could not be read ({error}); it is set aside in {aside}"));
+            findings.mended.push(format!(
+                "{LEDGER_TABLE}: its log could not be read ({error}); it is set aside in {aside}"
+            ));
         }
         log.create(&ledger_spec(), None, &[]).await?;
         findings.mended.push(format!("{LEDGER_TABLE}: made anew"));
@@ -305,14 +338,16 @@ async fn first_read(ledger: &Log) -> Result<u64, TableError> {
 /// Moves a table's log out of the way. Where it is now; none if there was nothing.
 async fn set_aside(store: &Store, name: &str) -> Result<Option<Path>, TableError> {
     let log = store.root.clone().join(name).join("_delta_log");
-    let listed: Result<Vec<_>, _> = store.objects.list(Some(&log)).map_ok(|meta| meta.location).try_collect().await;
+    let listed: Result<Vec<_>, _> =
+        store.objects.list(Some(&log)).map_ok(|meta| meta.location).try_collect().await;
     let files = listed.map_err(|e| TableError::request(name, "listing its log", e))?;
     if files.is_empty() { Ok(None) } else { move_aside(store, name, &files).await.map(Some) }
 }
 
 /// Moves files of a table's log out of the way. Where they are now.
 async fn move_aside(store: &Store, name: &str, files: &[Path]) -> Result<Path, TableError> {
-    let failed = |file: &Path, e: object_store::Error| TableError::request(name, format!("setting {file} aside"), e);
+    let failed =
+        |file: &Path, e: object_store::Error| TableError::request(name, format!("setting {file} aside"), e);
     let log = store.root.clone().join(name).join("_delta_log");
     let aside = store.root.clone().join(ASIDE).join(new_uuid().to_string()).join(name).join("_delta_log");
     for file in files {
@@ -327,14 +362,20 @@ async fn move_aside(store: &Store, name: &str, files: &[Path]) -> Result<Path, T
     Ok(aside)
 }
 
-/// Sets checkpoints aside that can't be read, and removes a hint at one that is not there: readers find the others by themselves.
+/// Sets checkpoints aside that can't be read, and removes a hint at one that is not there: readers find the
+/// others by themselves.
 async fn mend_checkpoints(store: &Store, name: &str, findings: &mut Findings) -> Result<(), TableError> {
     let log = Log::new(store, name);
     let hint = log.checkpoint_hint().await?;
     let mut files = log.list(None).await?;
     let mut broken = Vec::new();
     for file in files.iter().filter(|file| file.kind != LogFileKind::Entry) {
-        let place = store.root.clone().join(name).join("_delta_log").join(file.location.filename().unwrap_or_default());
+        let place = store
+            .root
+            .clone()
+            .join(name)
+            .join("_delta_log")
+            .join(file.location.filename().unwrap_or_default());
         let failed = |e: object_store::Error| TableError::request(name, format!("reading {place}"), e);
         let bytes = store.objects.get(&place).await.map_err(failed)?.bytes().await.map_err(failed)?;
         let Err(error) = read_whole(bytes) else { continue };
@@ -351,12 +392,20 @@ async fn mend_checkpoints(store: &Store, name: &str, findings: &mut Findings) ->
         return Ok(());
     }
     let path = store.root.clone().join(name).join("_delta_log").join("_last_checkpoint");
-    store.objects.delete(&path).await.map_err(|e| TableError::request(name, "removing _last_checkpoint", e))?;
-    findings.mended.push(format!("{name}: its _last_checkpoint told of version {hint}, which is not there; it is removed"));
+    store
+        .objects
+        .delete(&path)
+        .await
+        .map_err(|e| TableError::request(name, "removing _last_checkpoint", e))?;
+    findings.mended.push(format!(
+        "{name}: its _last_checkpoint told of version {hint}, which is not there; it is removed"
+    ));
     Ok(())
 }
 
 fn read_whole(bytes: bytes::Bytes) -> Result<(), String> {
-    let mut rows = ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|builder| builder.build()).map_err(|e| e.to_string())?;
+    let mut rows = ParquetRecordBatchReaderBuilder::try_new(bytes)
+        .and_then(|builder| builder.build())
+        .map_err(|e| e.to_string())?;
     rows.try_for_each(|rows| rows.map(drop).map_err(|e| e.to_string()))
 }

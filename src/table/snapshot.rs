@@ -12,6 +12,7 @@ use deltalake::{DeltaTable, DeltaTableError};
 use futures::future::join_all;
 use object_store::path::Path;
 use percent_encoding::percent_decode_str;
+use rustc_hash::FxHashSet;
 use serde_json::Value;
 
 use super::commit::{DataFile, TIME_TAGS};
@@ -69,8 +70,8 @@ impl Snapshot {
         self.failed("opening the table", format!("{told} (if that stays so, run `flarelake repair`)"))
     }
 
-    /// Whether reading its files as they are gives its rows. Deletion vectors and renamed columns, which another engine may
-    /// have brought in, would make that wrong.
+    /// Whether reading its files as they are gives its rows. Deletion vectors and renamed columns, which
+    /// another engine may have brought in, would make that wrong.
     fn check(&self) -> Result<(), TableError> {
         let (reader, _) = self.protocol()?;
         if reader <= 1 {
@@ -133,10 +134,54 @@ impl Snapshot {
     /// How its log has the names of its files, by their paths.
     pub(super) fn names(&self) -> Result<HashMap<String, String>, TableError> {
         let snapshot = self.0.snapshot().map_err(|e| self.failed("reading the log", e))?;
-        let batches = snapshot.add_actions_batches(false).map_err(|e| self.failed("reading its files' names", e))?;
-        let names = batches.iter().filter_map(|batch| cast(batch.column_by_name("path")?, &DataType::Utf8).ok());
-        let names = names.flat_map(|names| names.as_string::<i32>().iter().flatten().map(str::to_owned).collect::<Vec<_>>());
+        let batches =
+            snapshot.add_actions_batches(false).map_err(|e| self.failed("reading its files' names", e))?;
+        let names =
+            batches.iter().filter_map(|batch| cast(batch.column_by_name("path")?, &DataType::Utf8).ok());
+        let names = names.flat_map(|names| {
+            names.as_string::<i32>().iter().flatten().map(str::to_owned).collect::<Vec<_>>()
+        });
         Ok(names.map(|name| (percent_decode_str(&name).decode_utf8_lossy().into_owned(), name)).collect())
+    }
+
+    /// Of the ledger: the ids of every object, and how many rows are of one that another row is of.
+    pub(super) async fn object_ids(&self) -> Result<(FxHashSet<u128>, usize), TableError> {
+        use datafusion::prelude::{SessionContext, col};
+        let failed = |e: String| TableError::request("the ledger", "reading object ids", e);
+        let context = SessionContext::new();
+        let provider = self.0.table_provider().await.map_err(|e| failed(e.to_string()))?;
+        let frame = context
+            .read_table(provider)
+            .and_then(|f| f.select(vec![col("object_id")]))
+            .map_err(|e| failed(e.to_string()))?;
+        let batches = match frame.collect().await {
+            Ok(batches) => batches,
+            Err(error) => match self.gone().await? {
+                Some(path) => {
+                    return Err(TableError::damaged(
+                        "the ledger",
+                        format!("its file {path} is gone: it was removed, or not copied"),
+                    ));
+                }
+                None => return Err(failed(error.to_string())),
+            },
+        };
+        let (mut ids, mut doubled) = (FxHashSet::default(), 0);
+        for batch in batches {
+            let texts = arrow::compute::cast(batch.column(0), &arrow::datatypes::DataType::Utf8)
+                .map_err(|e| failed(e.to_string()))?;
+            for text in arrow::array::AsArray::as_string::<i32>(&texts).iter().flatten() {
+                let id = u128::from_str_radix(text, 16);
+                let is_new = ids.insert(id.map_err(|_| {
+                    TableError::damaged(
+                        "the ledger",
+                        format!("`{text}` in its rows is no object id: another engine wrote it"),
+                    )
+                })?);
+                doubled += usize::from(!is_new);
+            }
+        }
+        Ok((ids, doubled))
     }
 
     /// The first of its files that is not there.
@@ -165,7 +210,8 @@ impl Snapshot {
     }
 }
 
-/// Tables of a lake as readers see them now, in the order of `names`; none for those that nothing has landed in yet.
+/// Tables of a lake as readers see them now, in the order of `names`; none for those that nothing has landed
+/// in yet.
 pub async fn open_tables(store: &Store, names: &[String]) -> Result<Vec<Option<Snapshot>>, TableError> {
     // A task each: to read a log takes time and a core.
     let open = |name: &str| {
@@ -185,7 +231,11 @@ fn file(view: &LogicalFileView) -> DataFile {
     let add = view.add_action();
     DataFile {
         path: view.path().into_owned(),
-        partition_values: add.partition_values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect(),
+        partition_values: add
+            .partition_values
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)))
+            .collect(),
         size: add.size as u64,
         rows: view.num_records().unwrap_or_default() as u64,
         modified_ms: add.modification_time,
@@ -213,10 +263,13 @@ impl DataFile {
         file_location(store, table, &self.path)
     }
 
-    /// When the last of its rows was decoded, in microseconds since the epoch: as its statistics tell, else when it was written.
+    /// When the last of its rows was decoded, in microseconds since the epoch: as its statistics tell, else
+    /// when it was written.
     pub fn last_landed(&self) -> i64 {
         let stats: Value = serde_json::from_str(&self.stats).unwrap_or_default();
-        let greatest = stats["maxValues"][Standard::ParseTime.name()].as_str().and_then(|time| DateTime::parse_from_rfc3339(time).ok());
+        let greatest = stats["maxValues"][Standard::ParseTime.name()]
+            .as_str()
+            .and_then(|time| DateTime::parse_from_rfc3339(time).ok());
         greatest.map_or(self.modified_ms * 1000, |time| time.timestamp_micros())
     }
 
@@ -226,17 +279,24 @@ impl DataFile {
             return Some(TimeBounds { least, greatest, exact: true });
         }
         let stats: Value = serde_json::from_str(&self.stats).unwrap_or_default();
-        let of = |which: &str| DateTime::parse_from_rfc3339(stats[which][Standard::EventTime.name()].as_str()?).ok();
+        let of = |which: &str| {
+            DateTime::parse_from_rfc3339(stats[which][Standard::EventTime.name()].as_str()?).ok()
+        };
         if let (Some(least), Some(greatest)) = (of("minValues"), of("maxValues")) {
             // Some writers cut the greatest down to the millisecond, too.
-            return Some(TimeBounds { least: least.timestamp_micros(), greatest: greatest.timestamp_micros() + 999, exact: false });
+            return Some(TimeBounds {
+                least: least.timestamp_micros(),
+                greatest: greatest.timestamp_micros() + 999,
+                exact: false,
+            });
         }
         let day: NaiveDate = self.partition_values.get("p_event_date")?.parse().ok()?;
         let day = i64::from(day.to_epoch_days()) * DAY;
-        let (least, width) = match self.partition_values.get("p_event_hour").and_then(|hour| hour.parse::<i64>().ok()) {
-            Some(hour) => (day + hour * HOUR, HOUR),
-            None => (day, DAY),
-        };
+        let (least, width) =
+            match self.partition_values.get("p_event_hour").and_then(|hour| hour.parse::<i64>().ok()) {
+                Some(hour) => (day + hour * HOUR, HOUR),
+                None => (day, DAY),
+            };
         Some(TimeBounds { least, greatest: least + width - 1, exact: false })
     }
 }

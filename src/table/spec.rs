@@ -37,10 +37,11 @@ impl TableSpec {
 
     /// All columns, partition columns last.
     pub fn full_schema(&self) -> SchemaRef {
-        let partitions = self.partitioning.map_or(&[][..], Partitioning::columns).iter().map(|name| match *name {
-            "p_event_hour" => Arc::new(Field::new(*name, DataType::Int32, true)),
-            _ => Arc::new(Field::new(*name, DataType::Date32, true)),
-        });
+        let partitions =
+            self.partitioning.map_or(&[][..], Partitioning::columns).iter().map(|name| match *name {
+                "p_event_hour" => Arc::new(Field::new(*name, DataType::Int32, true)),
+                _ => Arc::new(Field::new(*name, DataType::Date32, true)),
+            });
         Arc::new(Schema::new(self.schema.fields().iter().cloned().chain(partitions).collect::<Fields>()))
     }
 }
@@ -56,14 +57,19 @@ pub fn log_type_spec(log_type: &LogType, partitioning: Partitioning) -> TableSpe
         partitioning: Some(partitioning),
         sort_column: Some(Standard::EventTime.name().to_owned()),
         lookup: own.chain(lists).collect(),
-        stats: vec![Standard::EventTime.name().into(), Standard::ParseTime.name().into(), log_type.event_column().name.clone()],
+        stats: vec![
+            Standard::EventTime.name().into(),
+            Standard::ParseTime.name().into(),
+            log_type.event_column().name.clone(),
+        ],
     }
 }
 
 /// The table of rejects.
 pub fn failures_spec(partitioning: Partitioning) -> TableSpec {
     // A reject may be of no known log type; all else is as in every table.
-    let standard = Standard::ALL.into_iter().map(|s| s.field().with_nullable(!s.required() || s == Standard::LogType));
+    let standard =
+        Standard::ALL.into_iter().map(|s| s.field().with_nullable(!s.required() || s == Standard::LogType));
     let own = [
         Field::new("reason", DataType::Utf8View, false),
         Field::new("message", DataType::Utf8View, true),
@@ -72,7 +78,8 @@ pub fn failures_spec(partitioning: Partitioning) -> TableSpec {
         Field::new("object_etag", DataType::Utf8View, true),
         Field::new("record_offset", DataType::Int64, true),
         Field::new("record_length", DataType::Int64, true),
-        // In views, as text is: offsets would end at 2 GiB, and equal payloads of a file stand in memory once.
+        // In views, as text is: offsets would end at 2 GiB, and equal payloads of a file stand in memory
+        // once.
         Field::new("payload", DataType::BinaryView, true),
     ];
     TableSpec {
@@ -90,7 +97,10 @@ pub fn ledger_spec() -> TableSpec {
     let rows = DataType::Map(
         Arc::new(Field::new(
             "key_value",
-            DataType::Struct(Fields::from(vec![Field::new("key", DataType::Utf8View, false), Field::new("value", DataType::Int64, true)])),
+            DataType::Struct(Fields::from(vec![
+                Field::new("key", DataType::Utf8View, false),
+                Field::new("value", DataType::Int64, true),
+            ])),
             false,
         )),
         false,

@@ -1,8 +1,9 @@
-//! Upkeep of one table's log: putting files in the place of others, fences, checkpoints, and removing old entries.
+//! Upkeep of one table's log: putting files in the place of others, fences, checkpoints, and removing old
+//! entries.
 //!
-//! What keeps a compaction from doubling or losing rows is here: before its commit every newer version is read, and it is
-//! given up if one of them took an input out of the table. So two compactors do no harm to each other, and projections,
-//! which only add, never stand in the way.
+//! What keeps a compaction from doubling or losing rows is here: before its commit every newer version is
+//! read, and it is given up if one of them took an input out of the table. So two compactors do no harm to
+//! each other, and projections, which only add, never stand in the way.
 
 use std::collections::{HashMap, HashSet};
 
@@ -33,7 +34,8 @@ pub enum Replaced {
     Stale,
 }
 
-/// A table under upkeep: the version that was newest when it was opened, and a cursor that goes on from there.
+/// A table under upkeep: the version that was newest when it was opened, and a cursor that goes on from
+/// there.
 pub struct Upkeep {
     store: Store,
     name: String,
@@ -62,10 +64,23 @@ impl Upkeep {
                 let log = log.at(snapshot.0.version(), &files);
                 let (store, name) = (store.clone(), name.to_owned());
                 let layout = snapshot.layout()?;
-                return Ok(Some(Self { store, name, log, snapshot, gone: HashSet::new(), fence: None, layout, laid_out_anew: false }));
+                return Ok(Some(Self {
+                    store,
+                    name,
+                    log,
+                    snapshot,
+                    gone: HashSet::new(),
+                    fence: None,
+                    layout,
+                    laid_out_anew: false,
+                }));
             }
         }
-        Err(TableError::request(name, "opening the table", "its log was checkpointed again and again meanwhile"))
+        Err(TableError::request(
+            name,
+            "opening the table",
+            "its log was checkpointed again and again meanwhile",
+        ))
     }
 
     /// The table's name.
@@ -83,11 +98,22 @@ impl Upkeep {
         self.snapshot.0.version().unwrap_or_default()
     }
 
-    /// C3 to C6, with C4a. Puts `adds`, which were written since it was opened, in the place of `removes`, all at once. `now_ms` is the time by the
-    /// store, in milliseconds since the epoch: readers of older versions may need `removes` for some time from then on.
-    pub async fn replace(&mut self, change: Change, removes: &[DataFile], adds: &[DataFile], now_ms: i64) -> Result<Replaced, TableError> {
-        if change == Change::Delete && self.layout.configuration().get("delta.appendOnly").is_some_and(|only| only == "true") {
-            let message = "delta.appendOnly is set, so no row may be taken out of it; set that property to false first".to_owned();
+    /// C3 to C6, with C4a. Puts `adds`, which were written since it was opened, in the place of `removes`,
+    /// all at once. `now_ms` is the time by the store, in milliseconds since the epoch: readers of older
+    /// versions may need `removes` for some time from then on.
+    pub async fn replace(
+        &mut self,
+        change: Change,
+        removes: &[DataFile],
+        adds: &[DataFile],
+        now_ms: i64,
+    ) -> Result<Replaced, TableError> {
+        if change == Change::Delete
+            && self.layout.configuration().get("delta.appendOnly").is_some_and(|only| only == "true")
+        {
+            let message =
+                "delta.appendOnly is set, so no row may be taken out of it; set that property to false first"
+                    .to_owned();
             return Err(TableError::Layout { table: self.log.table.clone(), message });
         }
         let run = new_uuid().to_string();
@@ -138,8 +164,8 @@ impl Upkeep {
         Ok(is_there)
     }
 
-    /// V3, V4. Commits an empty version. Who has not read it can't commit before it has, and then looks after its files. When the store
-    /// says that it was put, in milliseconds since the epoch.
+    /// V3, V4. Commits an empty version. Who has not read it can't commit before it has, and then looks after
+    /// its files. When the store says that it was put, in milliseconds since the epoch.
     pub async fn fence(&mut self, keep_ms: i64) -> Result<i64, TableError> {
         let (change, mut unknown) = (Change::Fence { keep_ms }, 0);
         loop {
@@ -152,26 +178,40 @@ impl Upkeep {
         }
     }
 
-    fn bytes(&self, run: &str, change: Change, removes: &[DataFile], adds: &[DataFile], now_ms: i64) -> Result<bytes::Bytes, TableError> {
-        let is_ours = |file: &DataFile| file.path.rsplit('/').next().is_some_and(|name| is_uuid(name.trim_end_matches(".parquet")));
+    fn bytes(
+        &self,
+        run: &str,
+        change: Change,
+        removes: &[DataFile],
+        adds: &[DataFile],
+        now_ms: i64,
+    ) -> Result<bytes::Bytes, TableError> {
+        let is_ours = |file: &DataFile| {
+            file.path.rsplit('/').next().is_some_and(|name| is_uuid(name.trim_end_matches(".parquet")))
+        };
         let spelled = if removes.iter().all(is_ours) { HashMap::new() } else { self.snapshot.names()? };
         let bytes = commit::replacement(run, change, removes, adds, now_ms, &self.layout, &spelled);
         bytes.map_err(|message| TableError::Layout { table: self.log.table.clone(), message })
     }
 
-    /// The paths of files that were taken out of the table, and when, in milliseconds since the epoch, as far back as
-    /// checkpoints tell.
+    /// The paths of files that were taken out of the table, and when, in milliseconds since the epoch, as far
+    /// back as checkpoints tell.
     pub async fn tombstones(&self) -> Result<HashMap<String, i64>, TableError> {
         let failed = |e: deltalake::DeltaTableError| self.failed("reading which files were taken out", e);
         let state = self.snapshot.0.snapshot().map_err(failed)?;
         let store = self.snapshot.0.log_store();
         let views: Vec<_> = state.all_tombstones(store.as_ref()).try_collect().await.map_err(failed)?;
-        Ok(views.iter().map(|view| (view.path().into_owned(), view.deletion_timestamp().unwrap_or_default())).collect())
+        Ok(views
+            .iter()
+            .map(|view| (view.path().into_owned(), view.deletion_timestamp().unwrap_or_default()))
+            .collect())
     }
 
     /// K2. Writes a checkpoint of the version that was opened. The version.
     pub async fn checkpoint(&self) -> Result<u64, TableError> {
-        create_checkpoint(&self.snapshot.0, None).await.map_err(|e| self.failed("writing a checkpoint", e))?;
+        create_checkpoint(&self.snapshot.0, None)
+            .await
+            .map_err(|e| self.failed("writing a checkpoint", e))?;
         Ok(self.version())
     }
 
@@ -180,8 +220,8 @@ impl Upkeep {
         self.log.newest_checkpoint().await
     }
 
-    /// What can go from the log, see [`removable_below`]. Of the ledger nothing goes that the checkpoint does not tell to be settled: who
-    /// begins there reads the rest.
+    /// What can go from the log, see [`removable_below`]. Of the ledger nothing goes that the checkpoint does
+    /// not tell to be settled: who begins there reads the rest.
     pub async fn old_log(&self, before_ms: i64) -> Result<Vec<LogFile>, TableError> {
         let mut files = self.log.list(None).await?;
         let Some(base) = removable_below(&files, before_ms) else { return Ok(Vec::new()) };

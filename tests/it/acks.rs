@@ -80,7 +80,8 @@ fn leases_are_due_before_half_has_passed_and_lost_when_they_end() {
     assert!(book.due(1, at(14)).is_empty(), "another queue's");
     book.extended(&key("m"), "first", lease(14));
     assert!(book.due(0, at(25)).is_empty());
-    // Past its end it is tried all the same: only the queue knows whether someone else has the message by now.
+    // Past its end it is tried all the same: only the queue knows whether someone else has the message by
+    // now.
     assert_eq!(book.due(0, at(45)).len(), 1);
     assert!(book.hold(key("n"), "later".into(), 0, 1, lease(20)));
     let due: Vec<_> = book.due(0, at(45)).into_iter().map(|(key, _)| key.id).collect();

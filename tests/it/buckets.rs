@@ -34,18 +34,29 @@ fn client(answer: impl Into<Vec<u8>>) -> aws_sdk_s3::Client {
     let endpoint = format!("http://{}", listener.local_addr().expect("its address"));
     std::thread::spawn(move || {
         for connection in listener.incoming().flatten() {
-            BufReader::new(&connection).lines().map_while(Result::ok).take_while(|line| !line.is_empty()).for_each(drop);
+            BufReader::new(&connection)
+                .lines()
+                .map_while(Result::ok)
+                .take_while(|line| !line.is_empty())
+                .for_each(drop);
             let _ = (&connection).write_all(&answer);
         }
     });
-    let config = aws_sdk_s3::Config::builder().behavior_version(BehaviorVersion::latest()).region(Region::new("us-east-1"));
-    let config = config.credentials_provider(Credentials::new("test", "test", None, None, "test")).retry_config(RetryConfig::disabled());
+    let config = aws_sdk_s3::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new("us-east-1"));
+    let config = config
+        .credentials_provider(Credentials::new("test", "test", None, None, "test"))
+        .retry_config(RetryConfig::disabled());
     aws_sdk_s3::Client::from_conf(config.endpoint_url(endpoint).force_path_style(true).build())
 }
 
 fn error(status: &str, code: &str) -> String {
     let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>no</Message></Error>");
-    format!("HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -101,7 +112,8 @@ fn chunks(bytes: &[u8], is_whole: bool) -> Vec<u8> {
     chunked
 }
 
-/// What comes of an answer: the rejects' reasons and the rows, and the object's size as it is known then; or why it could not be read.
+/// What comes of an answer: the rejects' reasons and the rows, and the object's size as it is known then; or
+/// why it could not be read.
 async fn decoded(head: &str, body: Vec<u8>, whole: u64) -> Result<(Vec<&'static str>, u64, u64), String> {
     let answer = [format!("HTTP/1.1 200 OK\r\n{head}Connection: close\r\n\r\n").into_bytes(), body].concat();
     let buckets: Arc<dyn Buckets> = Arc::new(client(answer));
@@ -113,11 +125,22 @@ async fn decoded(head: &str, body: Vec<u8>, whole: u64) -> Result<(Vec<&'static 
         let tables = Arc::new(Tables::new(&catalog, Partitioning::Day));
         let objects = ObjectLimits { max_object: 1 << 30, max_ratio: 500, max_window: 8 << 20 };
         let (flush_bytes, flush_rows, max_age) = (usize::MAX, u64::MAX, Duration::MAX);
-        let settings = WorkerSettings { records: LIMITS, objects, flush_bytes, flush_rows, max_age, whole_bytes: 1 << 20 };
+        let settings = WorkerSettings {
+            records: LIMITS,
+            objects,
+            flush_bytes,
+            flush_rows,
+            max_age,
+            whole_bytes: 1 << 20,
+        };
         let mut worker = Worker::new(&catalog, tables, None, settings, Arc::default(), Handle::current());
         worker.work(object, input, Place::START, None).map_err(|e| e.to_string())?;
         let outcome = worker.flush().expect("nothing is written").landed.remove(0);
-        Ok((outcome.rejects.keys().map(|r| r.code()).collect(), outcome.rows.values().sum(), outcome.object.size))
+        Ok((
+            outcome.rejects.keys().map(|r| r.code()).collect(),
+            outcome.rows.values().sum(),
+            outcome.object.size,
+        ))
     };
     tokio::task::spawn_blocking(work).await.expect("no panic")
 }
@@ -140,7 +163,8 @@ async fn an_object_whose_length_nothing_tells_is_read_to_its_end_and_a_cut_is_no
             assert!(failed.is_err(), "a cut is no end: {failed:?}");
         }
         // Its own end is all that can tell: what has none may have been cut, and is no reject.
-        let failed = decoded(bare, zipped[..zipped.len() - 5000].to_vec(), whole).await.expect_err("a cut is noticed");
+        let failed =
+            decoded(bare, zipped[..zipped.len() - 5000].to_vec(), whole).await.expect_err("a cut is noticed");
         assert!(failed.contains("may have been cut short"), "{failed}");
         // Where the answer was whole, the object is to blame.
         let broken = decoded(CHUNKED, chunks(&zipped[..zipped.len() - 5000], true), whole).await;
@@ -151,7 +175,13 @@ async fn an_object_whose_length_nothing_tells_is_read_to_its_end_and_a_cut_is_no
 #[test]
 fn one_etag_is_written_in_many_ways() {
     let etag = "9b2cf535f27731c974343645a3985328";
-    for same in [etag.to_owned(), format!("\"{etag}\""), format!("W/\"{etag}\""), etag.to_uppercase(), format!("&quot;{etag}&quot;")] {
+    for same in [
+        etag.to_owned(),
+        format!("\"{etag}\""),
+        format!("W/\"{etag}\""),
+        etag.to_uppercase(),
+        format!("&quot;{etag}&quot;"),
+    ] {
         assert!(is_same_etag(&same, etag) && is_same_etag(etag, &same), "{same}");
     }
     assert!(is_same_etag(&format!("{etag}-2"), &format!("\"{etag}-2\"")));
@@ -174,7 +204,10 @@ impl Buckets for Overwritten {
 
     async fn range(&self, _: &Wanted, _: Range<u64>, etag: &str) -> Result<Bytes, Failure> {
         if self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
-            return Err(Failure { kind: FailureKind::Changed, message: "PreconditionFailed: If-Match".into() });
+            return Err(Failure {
+                kind: FailureKind::Changed,
+                message: "PreconditionFailed: If-Match".into(),
+            });
         }
         assert_eq!(etag, "e0");
         Ok(LINE.into())
@@ -196,7 +229,14 @@ async fn an_object_that_is_overwritten_while_it_is_read_is_read_again_from_its_b
             tables: Arc::new(Tables::new(&catalog, Partitioning::Day)),
             catalog,
             lake: Some(Arc::new(Lake::open(memory_lake(inner.clone())).await.expect("opens"))),
-            settings: WorkerSettings { records: LIMITS, objects, flush_bytes, flush_rows, max_age, whole_bytes: 1 << 20 },
+            settings: WorkerSettings {
+                records: LIMITS,
+                objects,
+                flush_bytes,
+                flush_rows,
+                max_age,
+                whole_bytes: 1 << 20,
+            },
             workers: 1,
             sources: Sources::default(),
             meter: Arc::default(),
@@ -208,7 +248,10 @@ async fn an_object_that_is_overwritten_while_it_is_read_is_read_again_from_its_b
         let summary = backfill.origins(vec![origin]).await.expect("works");
         assert_eq!((summary.landed, summary.failed.len() as u64), (landed, 1 - landed), "{summary:?}");
         assert!(
-            summary.failed.iter().all(|why| why.contains("s3://bucket/large.log: it changed while it was read, 3 times")),
+            summary
+                .failed
+                .iter()
+                .all(|why| why.contains("s3://bucket/large.log: it changed while it was read, 3 times")),
             "{summary:?}"
         );
         assert_eq!(read_ledger(inner.as_ref()).await.len() as u64, landed);

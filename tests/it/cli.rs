@@ -29,7 +29,10 @@ fn wrong_usage_and_configuration_exit_with_2() {
         (&["--lake", "x", "query"], "give a statement"),
         (&["--lake", "x", "ingest"], "no source has a queue"),
         (&["--config", text(&config), "query", "select 1"], "memroy"),
-        (&["--lake", text(dir.path()), "backfill", "--log-type", "Cloudflare.Nope", text(&config)], "Cloudflare.HttpRequest"),
+        (
+            &["--lake", text(dir.path()), "backfill", "--log-type", "Cloudflare.Nope", text(&config)],
+            "Cloudflare.HttpRequest",
+        ),
     ];
     for (arguments, expected) in cases {
         let output = flarelake(arguments);
@@ -44,7 +47,8 @@ fn backfill_says_what_became_of_everything() {
     let dir = tempfile::tempdir().expect("a folder");
     let (logs, lake) = (dir.path().join("logs"), dir.path().join("lake"));
     fs::create_dir_all(logs.join("a/b")).expect("folders");
-    fs::write(logs.join("one.log"), format!("{GOOD}null\n{GOOD}{{\"content\":\"tests\"}}\n")).expect("written");
+    fs::write(logs.join("one.log"), format!("{GOOD}null\n{GOOD}{{\"content\":\"tests\"}}\n"))
+        .expect("written");
     fs::write(logs.join("a/b/two.log"), GOOD).expect("written");
     fs::write(logs.join("a/ownership-challenge-1.txt"), "eyJ.x.y").expect("written");
     fs::write(logs.join("empty.log"), "").expect("written");
@@ -54,12 +58,17 @@ fn backfill_says_what_became_of_everything() {
     let first = stdout(&run(&[]));
     assert!(first.contains("objects: 3 landed, 0 already there, 2 skipped (no logs), 0 failed"), "{first}");
     assert!(
-        first.contains("cloudflare_httprequest 3") && first.contains("not_an_object 1") && first.contains("corrupt_compression 1"),
+        first.contains("cloudflare_httprequest 3")
+            && first.contains("not_an_object 1")
+            && first.contains("corrupt_compression 1"),
         "{first}"
     );
     assert!(first.contains("1 test uploads"), "{first}");
     let second = stdout(&run(&["--fail-on-reject"]));
-    assert!(second.contains("objects: 0 landed, 3 already there, 2 skipped") && second.contains("nothing new"), "{second}");
+    assert!(
+        second.contains("objects: 0 landed, 3 already there, 2 skipped") && second.contains("nothing new"),
+        "{second}"
+    );
     assert_eq!(query_one(&lake, "select count(*) from all_logs"), 3);
     // The broken object is one reject that names it; not a byte of it became a row.
     let broken = query_one(
@@ -91,7 +100,10 @@ fn a_dry_run_writes_nothing() {
     let (log, lake) = (dir.path().join("a.log"), dir.path().join("lake"));
     fs::write(&log, GOOD.repeat(10)).expect("written");
     let report = stdout(&flarelake(&["--lake", text(&lake), "backfill", "--dry-run", text(&log)]));
-    assert!(report.contains("1 decoded, nothing written") && report.contains("cloudflare_httprequest 10"), "{report}");
+    assert!(
+        report.contains("1 decoded, nothing written") && report.contains("cloudflare_httprequest 10"),
+        "{report}"
+    );
     assert!(!lake.exists());
 }
 
@@ -101,7 +113,8 @@ fn one_object_named_three_times_lands_once() {
     let (log, link, lake) = (dir.path().join("a.log"), dir.path().join("link.log"), dir.path().join("lake"));
     fs::write(&log, GOOD.repeat(5)).expect("written");
     std::os::unix::fs::symlink(&log, &link).expect("a link");
-    let report = stdout(&flarelake(&["--lake", text(&lake), "backfill", text(&log), text(&log), text(&link)]));
+    let report =
+        stdout(&flarelake(&["--lake", text(&lake), "backfill", text(&log), text(&log), text(&link)]));
     assert!(report.contains("objects: 1 landed, 2 already there"), "{report}");
     assert_eq!(query_one(&lake, "select count(*) from cloudflare_httprequest"), 5);
     // The same path with other bytes is another object.
@@ -122,8 +135,11 @@ fn every_form_of_compression_is_told_by_its_bytes() {
     let lake = dir.path().join("lake");
     let line = |n: u32| GOOD.replace("200", &n.to_string());
     let members = [gzip(&line(1)), gzip(&line(2)), gzip(""), gzip(&line(3)), vec![0; 512]].concat();
-    let frames =
-        [zstd::encode_all(line(4).as_bytes(), 3).expect("memory"), zstd::encode_all(line(5).as_bytes(), 3).expect("memory")].concat();
+    let frames = [
+        zstd::encode_all(line(4).as_bytes(), 3).expect("memory"),
+        zstd::encode_all(line(5).as_bytes(), 3).expect("memory"),
+    ]
+    .concat();
     // Names say nothing: the suffixes are wrong on purpose.
     let files = [("a.zst", members.clone()), ("b.gz", frames.clone()), ("c.gz", line(6).into_bytes())];
     for (name, bytes) in files {
@@ -146,7 +162,9 @@ fn every_form_of_compression_is_told_by_its_bytes() {
     let pattern = format!("{}/?.*", dir.path().display());
     let report = stdout(&flarelake(&["--lake", text(&lake), "backfill", &pattern]));
     assert!(
-        report.contains("objects: 7 landed") && report.contains("corrupt_compression 4") && report.contains("cloudflare_httprequest 6"),
+        report.contains("objects: 7 landed")
+            && report.contains("corrupt_compression 4")
+            && report.contains("cloudflare_httprequest 6"),
         "{report}"
     );
     assert_eq!(query_one(&lake, "select sum(EdgeResponseStatus) from cloudflare_httprequest"), 21);
@@ -155,16 +173,19 @@ fn every_form_of_compression_is_told_by_its_bytes() {
 #[test]
 fn limits_make_clear_rejects() {
     let dir = tempfile::tempdir().expect("a folder");
-    let (bomb, large, lake) = (dir.path().join("bomb.gz"), dir.path().join("large.log"), dir.path().join("lake"));
+    let (bomb, large, lake) =
+        (dir.path().join("bomb.gz"), dir.path().join("large.log"), dir.path().join("lake"));
     fs::write(&bomb, gzip(&" ".repeat(40 << 20))).expect("written");
     fs::write(&large, GOOD.repeat(20_000)).expect("written");
     let config = dir.path().join("c.toml");
     fs::write(&config, "[limits]\nmax_object = \"1MiB\"\n").expect("written");
     let report = stdout(&flarelake(&["--lake", text(&lake), "backfill", text(&bomb)]));
     assert!(report.contains("inflate_ratio 1"), "{report}");
-    let report = stdout(&flarelake(&["--config", text(&config), "--lake", text(&lake), "backfill", text(&large)]));
+    let report =
+        stdout(&flarelake(&["--config", text(&config), "--lake", text(&lake), "backfill", text(&large)]));
     assert!(report.contains("object_too_large 1") && report.contains("rows:    0"), "{report}");
-    let message = query_one(&lake, "select message from classification_failures where reason = 'object_too_large'");
+    let message =
+        query_one(&lake, "select message from classification_failures where reason = 'object_too_large'");
     let message = message.as_str().expect("text");
     assert!(message.contains("large.log") && message.contains("limits.max_object"), "{message}");
 }
@@ -174,8 +195,11 @@ fn standard_input_lands_once_however_often_it_is_piped() {
     let dir = tempfile::tempdir().expect("a folder");
     let lake = dir.path().join("lake");
     let pipe = |bytes: &[u8]| {
-        let mut child =
-            command(&["--lake", text(&lake), "backfill", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("started");
+        let mut child = command(&["--lake", text(&lake), "backfill", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("started");
         child.stdin.take().expect("a pipe").write_all(bytes).expect("written");
         stdout(&child.wait_with_output().expect("ended"))
     };
@@ -213,7 +237,11 @@ fn sql_can_only_read_and_only_the_lake() {
     for sql in hostile {
         let output = flarelake(&["--lake", text(&lake), "query", sql]);
         assert_eq!(output.status.code(), Some(1), "{sql}: {}", String::from_utf8_lossy(&output.stdout));
-        assert!(output.stdout.is_empty() && stderr(&output).starts_with("error: "), "{sql}: {}", stderr(&output));
+        assert!(
+            output.stdout.is_empty() && stderr(&output).starts_with("error: "),
+            "{sql}: {}",
+            stderr(&output)
+        );
     }
     assert!(!out.exists());
     assert_eq!(query_one(&lake, "select count(*) from cloudflare_httprequest"), 1);
@@ -223,9 +251,9 @@ fn sql_can_only_read_and_only_the_lake() {
 fn every_name_of_a_table_and_every_format() {
     let dir = tempfile::tempdir().expect("a folder");
     let (log, lake) = (dir.path().join("a.log"), dir.path().join("lake"));
-    let line =
-        "{\"EdgeStartTimestamp\":\"2025-03-24T19:10:40.5Z\",\"ClientIP\":\"192.0.2.1\",\"ClientRequestPath\":\"/a,\\\"b\\\"\",\"New\":1}\n";
-    fs::write(&log, format!("{line}{{\"Datetime\":1653974623,\"Kind\":\"firewall\"}}\nx\n")).expect("written");
+    let line = "{\"EdgeStartTimestamp\":\"2025-03-24T19:10:40.5Z\",\"ClientIP\":\"192.0.2.1\",\"ClientRequestPath\":\"/a,\\\"b\\\"\",\"New\":1}\n";
+    fs::write(&log, format!("{line}{{\"Datetime\":1653974623,\"Kind\":\"firewall\"}}\nx\n"))
+        .expect("written");
     stdout(&flarelake(&["--lake", text(&lake), "backfill", text(&log)]));
     let counts = [
         ("cloudflare_httprequest", 1),
@@ -257,7 +285,14 @@ fn every_name_of_a_table_and_every_format() {
     let csv = "ClientIP,ClientRequestPath,EdgeStartTimestamp,p_any_ip_addresses,p_rescued_data,BotScore,p_event_date\n192.0.2.1,\"/a,\"\"b\"\"\",2025-03-24T19:10:40.500Z,\"[\"\"192.0.2.1\"\"]\",\"{\"\"New\"\":\"\"1\"\"}\",,2025-03-24\n";
     assert_eq!(query("csv"), csv);
     assert!(query("table").contains("| 192.0.2.1 | /a,\"b\""));
-    let empty = stdout(&flarelake(&["--lake", text(&lake), "query", "--format", "json", "SELECT * FROM cloudflare_spectrum"]));
+    let empty = stdout(&flarelake(&[
+        "--lake",
+        text(&lake),
+        "query",
+        "--format",
+        "json",
+        "SELECT * FROM cloudflare_spectrum",
+    ]));
     assert_eq!(empty.trim(), "[]");
 }
 
@@ -266,18 +301,29 @@ fn partitions_are_by_the_events_day_or_hour() {
     let dir = tempfile::tempdir().expect("a folder");
     let log = dir.path().join("a.log");
     let at = |time: &str| format!("{{\"EdgeStartTimestamp\":\"{time}\"}}\n");
-    fs::write(&log, [at("2025-03-25T00:00:00Z"), at("2025-03-24T23:59:59.999999Z"), at("2025-03-24T22:00:00Z")].concat()).expect("written");
+    fs::write(
+        &log,
+        [at("2025-03-25T00:00:00Z"), at("2025-03-24T23:59:59.999999Z"), at("2025-03-24T22:00:00Z")].concat(),
+    )
+    .expect("written");
     let config = dir.path().join("hour.toml");
     fs::write(&config, "partition = \"hour\"\n").expect("written");
     let (days, hours) = (dir.path().join("days"), dir.path().join("hours"));
     stdout(&flarelake(&["--lake", text(&days), "backfill", text(&log)]));
     stdout(&flarelake(&["--config", text(&config), "--lake", text(&hours), "backfill", text(&log)]));
-    let files = |lake: &Path, folder: &str| fs::read_dir(lake.join("cloudflare_httprequest").join(folder)).map_or(0, Iterator::count);
+    let files = |lake: &Path, folder: &str| {
+        fs::read_dir(lake.join("cloudflare_httprequest").join(folder)).map_or(0, Iterator::count)
+    };
     assert_eq!((files(&days, "p_event_date=2025-03-24"), files(&days, "p_event_date=2025-03-25")), (1, 1));
-    assert_eq!(query_one(&days, "select count(*) from cloudflare_httprequest where p_event_date = '2025-03-24'"), 2);
-    for hour in
-        ["p_event_date=2025-03-24/p_event_hour=22", "p_event_date=2025-03-24/p_event_hour=23", "p_event_date=2025-03-25/p_event_hour=0"]
-    {
+    assert_eq!(
+        query_one(&days, "select count(*) from cloudflare_httprequest where p_event_date = '2025-03-24'"),
+        2
+    );
+    for hour in [
+        "p_event_date=2025-03-24/p_event_hour=22",
+        "p_event_date=2025-03-24/p_event_hour=23",
+        "p_event_date=2025-03-25/p_event_hour=0",
+    ] {
         assert_eq!(files(&hours, hour), 1, "{hour}");
     }
     assert_eq!(query_one(&hours, "select count(*) from cloudflare_httprequest where p_event_hour = 23"), 1);
@@ -291,11 +337,16 @@ fn partitions_are_by_the_events_day_or_hour() {
 #[test]
 fn a_new_log_type_is_a_file_and_sources_label_their_rows() {
     let dir = tempfile::tempdir().expect("a folder");
-    let (log, lake, schemas, config) =
-        (dir.path().join("a.log"), dir.path().join("lake"), dir.path().join("schemas"), dir.path().join("c.toml"));
+    let (log, lake, schemas, config) = (
+        dir.path().join("a.log"),
+        dir.path().join("lake"),
+        dir.path().join("schemas"),
+        dir.path().join("c.toml"),
+    );
     fs::create_dir(&schemas).expect("a folder");
     fs::write(schemas.join("dns.yml"), "schema: Cloudflare.Dns\nmatch: { all: [Timestamp, QueryName] }\nfields:\n  - { name: Timestamp, type: timestamp, required: true, isEventTime: true }\n  - { name: QueryName, type: string, indicators: [hostname] }\n").expect("written");
-    fs::write(&log, "{\"Timestamp\":\"2025-03-24T19:10:40Z\",\"QueryName\":\"WWW.example.com.\"}\n").expect("written");
+    fs::write(&log, "{\"Timestamp\":\"2025-03-24T19:10:40Z\",\"QueryName\":\"WWW.example.com.\"}\n")
+        .expect("written");
     fs::write(
         &config,
         format!(
@@ -306,7 +357,8 @@ fn a_new_log_type_is_a_file_and_sources_label_their_rows() {
     )
     .expect("written");
     stdout(&flarelake(&["--config", text(&config), "backfill", "--source", "cf-prod", text(&log)]));
-    let sql = "SELECT p_log_type, p_source_id, p_source_label, QueryName, p_any_domain_names FROM cloudflare_dns";
+    let sql =
+        "SELECT p_log_type, p_source_id, p_source_label, QueryName, p_any_domain_names FROM cloudflare_dns";
     let row = stdout(&flarelake(&["--config", text(&config), "query", "--format", "ndjson", sql]));
     let expected = r#"{"p_log_type":"Cloudflare.Dns","p_source_id":"cf-prod","p_source_label":"Production","QueryName":"WWW.example.com.","p_any_domain_names":["www.example.com"]}"#;
     assert_eq!(row.trim(), expected);
@@ -335,8 +387,11 @@ fn generate_is_seeded_and_the_demo_holds_its_own_sums() {
             text(&out),
         ];
         assert_eq!(flarelake(&arguments).status.code(), Some(0));
-        let mut files: Vec<_> =
-            walkdir::WalkDir::new(&out).into_iter().filter_map(Result::ok).filter(|e| e.file_type().is_file()).collect();
+        let mut files: Vec<_> = walkdir::WalkDir::new(&out)
+            .into_iter()
+            .filter_map(Result::ok)
+            .filter(|e| e.file_type().is_file())
+            .collect();
         files.sort_by_key(|e| e.path().to_owned());
         files.iter().map(|f| fs::read_to_string(f.path()).expect("text")).collect::<Vec<_>>()
     };
@@ -346,5 +401,8 @@ fn generate_is_seeded_and_the_demo_holds_its_own_sums() {
     assert_eq!(one, same);
     assert_ne!(one, other);
     let demo = stdout(&flarelake(&["demo", "--rows", "3000", "--dir", text(&dir.path().join("demo"))]));
-    assert!(demo.contains("nothing new") && demo.contains("each once") && demo.contains("Rejects by reason"), "{demo}");
+    assert!(
+        demo.contains("nothing new") && demo.contains("each once") && demo.contains("Rejects by reason"),
+        "{demo}"
+    );
 }

@@ -20,8 +20,10 @@ fn load(text: &str) -> Result<Config, String> {
 
 #[test]
 fn what_readme_shows_is_the_defaults() {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md");
-    let blocks: Vec<&str> = readme.split("```toml\n").skip(1).map(|b| b.split("```").next().expect("an end")).collect();
+    let readme =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md");
+    let blocks: Vec<&str> =
+        readme.split("```toml\n").skip(1).map(|b| b.split("```").next().expect("an end")).collect();
     assert!(blocks.len() >= 2);
     let loaded: Vec<Config> = blocks.iter().map(|b| load(b).unwrap_or_else(|e| panic!("{e}\n{b}"))).collect();
     let whole = loaded.last().expect("the whole of it");
@@ -48,10 +50,15 @@ fn every_key_can_be_set() {
     assert_eq!((config.flush.max_age, config.log), (Duration::from_secs(5), LogFormat::Json));
     assert_eq!(config.retention["cloudflare_httprequest"], Duration::from_secs(90 * 86_400));
     assert!(!config.maintenance.embedded);
-    assert!(matches!(config.maintenance.compact_every, Every::Interval(every) if every == Duration::from_secs(600)));
+    assert!(
+        matches!(config.maintenance.compact_every, Every::Interval(every) if every == Duration::from_secs(600))
+    );
     let Every::Cron(cron) = config.maintenance.vacuum_every else { panic!("a cron expression") };
     let noon = "2026-11-24T12:00:00Z".parse::<chrono::DateTime<chrono::Utc>>().expect("a time");
-    assert_eq!(cron.find_next_occurrence(&noon, false).expect("a time").to_rfc3339(), "2026-11-25T03:00:00+00:00");
+    assert_eq!(
+        cron.find_next_occurrence(&noon, false).expect("a time").to_rfc3339(),
+        "2026-11-25T03:00:00+00:00"
+    );
 }
 
 #[test]
@@ -59,7 +66,10 @@ fn wrong_settings_are_told_so_that_they_can_be_mended() {
     for (text, told) in [
         ("memroy = \"1GiB\"", "unknown key `memroy`: did you mean `memory`?"),
         ("[flush]\nmaxage = \"5s\"", "unknown key `maxage` in [flush]: did you mean `max_age`?"),
-        ("[flush]\nmax_bytes = \"0B\"", "flush.max_bytes, flush.max_rows and flush.max_age must be more than 0"),
+        (
+            "[flush]\nmax_bytes = \"0B\"",
+            "flush.max_bytes, flush.max_rows and flush.max_age must be more than 0",
+        ),
         ("[[source]]\nid = \"a\"\nbucket = [\"b\"]", "did you mean `buckets`?"),
         ("[[source]]\nid = \"a\"\n[source.aws]\nrole = \"x\"", "did you mean `role_arn`?"),
         ("zzz = 1", "known are lake, memory,"),
@@ -67,7 +77,10 @@ fn wrong_settings_are_told_so_that_they_can_be_mended() {
         ("[[source]]\nid = \"a\"\n[[source]]\nid = \"a\"", "two sources have the id \"a\""),
         ("[[source]]\nid = \"a\"\nqueue = \"cloudflare-logs\"", "is no queue URL, such as https://sqs."),
         ("[[source]]\nid = \"a\"\nbuckets = [\"s3://x\"]", "bare names"),
-        ("[[source]]\nid = \"a\"\nqueue = \"https://q/1/x\"\n[[source]]\nid = \"b\"\nqueue = \"https://q/1/x\"", "read the same queue"),
+        (
+            "[[source]]\nid = \"a\"\nqueue = \"https://q/1/x\"\n[[source]]\nid = \"b\"\nqueue = \"https://q/1/x\"",
+            "read the same queue",
+        ),
         ("[[source]]\nid = \"a\"\n[source.aws]\nexternal_id = \"x\"", "needs aws.role_arn"),
         ("[store]\nserver_side_encryption = \"kms\"", "\"aws:kms\""),
         ("[store]\nkms_key_id = \"x\"", "needs store.server_side_encryption"),
@@ -88,18 +101,25 @@ fn wrong_settings_are_told_so_that_they_can_be_mended() {
 fn a_source_with_a_profile_uses_its_keys_and_no_others() {
     let dir = tempfile::tempdir().expect("a folder");
     let credentials = dir.path().join("credentials");
-    std::fs::write(&credentials, "[logs]\naws_access_key_id = OFTHEPROFILE\naws_secret_access_key = secret\n").expect("written");
+    std::fs::write(
+        &credentials,
+        "[logs]\naws_access_key_id = OFTHEPROFILE\naws_secret_access_key = secret\n",
+    )
+    .expect("written");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let endpoint = format!("http://{}", listener.local_addr().expect("its address"));
     let (told, heard) = mpsc::channel();
     // Refuses everything, after it has seen who asks.
     std::thread::spawn(move || {
         for connection in listener.incoming().flatten() {
-            let mut lines = BufReader::new(&connection).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
-            let line = lines.find(|line| line.to_lowercase().starts_with("authorization:")).unwrap_or_default();
+            let mut lines =
+                BufReader::new(&connection).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+            let line =
+                lines.find(|line| line.to_lowercase().starts_with("authorization:")).unwrap_or_default();
             lines.for_each(drop);
             let _ = told.send(line);
-            let _ = (&connection).write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            let _ = (&connection)
+                .write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         }
     });
     let config = dir.path().join("flarelake.toml");
@@ -109,9 +129,17 @@ fn a_source_with_a_profile_uses_its_keys_and_no_others() {
     );
     std::fs::write(&config, text).expect("written");
     let mut check = command(&["--config", config.to_str().expect("text"), "check"]);
-    check.env("AWS_SHARED_CREDENTIALS_FILE", &credentials).env("AWS_ACCESS_KEY_ID", "OFTHEENVIRONMENT").env("AWS_SECRET_ACCESS_KEY", "x");
+    check
+        .env("AWS_SHARED_CREDENTIALS_FILE", &credentials)
+        .env("AWS_ACCESS_KEY_ID", "OFTHEENVIRONMENT")
+        .env("AWS_SECRET_ACCESS_KEY", "x");
     let output = check.output().expect("started");
-    assert_eq!(output.status.code(), Some(1), "everything is refused: {}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        output.status.code(),
+        Some(1),
+        "everything is refused: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let asked: Vec<String> = heard.try_iter().collect();
     assert!(asked.len() >= 5, "{asked:?}");
     assert!(asked.iter().all(|line| line.contains("Credential=OFTHEPROFILE/")), "{asked:?}");
@@ -151,7 +179,11 @@ fn a_kubernetes_service_named_flarelake_is_no_setting() {
         let output = list(&[(name, value)]);
         assert_eq!(output.status.code(), Some(2), "{name}={value}");
         let key = name.trim_start_matches("FLARELAKE_").to_lowercase();
-        assert!(String::from_utf8_lossy(&output.stderr).contains(&key), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains(&key),
+            "{name}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     // And settings are settings beside them.
     let output = list(&[("FLARELAKE_PORT", "tcp://10.96.0.17:9464"), ("FLARELAKE_FLUSH__MAX_AGE", "soon")]);

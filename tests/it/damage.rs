@@ -1,5 +1,6 @@
-//! What others do to a lake: other engines that write to its tables, parts that are removed, restored, or copied while they are
-//! written. Nothing is lost or doubled by it: it is survived, or refused before anything lands.
+//! What others do to a lake: other engines that write to its tables, parts that are removed, restored, or
+//! copied while they are written. Nothing is lost or doubled by it: it is survived, or refused before
+//! anything lands.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -56,7 +57,12 @@ pub async fn table(inner: &Arc<InMemory>, name: &str) -> deltalake::DeltaTable {
 
 fn is_damaged(error: &TableError, words: &str) {
     let text = error.to_string();
-    assert!(matches!(error, TableError::Damaged { .. }) && text.contains(words) && text.contains("flarelake repair"), "{text}");
+    assert!(
+        matches!(error, TableError::Damaged { .. })
+            && text.contains(words)
+            && text.contains("flarelake repair"),
+        "{text}"
+    );
 }
 
 pub async fn refused(inner: &Arc<InMemory>, words: &str) {
@@ -71,20 +77,34 @@ async fn what_a_dead_writer_landed_is_brought_in_behind_another_engines_checkpoi
     for ours in [false, true] {
         let mut brought_in = 0;
         for dies_after in (0..40).skip(usize::from(ours)).step_by(3) {
-            let context = format!("with a checkpoint of ours: {ours}, dies after {dies_after} operations of its landing");
+            let context = format!(
+                "with a checkpoint of ours: {ours}, dies after {dies_after} operations of its landing"
+            );
             let inner = lake_of(0..3).await;
             if ours {
-                maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+                maintainer(memory_lake(inner.clone()), BTreeMap::new())
+                    .await
+                    .expect("a lake")
+                    .once()
+                    .await
+                    .expect("upkeep");
             }
             let opening = FaultStore::with(inner.clone(), Faults::default());
             drop(Lake::open(memory_lake(opening.clone())).await.expect("opens"));
             let opened = opening.operations.load(std::sync::atomic::Ordering::SeqCst);
-            let dying = FaultStore::with(inner.clone(), Faults { dies_at: opened + 1 + dies_after, ..Faults::default() });
+            let dying = FaultStore::with(
+                inner.clone(),
+                Faults { dies_at: opened + 1 + dies_after, ..Faults::default() },
+            );
             drop(life(memory_lake(dying), vec![12], 7).await);
             let missing = Lake::missing(&memory_lake(inner.clone())).await.expect("a ledger");
             let ledger = table(&inner, "ingested_objects").await;
             deltalake::checkpoints::create_checkpoint(&ledger, None).await.expect("a checkpoint");
-            assert_eq!(Lake::missing(&memory_lake(inner.clone())).await.expect("a ledger"), missing, "{context}");
+            assert_eq!(
+                Lake::missing(&memory_lake(inner.clone())).await.expect("a ledger"),
+                missing,
+                "{context}"
+            );
             brought_in += missing.len();
             life(memory_lake(inner.clone()), vec![0, 1, 2, 12], 8).await.expect("lands");
             check(&inner, &rows(&[0, 1, 2, 12].into()), &context).await;
@@ -98,7 +118,12 @@ async fn rows_that_another_engine_takes_out_of_the_ledger_stop_every_writer() {
     // Seen in the log; or hidden below a checkpoint, where only their number tells.
     for hidden in [false, true] {
         let inner = lake_of(0..8).await;
-        maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+        maintainer(memory_lake(inner.clone()), BTreeMap::new())
+            .await
+            .expect("a lake")
+            .once()
+            .await
+            .expect("upkeep");
         let lives = Arc::new(Lake::open(memory_lake(inner.clone())).await.expect("opens"));
         let ledger = table(&inner, "ingested_objects").await;
         let (ledger, deleted) = ledger.delete().await.expect("deletes");
@@ -116,12 +141,25 @@ async fn rows_that_another_engine_takes_out_of_the_ledger_stop_every_writer() {
 async fn append_again(inner: &Arc<InMemory>, files: usize) -> deltalake::DeltaTable {
     let ledger = table(inner, "ingested_objects").await;
     let store = memory_lake(inner.clone());
-    let named =
-        open_tables(&store, &["ingested_objects".to_owned()]).await.expect("opens").remove(0).expect("is there").files().expect("files");
+    let named = open_tables(&store, &["ingested_objects".to_owned()])
+        .await
+        .expect("opens")
+        .remove(0)
+        .expect("is there")
+        .files()
+        .expect("files");
     let mut again = Vec::new();
     for file in named.iter().take(files) {
-        let bytes = inner.get(&file.location(&store, "ingested_objects")).await.expect("there").bytes().await.expect("bytes");
-        let rows = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|b| b.build()).expect("Parquet");
+        let bytes = inner
+            .get(&file.location(&store, "ingested_objects"))
+            .await
+            .expect("there")
+            .bytes()
+            .await
+            .expect("bytes");
+        let rows = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes)
+            .and_then(|b| b.build())
+            .expect("Parquet");
         again.extend(rows.map(|batch| batch.expect("rows")));
     }
     ledger.write(again).await.expect("writes")
@@ -129,19 +167,30 @@ async fn append_again(inner: &Arc<InMemory>, files: usize) -> deltalake::DeltaTa
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_that_another_engine_adds_to_the_ledger_stop_every_writer_until_a_repair_takes_them_out() {
-    // Seen in the log; or only in the rows, from a checkpoint on; merged by the other engine into one file; of some objects and of all.
-    for (hidden, optimized, files) in [(false, false, 100), (true, false, 100), (false, true, 100), (true, true, 100), (true, true, 2)] {
+    // Seen in the log; or only in the rows, from a checkpoint on; merged by the other engine into one file;
+    // of some objects and of all.
+    for (hidden, optimized, files) in
+        [(false, false, 100), (true, false, 100), (false, true, 100), (true, true, 100), (true, true, 2)]
+    {
         let context = format!("hidden {hidden}, optimized {optimized}, {files} files");
         let inner = lake_of(0..4).await;
         if hidden {
-            maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+            maintainer(memory_lake(inner.clone()), BTreeMap::new())
+                .await
+                .expect("a lake")
+                .once()
+                .await
+                .expect("upkeep");
             life(memory_lake(inner.clone()), vec![4], 4).await.expect("lands");
         }
         let lives = Arc::new(Lake::open(memory_lake(inner.clone())).await.expect("opens"));
         let mut ledger = append_again(&inner, files).await;
         if hidden {
             // An engine that says of new rows that nothing changes.
-            let entry = Path::from(format!("lake/ingested_objects/_delta_log/{:020}.json", ledger.version().expect("a version")));
+            let entry = Path::from(format!(
+                "lake/ingested_objects/_delta_log/{:020}.json",
+                ledger.version().expect("a version")
+            ));
             let told = inner.get(&entry).await.expect("there").bytes().await.expect("bytes");
             let told = String::from_utf8_lossy(&told).replace("\"dataChange\":true", "\"dataChange\":false");
             inner.put(&entry, told.into()).await.expect("put");
@@ -190,8 +239,18 @@ async fn what_another_engine_began_before_a_compaction_is_refused_after_it() {
     for name in ["ingested_objects", "cloudflare_httprequest"] {
         let inner = lake_of(0..8).await;
         let [optimizes, deletes] = [table(&inner, name).await, table(&inner, name).await];
-        let files = open_tables(&memory_lake(inner.clone()), &[name.to_owned()]).await.expect("opens").remove(0).expect("is there").files();
-        let (compacted, _) = maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+        let files = open_tables(&memory_lake(inner.clone()), &[name.to_owned()])
+            .await
+            .expect("opens")
+            .remove(0)
+            .expect("is there")
+            .files();
+        let (compacted, _) = maintainer(memory_lake(inner.clone()), BTreeMap::new())
+            .await
+            .expect("a lake")
+            .once()
+            .await
+            .expect("upkeep");
         assert!(compacted.merges > 0 && files.expect("files").len() > 2, "{compacted:?}");
         // What is taken out is the same, and what is put in as well: all would be there twice.
         optimizes.optimize().await.map(drop).expect_err("it began before");
@@ -199,7 +258,12 @@ async fn what_another_engine_began_before_a_compaction_is_refused_after_it() {
         let zone = if name == "ingested_objects" { zone } else { zone.with_predicate("zone_id = 3") };
         zone.await.map(drop).expect_err("it began before");
         life(memory_lake(inner.clone()), (0..10).collect(), 1).await.expect("lands");
-        maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+        maintainer(memory_lake(inner.clone()), BTreeMap::new())
+            .await
+            .expect("a lake")
+            .once()
+            .await
+            .expect("upkeep");
         check(&inner, &rows(&(0..10).collect()), name).await;
     }
 }
@@ -235,7 +299,10 @@ async fn a_table_that_another_process_made_and_that_was_removed_is_not_made_anew
     life(memory_lake(inner.clone()), vec![3], 3).await.expect("lands");
     remove(&inner, "lake/cloudflare_firewall").await;
     let error = land(lives, vec![6]).await.expect_err("rows of another process would be lost in silence");
-    assert!(error.contains("gives it files, but it is not there") && error.contains("flarelake repair"), "{error}");
+    assert!(
+        error.contains("gives it files, but it is not there") && error.contains("flarelake repair"),
+        "{error}"
+    );
     assert!(below(&inner, "lake/cloudflare_firewall/_delta_log").await.is_empty());
 }
 
@@ -245,7 +312,12 @@ async fn a_hint_beyond_the_log_is_refused() {
         let inner = lake_of(0..8).await;
         // Copied early, but for the hint, which sorts last.
         let copied = Arc::new(inner.fork());
-        maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+        maintainer(memory_lake(inner.clone()), BTreeMap::new())
+            .await
+            .expect("a lake")
+            .once()
+            .await
+            .expect("upkeep");
         let hint = Path::from(format!("lake/{name}/_delta_log/_last_checkpoint"));
         let bytes = inner.get(&hint).await.expect("a hint").bytes().await.expect("bytes");
         copied.put(&hint, bytes.into()).await.expect("put");
@@ -267,7 +339,8 @@ async fn what_was_vacuumed_before_it_was_brought_in_is_never_named() {
     let mut dies = 40;
     while Lake::missing(&memory_lake(inner.clone())).await.expect("a ledger").is_empty() {
         dies += 1;
-        let dying = memory_lake(FaultStore::with(inner.clone(), Faults { dies_at: dies, ..Faults::default() }));
+        let dying =
+            memory_lake(FaultStore::with(inner.clone(), Faults { dies_at: dies, ..Faults::default() }));
         drop(life(dying, vec![1000 + dies], 7).await);
     }
     let missing = Lake::missing(&memory_lake(inner.clone())).await.expect("a ledger");
@@ -306,11 +379,17 @@ pub async fn repair(store: Store, searched: &[&str]) -> Result<Findings, RepairE
     Ok(findings)
 }
 
-/// Mends a lake in which objects 0 to 6 had landed, lands all of them again and some more, and finds each row once.
+/// Mends a lake in which objects 0 to 6 had landed, lands all of them again and some more, and finds each row
+/// once.
 pub async fn mends(inner: &Arc<InMemory>, context: &str) -> Findings {
     let findings = repair(memory_lake(inner.clone()), &[]).await.unwrap_or_else(|e| panic!("{context}: {e}"));
     life(memory_lake(inner.clone()), (0..10).collect(), 3).await.unwrap_or_else(|e| panic!("{context}: {e}"));
-    maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+    maintainer(memory_lake(inner.clone()), BTreeMap::new())
+        .await
+        .expect("a lake")
+        .once()
+        .await
+        .expect("upkeep");
     check(inner, &rows(&(0..10).collect()), context).await;
     let again = repair(memory_lake(inner.clone()), &[]).await.unwrap_or_else(|e| panic!("{context}: {e}"));
     assert_eq!(again, Findings::default(), "{context}: there is nothing to mend any more");
@@ -327,7 +406,12 @@ async fn a_repair_fills_the_ledger_up_from_the_tables() {
             life(memory_lake(inner.clone()), vec![n], n).await.expect("lands");
         }
         if checkpointed {
-            maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+            maintainer(memory_lake(inner.clone()), BTreeMap::new())
+                .await
+                .expect("a lake")
+                .once()
+                .await
+                .expect("upkeep");
         }
         // An older copy of the ledger was put back.
         let restored = Arc::new(inner.fork());
@@ -360,7 +444,12 @@ async fn a_repair_fills_the_ledger_up_from_the_tables() {
 async fn a_repair_removes_wrong_hints_and_makes_missing_tables_anew() {
     let inner = lake_of(0..7).await;
     let copied = Arc::new(inner.fork());
-    maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+    maintainer(memory_lake(inner.clone()), BTreeMap::new())
+        .await
+        .expect("a lake")
+        .once()
+        .await
+        .expect("upkeep");
     for name in ["ingested_objects", "cloudflare_httprequest"] {
         let hint = Path::from(format!("lake/{name}/_delta_log/_last_checkpoint"));
         let bytes = inner.get(&hint).await.expect("a hint").bytes().await.expect("bytes");
@@ -374,8 +463,14 @@ async fn a_repair_removes_wrong_hints_and_makes_missing_tables_anew() {
     let error = Lake::open(memory_lake(purged.clone())).await.err().expect("refused");
     is_damaged(&error, "gives it files, but it is not there");
     let findings = repair(memory_lake(purged.clone()), &[]).await.expect("mends");
-    assert!(findings.mended[0].contains("classification_failures: it was not there; it is made anew"), "{findings:?}");
-    assert!(findings.lost.iter().any(|what| what.contains("2 rows") || what.contains("1 rows")), "{findings:?}");
+    assert!(
+        findings.mended[0].contains("classification_failures: it was not there; it is made anew"),
+        "{findings:?}"
+    );
+    assert!(
+        findings.lost.iter().any(|what| what.contains("2 rows") || what.contains("1 rows")),
+        "{findings:?}"
+    );
     life(memory_lake(purged.clone()), (0..9).collect(), 3).await.expect("lands");
     let mut left = rows(&(0..9).collect());
     // Of those that landed before, 0 and 4 had a reject.
@@ -390,10 +485,20 @@ async fn a_repair_does_without_checkpoints_that_cannot_be_read() {
         // With the entries below the checkpoint, and without.
         for cleaned in [false, true] {
             let inner = lake_of(0..7).await;
-            maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+            maintainer(memory_lake(inner.clone()), BTreeMap::new())
+                .await
+                .expect("a lake")
+                .once()
+                .await
+                .expect("upkeep");
             let log = below(&inner, &format!("lake/{name}/_delta_log")).await;
             let is_checkpoint = |meta: &&ObjectMeta| meta.location.to_string().contains(".checkpoint.");
-            let newest = log.iter().filter(is_checkpoint).map(|meta| meta.location.clone()).max().expect("a checkpoint");
+            let newest = log
+                .iter()
+                .filter(is_checkpoint)
+                .map(|meta| meta.location.clone())
+                .max()
+                .expect("a checkpoint");
             if cleaned {
                 for meta in log.iter().filter(|meta| meta.location < newest) {
                     inner.delete(&meta.location).await.expect("deleted");
@@ -403,11 +508,15 @@ async fn a_repair_does_without_checkpoints_that_cannot_be_read() {
             let mut flipped = whole.to_vec();
             flipped[whole.len() / 3..whole.len() / 2].fill(0x5a);
             for broken in [Vec::new(), whole[..whole.len() / 2].to_vec(), flipped] {
-                let context = format!("{name}, cleaned up: {cleaned}, {} of {} bytes", broken.len(), whole.len());
+                let context =
+                    format!("{name}, cleaned up: {cleaned}, {} of {} bytes", broken.len(), whole.len());
                 let damaged = Arc::new(inner.fork());
                 damaged.put(&newest, broken.into()).await.expect("put");
                 let findings = mends(&damaged, &context).await;
-                assert!(findings.mended.iter().any(|what| what.contains("checkpoint of version")), "{context}: {findings:?}");
+                assert!(
+                    findings.mended.iter().any(|what| what.contains("checkpoint of version")),
+                    "{context}: {findings:?}"
+                );
             }
         }
     }
@@ -416,15 +525,27 @@ async fn a_repair_does_without_checkpoints_that_cannot_be_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_cannot_be_written_any_more_costs_only_itself() {
     let inner = lake_of(0..7).await;
-    maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+    maintainer(memory_lake(inner.clone()), BTreeMap::new())
+        .await
+        .expect("a lake")
+        .once()
+        .await
+        .expect("upkeep");
     let firewall = "lake/cloudflare_firewall/_delta_log";
-    let entries = below(&inner, firewall).await.into_iter().filter(|meta| meta.location.extension() == Some("json")).count();
+    let entries = below(&inner, firewall)
+        .await
+        .into_iter()
+        .filter(|meta| meta.location.extension() == Some("json"))
+        .count();
     let upgrade = r#"{"protocol":{"minReaderVersion":3,"minWriterVersion":7,"readerFeatures":["deletionVectors"],"writerFeatures":["deletionVectors"]}}"#;
     inner.put(&Path::from(format!("{firewall}/{entries:020}.json")), upgrade.into()).await.expect("put");
     // Of these two only the second has a row there.
     life(memory_lake(inner.clone()), vec![7], 1).await.expect("what does not concern it lands");
     let refused = life(memory_lake(inner.clone()), vec![9], 1).await.expect_err("it can't be written");
-    assert!(refused.contains("cloudflare_firewall") && refused.contains("its protocol is (3,7)"), "{refused}");
+    assert!(
+        refused.contains("cloudflare_firewall") && refused.contains("its protocol is (3,7)"),
+        "{refused}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -436,7 +557,10 @@ async fn a_ledger_of_a_newer_version_is_left_as_it_is() {
     inner.put(&entry, newer.into()).await.expect("put");
     let before = below(&inner, "lake/ingested_objects").await;
     let error = repair(memory_lake(inner.clone()), &[]).await.expect_err("it is not damaged").to_string();
-    assert!(error.contains("has format 9") && error.contains("upgrade") && !error.contains("flarelake repair"), "{error}");
+    assert!(
+        error.contains("has format 9") && error.contains("upgrade") && !error.contains("flarelake repair"),
+        "{error}"
+    );
     assert_eq!(below(&inner, "lake/ingested_objects").await, before);
 }
 
@@ -456,7 +580,12 @@ async fn a_table_that_was_removed_or_restored_is_refused_and_filled_from_the_led
             life(memory_lake(inner.clone()), vec![n], n).await.expect("lands");
         }
         if checkpointed {
-            maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+            maintainer(memory_lake(inner.clone()), BTreeMap::new())
+                .await
+                .expect("a lake")
+                .once()
+                .await
+                .expect("upkeep");
         }
         // Its log alone was removed: the files are there.
         let removed = Arc::new(inner.fork());
@@ -488,7 +617,10 @@ async fn a_table_that_was_removed_or_restored_is_refused_and_filled_from_the_led
         refused(&inner, words).await;
         let findings = repair(memory_lake(inner.clone()), &[]).await.expect("mends");
         assert!(
-            findings.lost.iter().any(|what| what.starts_with("cloudflare_httprequest: of 14 rows that landed, 14 are")),
+            findings
+                .lost
+                .iter()
+                .any(|what| what.starts_with("cloudflare_httprequest: of 14 rows that landed, 14 are")),
             "{findings:?}"
         );
         life(memory_lake(inner.clone()), (0..9).collect(), 3).await.expect("lands");
@@ -531,7 +663,8 @@ async fn a_repair_beside_a_writer_doubles_nothing() {
             Err(error) => assert!(error.to_string().contains("stop every writer"), "{error}"),
         }
         life(memory_lake(inner.clone()), (0..10).collect(), 3).await.expect("lands");
-        check(&inner, &rows(&(0..10).collect()), &format!("landed before operation {operation} of a repair")).await;
+        check(&inner, &rows(&(0..10).collect()), &format!("landed before operation {operation} of a repair"))
+            .await;
     }
     assert!(ended > 0);
 }
@@ -542,15 +675,25 @@ async fn a_repair_drops_what_is_gone_and_brings_in_the_rest() {
     let mut dies = 40;
     while Lake::missing(&memory_lake(inner.clone())).await.expect("a ledger").len() < 2 {
         dies += 1;
-        let dying = memory_lake(FaultStore::with(inner.clone(), Faults { dies_at: dies, ..Faults::default() }));
+        let dying =
+            memory_lake(FaultStore::with(inner.clone(), Faults { dies_at: dies, ..Faults::default() }));
         drop(life(dying, vec![12 * dies], 7).await);
     }
     let missing = Lake::missing(&memory_lake(inner.clone())).await.expect("a ledger");
     let (name, files) = missing.iter().next().expect("some");
     inner.delete(&files[0].location(&memory_lake(inner.clone()), name)).await.expect("deleted");
     let findings = repair(memory_lake(inner.clone()), &[]).await.expect("mends");
-    assert!(findings.mended.iter().any(|what| what.contains(&files[0].path) && what.contains("is gone")), "{findings:?}");
-    assert!(findings.lost.iter().any(|what| what.starts_with(name) && what.contains("are in no file of its folder")), "{findings:?}");
+    assert!(
+        findings.mended.iter().any(|what| what.contains(&files[0].path) && what.contains("is gone")),
+        "{findings:?}"
+    );
+    assert!(
+        findings
+            .lost
+            .iter()
+            .any(|what| what.starts_with(name) && what.contains("are in no file of its folder")),
+        "{findings:?}"
+    );
     assert!(Lake::missing(&memory_lake(inner.clone())).await.expect("a ledger").is_empty());
 }
 
@@ -560,10 +703,25 @@ fn a_removed_ledger_is_mended_at_the_command_line() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
     let (lake, logs) = (path("lake"), path("logs"));
-    stdout(&flarelake(&["generate", "--log-type", "Cloudflare.Firewall", "--rows", "90", "--files", "3", "--odd", "0", "--out", &logs]));
+    stdout(&flarelake(&[
+        "generate",
+        "--log-type",
+        "Cloudflare.Firewall",
+        "--rows",
+        "90",
+        "--files",
+        "3",
+        "--odd",
+        "0",
+        "--out",
+        &logs,
+    ]));
     stdout(&flarelake(&["--lake", &lake, "backfill", &logs]));
     let typo = flarelake(&["--lake", &path("typo"), "repair"]);
-    assert!(String::from_utf8_lossy(&typo.stderr).contains("there is no lake") && !dir.path().join("typo").exists());
+    assert!(
+        String::from_utf8_lossy(&typo.stderr).contains("there is no lake")
+            && !dir.path().join("typo").exists()
+    );
     let whole = stdout(&flarelake(&["--lake", &lake, "repair"]));
     assert!(whole.starts_with("nothing to mend"), "{whole}");
     std::fs::remove_dir_all(dir.path().join("lake/ingested_objects")).expect("removed");
@@ -572,10 +730,18 @@ fn a_removed_ledger_is_mended_at_the_command_line() {
     assert!(refused.status.code() == Some(1) && said.contains("flarelake repair"), "{said}");
     assert!(!dir.path().join("lake/ingested_objects/_delta_log").exists(), "no second ledger");
     let repaired = flarelake(&["--lake", &lake, "repair"]);
-    assert_eq!(repaired.status.code(), Some(1), "something is lost: {}", String::from_utf8_lossy(&repaired.stderr));
+    assert_eq!(
+        repaired.status.code(),
+        Some(1),
+        "something is lost: {}",
+        String::from_utf8_lossy(&repaired.stderr)
+    );
     let said = String::from_utf8_lossy(&repaired.stdout).into_owned();
     assert!(said.contains("mended: ingested_objects: told of 3 objects"), "{said}");
     stdout(&flarelake(&["--lake", &lake, "backfill", &logs]));
-    let count = query_one(dir.path().join("lake").as_path(), "SELECT count(*) - count(DISTINCT p_row_id) * 1000 FROM cloudflare_firewall");
+    let count = query_one(
+        dir.path().join("lake").as_path(),
+        "SELECT count(*) - count(DISTINCT p_row_id) * 1000 FROM cloudflare_firewall",
+    );
     assert_eq!(count, 90 - 90_000);
 }

@@ -1,4 +1,5 @@
-//! Which dataset a record is of, told by its fields: random choices of the fields of every dataset that Cloudflare has.
+//! Which dataset a record is of, told by its fields: random choices of the fields of every dataset that
+//! Cloudflare has.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +11,8 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use crate::support::{LIMITS, decode, decode_in_steps, runs};
 
-/// Dataset, field, and `time` beside the one that holds the event's time: written down from Cloudflare's lists of fields.
+/// Dataset, field, and `time` beside the one that holds the event's time: written down from Cloudflare's
+/// lists of fields.
 const FIELDS: &str = include_str!("../data/datasets.tsv");
 
 struct Dataset {
@@ -50,7 +52,9 @@ fn the_match_rules_name_what_no_other_dataset_has() {
     let datasets = datasets();
     let catalog = Catalog::embedded();
     let matches = |name: &str| &catalog.types()[catalog.index_of(name).expect("it is embedded")].matches;
-    for (name, dataset) in [("Cloudflare.Firewall", "firewall_events"), ("Cloudflare.Spectrum", "spectrum_events")] {
+    for (name, dataset) in
+        [("Cloudflare.Firewall", "firewall_events"), ("Cloudflare.Spectrum", "spectrum_events")]
+    {
         let any: BTreeSet<&str> = matches(name).any.iter().map(String::as_str).collect();
         assert_eq!(any, own(&datasets, dataset), "{name}");
         assert_eq!(matches(name).all, [datasets[dataset].time]);

@@ -1,4 +1,5 @@
-//! What other engines do to the logs of a lake's tables: restored tables, upgraded protocols, entries and marks that are cleaned up.
+//! What other engines do to the logs of a lake's tables: restored tables, upgraded protocols, entries and
+//! marks that are cleaned up.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +20,12 @@ use crate::support::memory_lake;
 use crate::upkeep::maintainer;
 
 async fn keep_up(inner: &Arc<InMemory>) {
-    maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+    maintainer(memory_lake(inner.clone()), BTreeMap::new())
+        .await
+        .expect("a lake")
+        .once()
+        .await
+        .expect("upkeep");
 }
 
 async fn text(inner: &InMemory, path: &Path) -> String {
@@ -44,7 +50,8 @@ async fn a_table_that_another_engine_restored_is_refused_until_a_repair_has_brou
             life(memory_lake(inner.clone()), vec![n], n).await.expect("lands");
         }
         let lives = Arc::new(Lake::open(memory_lake(inner.clone())).await.expect("opens"));
-        let restoring = table(&inner, "cloudflare_httprequest").await.restore().with_version_to_restore(before);
+        let restoring =
+            table(&inner, "cloudflare_httprequest").await.restore().with_version_to_restore(before);
         let (_, done) = restoring.await.expect("restores");
         assert!(done.num_removed_file > 0, "{done:?}");
         refused(&inner, "another engine restored it to an older version").await;
@@ -57,7 +64,8 @@ async fn a_table_that_another_engine_restored_is_refused_until_a_repair_has_brou
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ledger_whose_old_entries_another_engine_removed_is_refused_where_no_mark_tells_what_is_settled() {
-    // The table lacks nothing; or a writer died before it brought its rows in. Without a settled mark; or with one of before.
+    // The table lacks nothing; or a writer died before it brought its rows in. Without a settled mark; or
+    // with one of before.
     for (died, marked) in [(false, false), (true, false), (false, true), (true, true)] {
         let inner = lake_of(0..6).await;
         if marked {
@@ -76,7 +84,8 @@ async fn a_ledger_whose_old_entries_another_engine_removed_is_refused_where_no_m
         for entry in &all[..all.len() - 1] {
             inner.delete(entry).await.expect("deleted");
         }
-        let words = if marked { "no checkpoint tells that it was settled" } else { "and nothing tells whether " };
+        let words =
+            if marked { "no checkpoint tells that it was settled" } else { "and nothing tells whether " };
         refused(&inner, words).await;
         let findings = mends(&inner, &format!("died: {died}, marked: {marked}")).await;
         assert_eq!(findings.mended.iter().any(|what| what.contains("are brought in")), died, "{findings:?}");
@@ -89,7 +98,12 @@ async fn a_table_that_does_not_tell_its_version_of_the_ledger_any_more_is_refuse
     keep_up(&inner).await;
     // As an engine leaves it whose checkpoints drop what has no time to live.
     for path in entries(&inner, "cloudflare_httprequest").await {
-        let kept: Vec<String> = text(&inner, &path).await.lines().filter(|line| !line.contains("\"txn\"")).map(str::to_owned).collect();
+        let kept: Vec<String> = text(&inner, &path)
+            .await
+            .lines()
+            .filter(|line| !line.contains("\"txn\""))
+            .map(str::to_owned)
+            .collect();
         inner.put(&path, kept.join("\n").into()).await.expect("put");
     }
     for meta in below(&inner, "lake/cloudflare_httprequest/_delta_log").await {
@@ -98,7 +112,10 @@ async fn a_table_that_does_not_tell_its_version_of_the_ledger_any_more_is_refuse
         }
     }
     let error = Lake::open(memory_lake(inner.clone())).await.err().expect("refused").to_string();
-    assert!(error.contains("no commit of it tells its ledger version") && error.contains("flarelake repair"), "{error}");
+    assert!(
+        error.contains("no commit of it tells its ledger version") && error.contains("flarelake repair"),
+        "{error}"
+    );
     mends(&inner, "unmarked").await;
 }
 
@@ -109,15 +126,22 @@ async fn a_ledger_that_another_engine_upgraded_is_refused_before_anything_lands(
         let lives = Arc::new(Lake::open(memory_lake(inner.clone())).await.expect("opens"));
         let next = entries(&inner, "ingested_objects").await.len();
         let entry = Path::from(format!("lake/ingested_objects/_delta_log/{next:020}.json"));
-        inner.put(&entry, r#"{"protocol":{"minReaderVersion":1,"minWriterVersion":4}}"#.into()).await.expect("put");
+        inner
+            .put(&entry, r#"{"protocol":{"minReaderVersion":1,"minWriterVersion":4}}"#.into())
+            .await
+            .expect("put");
         if checkpointed {
             let ledger = table(&inner, "ingested_objects").await;
             deltalake::checkpoints::create_checkpoint(&ledger, None).await.expect("a checkpoint");
         }
         let before = below(&inner, "lake").await.len();
         let error = Lake::open(memory_lake(inner.clone())).await.err().expect("refused");
-        assert!(matches!(error, TableError::Layout { .. }) && error.to_string().contains("its protocol is (1,4)"), "{error}");
-        let error = repair(memory_lake(inner.clone()), &[]).await.expect_err("it can't be written").to_string();
+        assert!(
+            matches!(error, TableError::Layout { .. }) && error.to_string().contains("its protocol is (1,4)"),
+            "{error}"
+        );
+        let error =
+            repair(memory_lake(inner.clone()), &[]).await.expect_err("it can't be written").to_string();
         assert!(error.contains("its protocol is (1,4)"), "{error}");
         // Told again and again, whoever reads it.
         for n in [8, 9] {
@@ -125,7 +149,10 @@ async fn a_ledger_that_another_engine_upgraded_is_refused_before_anything_lands(
             assert!(error.contains("its protocol is (1,4)"), "{error}");
         }
         let names = below(&inner, "lake").await;
-        let logs = names.iter().filter(|meta| meta.location.as_ref().contains("ingested_objects/_delta_log")).count();
+        let logs = names
+            .iter()
+            .filter(|meta| meta.location.as_ref().contains("ingested_objects/_delta_log"))
+            .count();
         assert_eq!(logs, next + 1 + usize::from(checkpointed) * 2, "nothing was put: {before}");
     }
 }
@@ -138,14 +165,20 @@ async fn a_file_of_the_ledger_that_is_gone_is_told_and_repaired() {
             keep_up(&inner).await;
         }
         let store = memory_lake(inner.clone());
-        let files = flarelake::table::open_tables(&store, &["ingested_objects".to_owned()]).await.expect("opens").remove(0);
+        let files = flarelake::table::open_tables(&store, &["ingested_objects".to_owned()])
+            .await
+            .expect("opens")
+            .remove(0);
         let file = files.expect("is there").files().expect("files").remove(0);
         inner.delete(&file.location(&store, "ingested_objects")).await.expect("deleted");
         if kept_up {
             refused(&inner, "is gone: it was removed, or not copied").await;
         }
         let findings = mends(&inner, &format!("kept up: {kept_up}")).await;
-        assert!(findings.mended.iter().any(|what| what.contains("is gone, and is not named any more")), "{findings:?}");
+        assert!(
+            findings.mended.iter().any(|what| what.contains("is gone, and is not named any more")),
+            "{findings:?}"
+        );
     }
 }
 
@@ -179,7 +212,10 @@ async fn an_entry_of_ours_that_another_engine_overwrote_is_noticed() {
     for name in ["ingested_objects", "cloudflare_httprequest"] {
         let inner = lake_of(0..7).await;
         let all = entries(&inner, name).await;
-        inner.put(&all[all.len() - 3], r#"{"commitInfo":{"operation":"OPTIMIZE"}}"#.into()).await.expect("put");
+        inner
+            .put(&all[all.len() - 3], r#"{"commitInfo":{"operation":"OPTIMIZE"}}"#.into())
+            .await
+            .expect("put");
         refused(&inner, "another engine put its own entry in the place of one of ours").await;
         mends(&inner, name).await;
     }
@@ -192,7 +228,11 @@ async fn what_a_repair_finds_to_be_lost_is_told_before_the_lake_is_taken_for_who
     let tables = Arc::new(Tables::new(&Catalog::embedded(), Partitioning::Day));
     let (store, mut told) = (memory_lake(inner.clone()), Vec::new());
     let mender = Mender { store, tables, searched: Vec::new(), target: 1 << 20, memory: 64 << 20 };
-    let opens = || tokio::task::block_in_place(|| Handle::current().block_on(Lake::open(memory_lake(inner.clone()))).is_ok());
+    let opens = || {
+        tokio::task::block_in_place(|| {
+            Handle::current().block_on(Lake::open(memory_lake(inner.clone()))).is_ok()
+        })
+    };
     mender.run(&mut |findings| told.push((findings.lost.len(), opens()))).await.expect("mends");
     assert_eq!(told, [(1, false), (0, true)], "what is lost, and whether the lake is whole");
 }
@@ -208,7 +248,10 @@ async fn rows_of_a_table_that_was_made_append_only_are_not_taken_out() {
     let next = Path::from(format!("lake/cloudflare_httprequest/_delta_log/{:020}.json", log.len()));
     inner.put(&next, only.into()).await.expect("put");
     let store = memory_lake(inner.clone());
-    let mut kept = flarelake::table::Upkeep::open(&store, "cloudflare_httprequest").await.expect("opens").expect("is there");
+    let mut kept = flarelake::table::Upkeep::open(&store, "cloudflare_httprequest")
+        .await
+        .expect("opens")
+        .expect("is there");
     let files = kept.snapshot().files().expect("files");
     let error = kept.replace(Change::Delete, &files, &[], 0).await.expect_err("refused").to_string();
     assert!(error.contains("delta.appendOnly"), "{error}");

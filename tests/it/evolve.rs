@@ -1,4 +1,5 @@
-//! Schemas that grow: a column that a log type's schema has got is added to the tables of before, by whoever comes first.
+//! Schemas that grow: a column that a log type's schema has got is added to the tables of before, by whoever
+//! comes first.
 
 use std::sync::Arc;
 
@@ -25,7 +26,10 @@ fn with_columns(columns: &[(&str, DataType)]) -> TableSpec {
 }
 
 async fn columns(inner: &Arc<InMemory>) -> Vec<String> {
-    let table = open_tables(&memory_lake(inner.clone()), &["cloudflare_httprequest".into()]).await.expect("opens").remove(0);
+    let table = open_tables(&memory_lake(inner.clone()), &["cloudflare_httprequest".into()])
+        .await
+        .expect("opens")
+        .remove(0);
     let schema = table.expect("is there").columns().expect("columns");
     schema.fields().iter().map(|field| field.name().clone()).collect()
 }
@@ -35,7 +39,12 @@ async fn writers_that_race_add_each_column_once() {
     for kept_up in [false, true] {
         let inner = lake_of(0..3).await;
         if kept_up {
-            maintainer(memory_lake(inner.clone()), Default::default()).await.expect("a lake").once().await.expect("upkeep");
+            maintainer(memory_lake(inner.clone()), Default::default())
+                .await
+                .expect("a lake")
+                .once()
+                .await
+                .expect("upkeep");
         }
         let before = columns(&inner).await;
         // One that does not know of any of them goes on meanwhile.
@@ -68,7 +77,11 @@ async fn a_column_of_another_type_is_an_error() {
     drop(lake);
     let lake = Lake::open(memory_lake(inner)).await.expect("opens");
     let error = lake.ensure_table(&with_columns(&[("New", DataType::Utf8View)])).await.expect_err("refused");
-    assert!(matches!(error, TableError::Layout { .. }) && error.to_string().contains("its column New is of type long"), "{error}");
+    assert!(
+        matches!(error, TableError::Layout { .. })
+            && error.to_string().contains("its column New is of type long"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -85,12 +98,25 @@ fn rows_of_before_have_no_value_in_a_column_that_came_later() {
     };
     std::fs::write(&logs, r#"{"When":"2026-01-15T12:00:00Z","Kind":"a","Size":1}"#).expect("written");
     std::fs::write(&newer, r#"{"When":"2026-01-15T12:00:01Z","Kind":"b","Size":2}"#).expect("written");
-    let land = |file: &str| stdout(&flarelake(&["--lake", &lake, "--schemas", &schemas, "backfill", "--log-type", "Other.Log", file]));
+    let land = |file: &str| {
+        stdout(&flarelake(&[
+            "--lake",
+            &lake,
+            "--schemas",
+            &schemas,
+            "backfill",
+            "--log-type",
+            "Other.Log",
+            file,
+        ]))
+    };
     schema("");
     land(&logs);
     schema("  - { name: Size, type: bigint }\n");
     land(&newer);
-    let ask = |sql: &str| stdout(&flarelake(&["--lake", &lake, "--schemas", &schemas, "query", "--format", "csv", sql]));
+    let ask = |sql: &str| {
+        stdout(&flarelake(&["--lake", &lake, "--schemas", &schemas, "query", "--format", "csv", sql]))
+    };
     let wanted = "Kind,Size,p_rescued_data\na,,\"{\"\"Size\"\":\"\"1\"\"}\"\nb,2,\n";
     let sql = "SELECT Kind, Size, p_rescued_data FROM other_log ORDER BY Kind";
     assert_eq!(ask(sql), wanted);

@@ -1,5 +1,6 @@
-//! Nothing lost, nothing twice, whatever fails and whatever the clocks say: every single operation of a process that goes on
-//! afterwards, and pauses of hours and days before every single operation, in which others land and keep the lake up.
+//! Nothing lost, nothing twice, whatever fails and whatever the clocks say: every single operation of a
+//! process that goes on afterwards, and pauses of hours and days before every single operation, in which
+//! others land and keep the lake up.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,7 +25,9 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::runtime::Handle;
 
 use crate::ledger::{check_tables, expected, land, life, object};
-use crate::support::{FaultStore, Faults, LIMITS, Meanwhile, TimedStore, WRITTEN, context, memory_lake, runs};
+use crate::support::{
+    FaultStore, Faults, LIMITS, Meanwhile, TimedStore, WRITTEN, context, memory_lake, runs,
+};
 use crate::upkeep::{check, maintainer, rows};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -66,7 +69,9 @@ async fn land_all(store: Store, inner: &Arc<InMemory>, goes_on: GoesOn) -> bool 
         }
         match goes_on {
             GoesOn::AtOnce => {}
-            GoesOn::AfterOthers => drop(Lake::open(memory_lake(inner.clone())).await.expect("the store is there")),
+            GoesOn::AfterOthers => {
+                drop(Lake::open(memory_lake(inner.clone())).await.expect("the store is there"))
+            }
             GoesOn::WithTheNext => todo.rotate_left(1),
             GoesOn::WithTheNextAndDies => {
                 todo.rotate_left(1);
@@ -88,7 +93,11 @@ async fn a_process_that_goes_on_after_any_failure_loses_and_doubles_nothing() {
     let ways = [GoesOn::AtOnce, GoesOn::AfterOthers, GoesOn::WithTheNext, GoesOn::WithTheNextAndDies];
     for k in steps(&whole, 60) {
         let none = Faults::default();
-        let faults = [Faults { fails_at: k, ..none }, Faults { loses_answer_at: k, ..none }, Faults { late_at: (k, 2 + k % 7), ..none }];
+        let faults = [
+            Faults { fails_at: k, ..none },
+            Faults { loses_answer_at: k, ..none },
+            Faults { late_at: (k, 2 + k % 7), ..none },
+        ];
         for (n, faults) in faults.into_iter().enumerate() {
             // Each way for each operation in the long form.
             let most = if runs(1) > 1 { ways.len() } else { 1 };
@@ -96,7 +105,9 @@ async fn a_process_that_goes_on_after_any_failure_loses_and_doubles_nothing() {
                 let context = format!("operation {k} of {operations}, {faults:?}, {goes_on:?}");
                 let inner = Arc::new(InMemory::new());
                 land_all(memory_lake(FaultStore::with(inner.clone(), faults)), &inner, goes_on).await;
-                life(memory_lake(inner.clone()), (0..5).collect(), k).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+                life(memory_lake(inner.clone()), (0..5).collect(), k)
+                    .await
+                    .unwrap_or_else(|e| panic!("{context}: {e}"));
                 let all = (0..5).map(object).map(|(object, bytes)| (object.id, bytes));
                 check_tables(&inner, &expected(all), &context).await;
             }
@@ -143,7 +154,8 @@ impl World {
                 for n in [24, 25] {
                     time.pass(pause / 2);
                     life(lake.clone(), vec![n], n).await.expect("others land");
-                    let kept = maintainer(lake.clone(), Default::default()).await.expect("a lake").once().await;
+                    let kept =
+                        maintainer(lake.clone(), Default::default()).await.expect("a lake").once().await;
                     kept.expect("others keep the lake up");
                 }
             }
@@ -155,14 +167,17 @@ impl World {
     async fn check(&self, objects: impl IntoIterator<Item = u64>, context: &str) {
         for _ in 0..2 {
             self.time.pass(5 * DAY);
-            let upkeep = maintainer(self.lake(), Default::default()).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+            let upkeep = maintainer(self.lake(), Default::default())
+                .await
+                .unwrap_or_else(|e| panic!("{context}: {e}"));
             upkeep.once().await.unwrap_or_else(|e| panic!("{context}: {e}"));
         }
         check(&self.inner, &rows(&objects.into_iter().collect()), context).await;
     }
 }
 
-/// The operations at which something happens: all of them in the long form, else some, of which every other puts something.
+/// The operations at which something happens: all of them in the long form, else some, of which every other
+/// puts something.
 fn steps(whole: &FaultStore, some: usize) -> Vec<u64> {
     // One that a failed run has printed.
     if let Some(step) = std::env::var("FLARE_TEST_STEP").ok().and_then(|step| step.parse().ok()) {
@@ -173,7 +188,15 @@ fn steps(whole: &FaultStore, some: usize) -> Vec<u64> {
         return (1..=operations).collect();
     }
     let (mut random, puts) = (SmallRng::seed_from_u64(operations), whole.puts.lock());
-    (0..some).map(|n| if n % 2 == 0 { puts[random.random_range(0..puts.len())] } else { random.random_range(1..=operations) }).collect()
+    (0..some)
+        .map(|n| {
+            if n % 2 == 0 {
+                puts[random.random_range(0..puts.len())]
+            } else {
+                random.random_range(1..=operations)
+            }
+        })
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -216,29 +239,40 @@ async fn a_maintainer_that_goes_on_after_any_failure_does_no_harm() {
     keep_up(memory_lake(whole.clone())).await.expect("upkeep");
     let none = Faults::default();
     for k in steps(&whole, 8) {
-        for faults in [Faults { fails_at: k, ..none }, Faults { loses_answer_at: k, ..none }, Faults { late_at: (k, 2 + k % 7), ..none }] {
+        for faults in [
+            Faults { fails_at: k, ..none },
+            Faults { loses_answer_at: k, ..none },
+            Faults { late_at: (k, 2 + k % 7), ..none },
+        ] {
             let context = format!("{faults:?}");
             let world = World::new().await;
             let store = FaultStore::with(world.store.clone(), faults);
             let opened = maintainer(memory_lake(store.clone()), Default::default()).await;
             let upkeep = match opened {
                 Ok(upkeep) => upkeep,
-                Err(_) => maintainer(memory_lake(store), Default::default()).await.unwrap_or_else(|e| panic!("{context}: {e}")),
+                Err(_) => maintainer(memory_lake(store), Default::default())
+                    .await
+                    .unwrap_or_else(|e| panic!("{context}: {e}")),
             };
             for _ in 0..3 {
                 drop(upkeep.once().await);
-                land(upkeep.lake.clone().expect("a lake"), vec![0, 1]).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+                land(upkeep.lake.clone().expect("a lake"), vec![0, 1])
+                    .await
+                    .unwrap_or_else(|e| panic!("{context}: {e}"));
             }
             world.check((0..2).chain(20..24), &context).await;
         }
     }
 }
 
-/// A merge whose process stood still between writing its files and naming them: others may take these for a dead writer's.
+/// A merge whose process stood still between writing its files and naming them: others may take these for a
+/// dead writer's.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_merge_that_stood_still_for_over_an_hour_before_a_fence_is_given_up() {
     let name = "cloudflare_httprequest";
-    for (minutes, told) in [(0, Replaced::Done), (59, Replaced::Done), (61, Replaced::Stale), (600, Replaced::Stale)] {
+    for (minutes, told) in
+        [(0, Replaced::Done), (59, Replaced::Done), (61, Replaced::Stale), (600, Replaced::Stale)]
+    {
         let world = World::new().await;
         // Its own clocks tell it nothing.
         let store = world.paused(world.store.clone());
@@ -246,18 +280,33 @@ async fn a_merge_that_stood_still_for_over_an_hour_before_a_fence_is_given_up() 
         let before = merge.snapshot().files().expect("files").remove(0);
         let mut after = before.clone();
         after.path = before.path.replace(".parquet", "-merged.parquet");
-        let bytes = store.objects.get(&before.location(&store, name)).await.expect("there").bytes().await.expect("bytes");
+        let bytes = store
+            .objects
+            .get(&before.location(&store, name))
+            .await
+            .expect("there")
+            .bytes()
+            .await
+            .expect("bytes");
         store.objects.put(&after.location(&store, name), bytes.into()).await.expect("written");
         world.time.pass(Duration::from_secs(60 * minutes));
         let mut vacuum = Upkeep::open(&world.lake(), name).await.expect("a store").expect("a table");
         vacuum.fence(0).await.expect("a fence");
         let change = Change::Compact { target: 1 << 20 };
-        let replaced = merge.replace(change, std::slice::from_ref(&before), std::slice::from_ref(&after), 0).await.expect("a store");
+        let replaced = merge
+            .replace(change, std::slice::from_ref(&before), std::slice::from_ref(&after), 0)
+            .await
+            .expect("a store");
         assert_eq!(replaced, told, "after {minutes} minutes");
         let table = Upkeep::open(&store, name).await.expect("a store").expect("a table");
-        let named: Vec<String> = table.snapshot().files().expect("files").into_iter().map(|file| file.path).collect();
+        let named: Vec<String> =
+            table.snapshot().files().expect("files").into_iter().map(|file| file.path).collect();
         let done = told == Replaced::Done;
-        assert_eq!((named.contains(&before.path), named.contains(&after.path)), (!done, done), "after {minutes} minutes");
+        assert_eq!(
+            (named.contains(&before.path), named.contains(&after.path)),
+            (!done, done),
+            "after {minutes} minutes"
+        );
         world.check(20..24, &format!("after {minutes} minutes")).await;
     }
     // Files that are gone are never named, however young the fence says that they are.
@@ -267,7 +316,8 @@ async fn a_merge_that_stood_still_for_over_an_hour_before_a_fence_is_given_up() 
     let after = DataFile { path: before.path.replace(".parquet", "-merged.parquet"), ..before.clone() };
     let mut vacuum = Upkeep::open(&world.lake(), name).await.expect("a store").expect("a table");
     vacuum.fence(0).await.expect("a fence");
-    let replaced = merge.replace(Change::Compact { target: 1 << 20 }, &[before], &[after], 0).await.expect("a store");
+    let replaced =
+        merge.replace(Change::Compact { target: 1 << 20 }, &[before], &[after], 0).await.expect("a store");
     assert_eq!(replaced, Replaced::Stale);
 }
 
@@ -281,7 +331,10 @@ impl Batching {
     fn new(lake: Arc<Lake>) -> Self {
         let catalog = Catalog::embedded();
         let tables = Arc::new(Tables::new(&catalog, Partitioning::Day));
-        Self { batch: Batch::new(Some(lake), tables, Handle::current()), decoder: Decoder::new(&catalog, LIMITS) }
+        Self {
+            batch: Batch::new(Some(lake), tables, Handle::current()),
+            decoder: Decoder::new(&catalog, LIMITS),
+        }
     }
 
     /// An object's rows are added; what closes it.
@@ -322,7 +375,8 @@ async fn batch_over_a_day(
     tokio::task::spawn_blocking(ended).await.expect("no panic")
 }
 
-/// A batch begins with the first file that it wrote and still means to land: all fences since then concern it, and no earlier one.
+/// A batch begins with the first file that it wrote and still means to land: all fences since then concern
+/// it, and no earlier one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_batch_is_as_old_as_the_oldest_file_that_it_lands() {
     let close = |batching: &mut Batching, n: u64| {
@@ -348,7 +402,8 @@ async fn a_batch_is_as_old_as_the_oldest_file_that_it_lands() {
     assert_eq!((flushed.stale, flushed.landed.len()), (ids(&[0]), 0));
     world.check(others.clone(), "the next object was abandoned").await;
 
-    // Others of the batch landed while an object was at hand of which files were written: that object is as old as before.
+    // Others of the batch landed while an object was at hand of which files were written: that object is as
+    // old as before.
     let world = World::new().await;
     let at_hand = Arc::new(parking_lot::Mutex::new(None));
     let kept = at_hand.clone();
@@ -365,12 +420,17 @@ async fn a_batch_is_as_old_as_the_oldest_file_that_it_lands() {
     assert_eq!((flushed.stale, flushed.landed.len()), (ids(&[1]), 0));
     world.check(others.clone().chain([0]), "an object was at hand").await;
 
-    // Nothing of an object that could not be read lands: the batch is as young as what comes after it, and no file is looked after.
+    // Nothing of an object that could not be read lands: the batch is as young as what comes after it, and no
+    // file is looked after.
     let mut requests = Vec::new();
     for is_abandoned in [false, true] {
         let world = World::new().await;
         let store = FaultStore::with(world.store.clone(), Faults::default());
-        let lake = Arc::new(Lake::open(Store { clock: world.time.clone(), ..memory_lake(store.clone()) }).await.expect("opens"));
+        let lake = Arc::new(
+            Lake::open(Store { clock: world.time.clone(), ..memory_lake(store.clone()) })
+                .await
+                .expect("opens"),
+        );
         let mut batching = Batching::new(lake.clone());
         let begun = move || {
             if is_abandoned {
@@ -400,7 +460,11 @@ async fn keep_up(store: Store) -> Result<(), MaintainError> {
 
 async fn listing(store: &dyn ObjectStore) -> BTreeSet<String> {
     let listed: Vec<ObjectMeta> = store.list(None).try_collect().await.expect("a listing");
-    listed.into_iter().map(|meta| meta.location.to_string()).filter(|path| !path.contains("/_lease/")).collect()
+    listed
+        .into_iter()
+        .map(|meta| meta.location.to_string())
+        .filter(|path| !path.contains("/_lease/"))
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -444,7 +508,12 @@ async fn a_writer_whose_clock_steps_lands_everything_once() {
 fn a_reading_counts_while_nothing_beyond_it_can_have_been_cleaned_up() {
     use flarelake::table::{LogFile, LogFileKind};
     const HOUR: i64 = 3_600_000;
-    let file = |version: u64, kind, written_ms| LogFile { version, kind, written_ms, location: format!("{version}").into() };
+    let file = |version: u64, kind, written_ms| LogFile {
+        version,
+        kind,
+        written_ms,
+        location: format!("{version}").into(),
+    };
     let entry = |version, hours: i64| file(version, LogFileKind::Entry, hours * HOUR);
     let checkpoint = |version, hours: i64| file(version, LogFileKind::Checkpoint, hours * HOUR);
     let at_4 = |files: &[LogFile]| standing(Some(4), Some(100 * HOUR), files);
@@ -465,7 +534,10 @@ fn a_reading_counts_while_nothing_beyond_it_can_have_been_cleaned_up() {
     assert_eq!(standing(Some(4), None, &[entry(5, 101)]), Standing::Gone);
     // Of whose time nothing is known any checkpoint beyond is a doubt.
     assert_eq!(standing(Some(4), None, &[entry(4, 100), entry(5, 101)]), Standing::Sure);
-    assert_eq!(standing(Some(4), None, &[entry(4, 100), entry(5, 101), checkpoint(5, 101)]), Standing::Outrun);
+    assert_eq!(
+        standing(Some(4), None, &[entry(4, 100), entry(5, 101), checkpoint(5, 101)]),
+        Standing::Outrun
+    );
     assert_eq!(standing(None, None, &[entry(0, 100)]), Standing::Sure);
     assert_eq!(standing(None, None, &[entry(0, 100), checkpoint(0, 100)]), Standing::Outrun);
 }

@@ -1,4 +1,5 @@
-//! Local files as others leave them: links, FIFOs and sockets in folders, and files that are being written while they are read.
+//! Local files as others leave them: links, FIFOs and sockets in folders, and files that are being written
+//! while they are read.
 
 use std::fs;
 use std::io::Write as _;
@@ -33,7 +34,8 @@ fn text(path: &Path) -> &str {
 
 /// Runs the program, which has to end by itself.
 fn ends(arguments: &[&str]) -> Output {
-    let mut child = command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
+    let mut child =
+        command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
     let end = Instant::now() + Duration::from_secs(30);
     while child.try_wait().expect("its state").is_none() {
         if Instant::now() > end {
@@ -53,7 +55,8 @@ fn fifo(path: &Path) {
     assert!(Command::new("mkfifo").arg(path).status().expect("started").success());
 }
 
-/// A folder into which others drop logs, with a log, two links to what is elsewhere, a FIFO and a socket; and a log that is elsewhere.
+/// A folder into which others drop logs, with a log, two links to what is elsewhere, a FIFO and a socket; and
+/// a log that is elsewhere.
 fn drop_folder(dir: &Path) -> (PathBuf, UnixListener) {
     let (logs, elsewhere) = (dir.join("logs"), dir.join("elsewhere"));
     fs::create_dir_all(logs.join("sub")).expect("a folder");
@@ -75,19 +78,40 @@ fn links_and_what_is_no_file_are_passed_over_in_folders_and_said() {
     let lake = dir.path().join("lake");
     let told = "2 symbolic links passed over (--follow-links reads what they lead to)";
     let dry = ends(&["backfill", "--dry-run", text(&logs)]);
-    assert!(dry.status.success() && said(&dry).contains("objects: 1 decoded") && said(&dry).contains(told), "{}", said(&dry));
+    assert!(
+        dry.status.success() && said(&dry).contains("objects: 1 decoded") && said(&dry).contains(told),
+        "{}",
+        said(&dry)
+    );
     let run = |more: &[&str]| ends(&[&["--lake", text(&lake), "backfill"], more].concat());
     let output = run(&[text(&logs)]);
     assert!(output.status.success() && said(&output).contains("objects: 1 landed"), "{}", said(&output));
-    assert!(said(&output).contains(told) && said(&output).contains("2 passed over that are no files"), "{}", said(&output));
+    assert!(
+        said(&output).contains(told) && said(&output).contains("2 passed over that are no files"),
+        "{}",
+        said(&output)
+    );
     assert_eq!(query_one(&lake, "SELECT count(*) FROM cloudflare_httprequest"), 1);
     // A folder that is named is meant, also if it is a link itself; what is in it is treated as ever.
     symlink(&logs, dir.path().join("named")).expect("a link");
     let output = run(&[text(&dir.path().join("named"))]);
-    assert!(output.status.success() && said(&output).contains("0 landed, 1 already there"), "{}", said(&output));
+    assert!(
+        output.status.success() && said(&output).contains("0 landed, 1 already there"),
+        "{}",
+        said(&output)
+    );
     let output = run(&["--follow-links", text(&logs)]);
-    assert!(output.status.success() && said(&output).contains("objects: 2 landed, 1 already there"), "{}", said(&output));
-    assert!(!said(&output).contains("symbolic links") && said(&output).contains("2 passed over that are no files"), "{}", said(&output));
+    assert!(
+        output.status.success() && said(&output).contains("objects: 2 landed, 1 already there"),
+        "{}",
+        said(&output)
+    );
+    assert!(
+        !said(&output).contains("symbolic links")
+            && said(&output).contains("2 passed over that are no files"),
+        "{}",
+        said(&output)
+    );
     assert_eq!(query_one(&lake, "SELECT count(*) FROM cloudflare_httprequest"), 6);
 }
 
@@ -102,7 +126,8 @@ fn a_glob_passes_over_the_same_and_never_waits() {
     for (pattern, more, objects, links, others) in [
         ("logs/sub/*.log", &[][..], 1, 1, 1),
         ("logs/s*/own.log", &[], 1, 0, 0),
-        // A folder that a pattern brings is looked through; a link to one is passed over, and so is what is behind it.
+        // A folder that a pattern brings is looked through; a link to one is passed over, and so is what is
+        // behind it.
         ("logs/*", &[], 1, 2, 2),
         ("logs/*/secret.log", &[], 0, 1, 0),
         ("logs/*/secret.log", &["--follow-links"], 1, 0, 0),
@@ -113,15 +138,30 @@ fn a_glob_passes_over_the_same_and_never_waits() {
     ] {
         let output = run(pattern, more);
         let told = said(&output);
-        assert!(output.status.success() && told.contains(&format!("objects: {objects} decoded")), "{pattern} {more:?}: {told}");
-        assert_eq!(told.contains(&format!("{links} symbolic links passed over")), links > 0, "{pattern} {more:?}: {told}");
-        assert_eq!(told.contains(&format!("{others} passed over that are no files")), others > 0, "{pattern} {more:?}: {told}");
+        assert!(
+            output.status.success() && told.contains(&format!("objects: {objects} decoded")),
+            "{pattern} {more:?}: {told}"
+        );
+        assert_eq!(
+            told.contains(&format!("{links} symbolic links passed over")),
+            links > 0,
+            "{pattern} {more:?}: {told}"
+        );
+        assert_eq!(
+            told.contains(&format!("{others} passed over that are no files")),
+            others > 0,
+            "{pattern} {more:?}: {told}"
+        );
     }
     assert!(said(&run("logs/none*", &[])).contains("nothing is there"));
     // Who names a FIFO is told what to do; nobody waits for it.
     let output = ends(&["backfill", "--dry-run", text(&logs.join("sub/pipe.log"))]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(said(&output).contains("pipe.log: not read: it is a FIFO") && said(&output).contains("backfill -"), "{}", said(&output));
+    assert!(
+        said(&output).contains("pipe.log: not read: it is a FIFO") && said(&output).contains("backfill -"),
+        "{}",
+        said(&output)
+    );
     // A link that is named is meant.
     let output = ends(&["backfill", "--dry-run", text(&logs.join("sub/a.log"))]);
     assert!(said(&output).contains("cloudflare_httprequest 3"), "{}", said(&output));
@@ -194,7 +234,8 @@ async fn decoded_after(bytes: &[u8], change: impl FnOnce(&Path)) -> (Result<(), 
     let work = move || {
         let catalog = Catalog::embedded();
         let tables = Arc::new(Tables::new(&catalog, Partitioning::Day));
-        let mut worker = Worker::new(&catalog, tables, Some(lake), settings(), Arc::default(), Handle::current());
+        let mut worker =
+            Worker::new(&catalog, tables, Some(lake), settings(), Arc::default(), Handle::current());
         let worked = worker.work(object, input, Place::START, None);
         worker.flush().expect("lands");
         worked
@@ -208,11 +249,23 @@ type Change<'a> = &'a dyn Fn(&Path);
 async fn of_a_large_file_that_changes_after_it_was_hashed_nothing_lands() {
     let plain = LINE.repeat((3 << 20) / LINE.len());
     let zipped = stored_gzip(plain.as_bytes());
-    let append = |path: &Path| fs::File::options().append(true).open(path).and_then(|mut f| f.write_all(LINE.as_bytes())).expect("written");
-    let shorten = |path: &Path| fs::File::options().write(true).open(path).and_then(|f| f.set_len(2 << 20)).expect("cut");
+    let append = |path: &Path| {
+        fs::File::options()
+            .append(true)
+            .open(path)
+            .and_then(|mut f| f.write_all(LINE.as_bytes()))
+            .expect("written")
+    };
+    let shorten = |path: &Path| {
+        fs::File::options().write(true).open(path).and_then(|f| f.set_len(2 << 20)).expect("cut")
+    };
     let overwrite = |path: &Path| {
         use std::os::unix::fs::FileExt as _;
-        fs::File::options().write(true).open(path).and_then(|f| f.write_all_at(b"9", 2 << 20)).expect("written");
+        fs::File::options()
+            .write(true)
+            .open(path)
+            .and_then(|f| f.write_all_at(b"9", 2 << 20))
+            .expect("written");
     };
     let changes: [(&str, &[u8], Change<'_>); 4] = [
         ("appended to", plain.as_bytes(), &append),
@@ -224,7 +277,10 @@ async fn of_a_large_file_that_changes_after_it_was_hashed_nothing_lands() {
     for (what, bytes, change) in changes {
         let (worked, inner) = decoded_after(bytes, change).await;
         let error = worked.expect_err(what);
-        assert!(error.has_changed() && error.to_string().contains("it changed while it was read"), "{what}: {error}");
+        assert!(
+            error.has_changed() && error.to_string().contains("it changed while it was read"),
+            "{what}: {error}"
+        );
         assert!(read_ledger(inner.as_ref()).await.is_empty(), "{what}");
     }
     // Unchanged, it lands, and so does what is broken from the start, as a reject.
@@ -270,7 +326,12 @@ fn a_file_that_is_being_written_is_left_out_and_lands_once_when_it_is_done() {
     let told = said(&output);
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(told.contains("objects: 1 landed") && told.contains("1 failed"), "{told}");
-    assert!(told.contains("growing.log: it changed while it was read, 3 times: nothing of it landed; run it again when"), "{told}");
+    assert!(
+        told.contains(
+            "growing.log: it changed while it was read, 3 times: nothing of it landed; run it again when"
+        ),
+        "{told}"
+    );
     assert_eq!(query_one(&lake, "SELECT count(*) FROM cloudflare_httprequest"), 7);
     for landed in ["1 landed, 1 already there", "0 landed, 2 already there"] {
         let output = run();

@@ -6,7 +6,8 @@ use serde_json::{Map, Value};
 use crate::support::{LIMITS, Outcome, WRITTEN, context, decode, decode_in_steps, json_rows};
 use flarelake::config::Partitioning;
 use flarelake::decode::decoder::Decoder;
-use flarelake::decode::json::{Keys, Scanner};
+use flarelake::decode::json::Scanner;
+use flarelake::decode::keys::Keys;
 use flarelake::decode::object::{Object, ObjectContext, ObjectId};
 use flarelake::decode::reject::{Reason, Reject};
 use flarelake::decode::split::{Piece, Place, Splitter};
@@ -44,7 +45,9 @@ fn cases(text: &str, short_times: bool) -> Vec<Case> {
     let mut cases: Vec<Case> = serde_saphyr::from_str(text).expect("the cases are YAML");
     if short_times {
         let long = |text: &str| {
-            text.replace("{T", &format!("{{{TIME}")).replace("  T,", &format!("  {TIME},")).replace("{ T", &format!("{{ {TIME}"))
+            text.replace("{T", &format!("{{{TIME}"))
+                .replace("  T,", &format!("  {TIME},"))
+                .replace("{ T", &format!("{{ {TIME}"))
         };
         for case in &mut cases {
             case.input = long(&case.input);
@@ -58,18 +61,36 @@ fn cases(text: &str, short_times: bool) -> Vec<Case> {
 
 /// Columns that a row need not list: they are in every row, or are the record's time.
 fn goes_without_saying(column: &str) -> bool {
-    matches!(column, "p_event_time" | "p_parse_time" | "p_log_type" | "p_row_id" | "Datetime" | "EdgeStartTimestamp" | "Timestamp")
+    matches!(
+        column,
+        "p_event_time"
+            | "p_parse_time"
+            | "p_log_type"
+            | "p_row_id"
+            | "Datetime"
+            | "EdgeStartTimestamp"
+            | "Timestamp"
+    )
 }
 
 fn check(case: &Case, outcome: &Outcome) {
     let name = &case.name;
-    assert_eq!(outcome.rows.len(), case.rows.len(), "{name}: rows {:#?}\nrejects {:#?}", outcome.rows, outcome.rejects);
+    assert_eq!(
+        outcome.rows.len(),
+        case.rows.len(),
+        "{name}: rows {:#?}\nrejects {:#?}",
+        outcome.rows,
+        outcome.rejects
+    );
     // Rows come by log type, in the catalog's order, which is the order the cases list them in.
     for (row, expected) in outcome.rows.iter().zip(&case.rows) {
         for (column, value) in row.as_object().expect("a row is an object") {
             match expected.get(column) {
                 Some(expected) => assert_eq!(value, expected, "{name}: column {column}"),
-                None => assert!(value.is_null() || goes_without_saying(column), "{name}: column {column} is {value}, not null"),
+                None => assert!(
+                    value.is_null() || goes_without_saying(column),
+                    "{name}: column {column} is {value}, not null"
+                ),
             }
         }
         for column in expected.keys() {
@@ -88,7 +109,11 @@ fn check(case: &Case, outcome: &Outcome) {
         assert!(!reject.message.is_empty(), "{context}");
     }
     let counts = outcome.counts;
-    assert_eq!((counts.rows, counts.rejects, counts.skipped), (case.rows.len() as u64, case.rejects.len() as u64, case.skipped), "{name}");
+    assert_eq!(
+        (counts.rows, counts.rejects, counts.skipped),
+        (case.rows.len() as u64, case.rejects.len() as u64, case.skipped),
+        "{name}"
+    );
     assert_eq!(counts.records, counts.rows + counts.rejects + counts.skipped, "{name}");
 }
 
@@ -101,7 +126,12 @@ fn check_all(text: &str, short_times: bool, at_least: usize) {
         // However the bytes arrive, they are the same records.
         let mut decoder = Decoder::new(&Catalog::embedded(), LIMITS);
         for step in [1, 2, 3, 7, 64] {
-            assert_eq!(decode_in_steps(&mut decoder, case.input.as_bytes(), step), outcome, "{} in steps of {step}", case.name);
+            assert_eq!(
+                decode_in_steps(&mut decoder, case.input.as_bytes(), step),
+                outcome,
+                "{} in steps of {step}",
+                case.name
+            );
         }
     }
 }
@@ -119,7 +149,8 @@ fn every_rule_of_framing() {
 #[test]
 fn invalid_utf8_costs_its_own_record_only() {
     let good = format!("{{{TIME},\"ZoneID\":1}}\n");
-    let bad = [b"{\"EdgeStartTimestamp\":1653974623,\"ClientIP\":\"".as_slice(), b"\xff\xfe", b"\"}\n"].concat();
+    let bad =
+        [b"{\"EdgeStartTimestamp\":1653974623,\"ClientIP\":\"".as_slice(), b"\xff\xfe", b"\"}\n"].concat();
     let outcome = decode(&[good.as_bytes(), &bad, good.as_bytes(), &bad, good.as_bytes()].concat());
     assert_eq!(outcome.rows.len(), 3);
     assert_eq!(outcome.rejects.len(), 2);
@@ -138,9 +169,15 @@ fn a_record_over_the_limit_costs_itself_only_and_keeps_its_beginning() {
             let mut decoder = Decoder::new(&Catalog::embedded(), LIMITS);
             let outcome = decode_in_steps(&mut decoder, input.as_bytes(), step);
             assert_eq!(outcome.rows.len(), 2, "steps of {step}");
-            let [reject] = outcome.rejects.as_slice() else { panic!("one reject, not {}", outcome.rejects.len()) };
+            let [reject] = outcome.rejects.as_slice() else {
+                panic!("one reject, not {}", outcome.rejects.len())
+            };
             assert_eq!(reject.reason.code(), "record_too_large");
-            assert_eq!((reject.offset, reject.length), (Some(good.len() as u64), Some(long.len() as u64)), "steps of {step}");
+            assert_eq!(
+                (reject.offset, reject.length),
+                (Some(good.len() as u64), Some(long.len() as u64)),
+                "steps of {step}"
+            );
             assert_eq!(reject.payload.as_deref(), Some(&long.as_bytes()[..1 << 20]));
         }
     }
@@ -166,11 +203,18 @@ fn a_record_over_the_limit_costs_no_neighbour_in_an_array_either() {
     let good = |n: usize| format!("{{{TIME},\"ZoneID\":{n}}}");
     let long = format!("{{{TIME},\"ClientIP\":\"{}\"}}", "{[x".repeat(700_000));
     for broken in [long.clone(), long.replace(":1653974623", ":tru")] {
-        let pretty = |record: &str| format!("  {}", record.replacen(',', ",\n    ", 1).replacen('}', "\n  }", 1));
+        let pretty =
+            |record: &str| format!("  {}", record.replacen(',', ",\n    ", 1).replacen('}', "\n  }", 1));
         let inputs = [
             format!("[{},{broken},{},{}]", good(1), good(2), good(3)),
             format!("{}{broken}{}{}", good(1), good(2), good(3)),
-            format!("[\n{},\n{},\n{},\n{}\n]\n", pretty(&good(1)), pretty(&broken), pretty(&good(2)), pretty(&good(3))),
+            format!(
+                "[\n{},\n{},\n{},\n{}\n]\n",
+                pretty(&good(1)),
+                pretty(&broken),
+                pretty(&good(2)),
+                pretty(&good(3))
+            ),
         ];
         for input in inputs {
             for step in [input.len(), 300_001] {
@@ -201,14 +245,21 @@ fn a_host_has_at_most_253_bytes() {
     for (length, is_host) in [(1, true), (253, true), (254, false), (8_000, false)] {
         let host = "h".repeat(length);
         for referrer in [format!("https://{host}/x"), format!("https://{host}.:443/x"), host.clone()] {
-            let row = decode(format!("{{{TIME},\"ClientRequestReferer\":\"{referrer}\"}}").as_bytes()).rows.remove(0);
+            let row = decode(format!("{{{TIME},\"ClientRequestReferer\":\"{referrer}\"}}").as_bytes())
+                .rows
+                .remove(0);
             assert_eq!(row["ClientRequestReferer"], referrer);
-            assert_eq!(row["p_any_domain_names"], if is_host { serde_json::json!([host]) } else { Value::Null }, "{length}");
+            assert_eq!(
+                row["p_any_domain_names"],
+                if is_host { serde_json::json!([host]) } else { Value::Null },
+                "{length}"
+            );
         }
     }
 }
 
-/// What an object says of its own age is a bound only if it can be true: archives and file systems give it any time.
+/// What an object says of its own age is a bound only if it can be true: archives and file systems give it
+/// any time.
 #[test]
 fn a_time_that_no_object_was_written_at_makes_no_record_implausible() {
     const DAY: i64 = 86_400_000_000;
@@ -221,12 +272,24 @@ fn a_time_that_no_object_was_written_at_makes_no_record_implausible() {
         decoder.begin(ObjectContext { last_modified, ..context(None) }, Place::START);
         decoder.decode(input.as_bytes(), 0, true);
         let decoded = decoder.take();
-        assert!(decoded.rejects.iter().all(|reject| reject.reason.code() == "implausible_event_time"), "{:?}", decoded.rejects);
+        assert!(
+            decoded.rejects.iter().all(|reject| reject.reason.code() == "implausible_event_time"),
+            "{:?}",
+            decoded.rejects
+        );
         decoder.counts().rows
     };
     assert_eq!(rows(Some(WRITTEN)), 2);
     // None, 1970, before it, 2009, the year 12345.
-    for untold in [None, Some(0), Some(-DAY), Some(i64::MIN), Some(first - 1), Some(327_403_382_400_000_000), Some(i64::MAX)] {
+    for untold in [
+        None,
+        Some(0),
+        Some(-DAY),
+        Some(i64::MIN),
+        Some(first - 1),
+        Some(327_403_382_400_000_000),
+        Some(i64::MAX),
+    ] {
         assert_eq!(rows(untold), 4, "{untold:?}");
     }
 }
@@ -235,8 +298,14 @@ fn a_time_that_no_object_was_written_at_makes_no_record_implausible() {
 #[test]
 fn rejects_of_absurd_times_stand_in_dates_that_can_be_read() {
     let spec = failures_spec(Partitioning::Day);
-    let reject =
-        Reject { reason: Reason::InvalidJson, message: "x".into(), log_type: None, offset: Some(0), length: Some(1), payload: None };
+    let reject = Reject {
+        reason: Reason::InvalidJson,
+        message: "x".into(),
+        log_type: None,
+        offset: Some(0),
+        length: Some(1),
+        payload: None,
+    };
     for (last_modified, date) in [
         (WRITTEN, "2026-06-01"),
         (0, "1970-01-01"),
@@ -257,12 +326,19 @@ fn rejects_of_absurd_times_stand_in_dates_that_can_be_read() {
             source_label: None,
         };
         let rows = reject_rows(&spec, &object, std::slice::from_ref(&reject), WRITTEN);
-        let files = encode(&spec, std::slice::from_ref(&rows)).collect::<Result<Vec<_>, _>>().expect("a file");
+        let files =
+            encode(&spec, std::slice::from_ref(&rows)).collect::<Result<Vec<_>, _>>().expect("a file");
         assert_eq!(files[0].file.partition_values["p_event_date"], date);
         let time = json_rows(&rows)[0]["p_event_time"].as_str().expect("a time").to_owned();
         assert!(time.starts_with(date), "{time} in {date}");
-        let outcome =
-            ObjectOutcome { object, replayed: None, rows: Default::default(), rejects: Default::default(), skipped: 0, event_times: None };
+        let outcome = ObjectOutcome {
+            object,
+            replayed: None,
+            rows: Default::default(),
+            rejects: Default::default(),
+            skipped: 0,
+            event_times: None,
+        };
         let line = &json_rows(&ledger_rows(&ledger_spec(), &[outcome], WRITTEN))[0];
         assert!(line["last_modified"].as_str().expect("a time").starts_with(date), "{line}");
     }
@@ -275,15 +351,17 @@ fn a_table_is_one_reject_however_large_it_is() {
     for step in [table.len(), 1 << 16, 777_777] {
         let mut decoder = Decoder::new(&Catalog::embedded(), LIMITS);
         let outcome = decode_in_steps(&mut decoder, table.as_bytes(), step);
-        let [reject] = outcome.rejects.as_slice() else { panic!("one reject, not {}", outcome.rejects.len()) };
+        let [reject] = outcome.rejects.as_slice() else {
+            panic!("one reject, not {}", outcome.rejects.len())
+        };
         assert!(reject.message.contains("CSV") && reject.message.contains("ndjson"), "{}", reject.message);
         assert_eq!((reject.offset, reject.length), (Some(0), Some(table.len() as u64 - 1)));
         assert_eq!(reject.payload.as_deref(), Some(&table.as_bytes()[..1 << 20]));
     }
 }
 
-/// Lines that open brackets and never close them, so that every one begins inside the one before: each byte is read a few times,
-/// not once for every level.
+/// Lines that open brackets and never close them, so that every one begins inside the one before: each byte
+/// is read a few times, not once for every level.
 #[test]
 fn nested_storms_are_read_in_proportion_to_their_length() {
     let deep = |line: &str| line.repeat(20_000);
@@ -293,7 +371,10 @@ fn nested_storms_are_read_in_proportion_to_their_length() {
         ("three brackets a line", deep(" {\"a\":{\"b\":[\n")),
         ("fields before them", deep(" {\"EdgeStartTimestamp\":1653974623,\"b\":[1,2],\"a\":[\n")),
         ("an error behind thirty", broken(" {\"a\":[\n")),
-        ("a long list behind thirty", format!("{}{}", " {\"a\":[\n".repeat(30), " {\"b\":1},\n".repeat(20_000))),
+        (
+            "a long list behind thirty",
+            format!("{}{}", " {\"a\":[\n".repeat(30), " {\"b\":1},\n".repeat(20_000)),
+        ),
         ("closed at the end", format!("{}1{}", " {\"a\":[\n".repeat(15), " ]}\n".repeat(15)).repeat(600)),
     ] {
         let mut scanner = Scanner::new(Keys::new(["EdgeStartTimestamp"]), 64);

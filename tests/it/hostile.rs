@@ -1,5 +1,5 @@
-//! What strangers choose: text that would steer a terminal, requests that never end, statements that a program wrote, and a
-//! stderr that nobody reads. Each is answered or refused, and ends nothing but itself.
+//! What strangers choose: text that would steer a terminal, requests that never end, statements that a
+//! program wrote, and a stderr that nobody reads. Each is answered or refused, and ends nothing but itself.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -18,7 +18,8 @@ use serde_json::{Value, json};
 
 use crate::support::{command, flarelake, query_one, stdout};
 
-/// A title for the terminal's window, red, an erased screen, C1's way to say the same, and text from right to left.
+/// A title for the terminal's window, red, an erased screen, C1's way to say the same, and text from right to
+/// left.
 const AGENT: &str = "\u{1b}]0;pwned\u{7}\u{1b}[31mred\u{1b}[2J\u{9b}31m\u{202e}gnp.exe";
 
 fn text(path: &Path) -> &str {
@@ -36,8 +37,12 @@ fn is_raw(text: &str) -> bool {
 /// A lake with requests of these user agents.
 fn lake(dir: &Path, agents: &[&str]) -> String {
     let log = dir.join("agents.log");
-    let line =
-        |agent: &&str| format!("{}\n", json!({"EdgeStartTimestamp": "2026-01-15T10:00:00Z", "ClientRequestUserAgent": agent, "ZoneID": 1}));
+    let line = |agent: &&str| {
+        format!(
+            "{}\n",
+            json!({"EdgeStartTimestamp": "2026-01-15T10:00:00Z", "ClientRequestUserAgent": agent, "ZoneID": 1})
+        )
+    };
     std::fs::write(&log, agents.iter().map(line).collect::<String>()).expect("written");
     let lake = text(&dir.join("lake")).to_owned();
     stdout(&flarelake(&["--lake", &lake, "backfill", text(&log)]));
@@ -74,13 +79,18 @@ fn neither_errors_nor_results_steer_a_terminal() {
     let dir = tempfile::tempdir().expect("a folder");
     let lake = lake(dir.path(), &[AGENT]);
     let ask = |arguments: &[&str]| flarelake(&[&["--lake", &lake, "query"], arguments].concat());
-    for expression in
-        ["cast(ClientRequestUserAgent as bigint)", "to_timestamp(ClientRequestUserAgent)", "cast(ClientRequestUserAgent as date)"]
-    {
+    for expression in [
+        "cast(ClientRequestUserAgent as bigint)",
+        "to_timestamp(ClientRequestUserAgent)",
+        "cast(ClientRequestUserAgent as date)",
+    ] {
         let output = ask(&[&format!("select {expression} from cloudflare_httprequest")]);
         let told = stderr(&output);
         assert_eq!(output.status.code(), Some(1), "{expression}");
-        assert!(told.contains("pwned") && told.contains("\\u{1b}") && !is_raw(&told), "{expression}: {told:?}");
+        assert!(
+            told.contains("pwned") && told.contains("\\u{1b}") && !is_raw(&told),
+            "{expression}: {told:?}"
+        );
     }
     let sql = "select ClientRequestUserAgent as a, map {ClientRequestUserAgent: 1} as m from cloudflare_httprequest";
     for format in ["table", "json", "ndjson"] {
@@ -90,10 +100,17 @@ fn neither_errors_nor_results_steer_a_terminal() {
     let row: Value = serde_json::from_str(&stdout(&ask(&[sql, "--format", "ndjson"]))).expect("JSON");
     assert_eq!(row["a"], AGENT, "and says the same");
     // Not to a terminal: every byte is as it was.
-    assert!(stdout(&ask(&["select ClientRequestUserAgent as a from cloudflare_httprequest", "--format", "csv"])).contains(AGENT));
+    assert!(
+        stdout(&ask(&["select ClientRequestUserAgent as a from cloudflare_httprequest", "--format", "csv"]))
+            .contains(AGENT)
+    );
     let found = flarelake(&["--lake", &lake, "search", "--since", "9000d", &format!("x{AGENT}")]);
     assert!(!is_raw(&stdout(&found)), "{:?}", stdout(&found));
-    for arguments in [&["--lake", &lake, "query", AGENT][..], &["--lake", &lake, "query", "-f", AGENT], &["--lake", AGENT, "tables"]] {
+    for arguments in [
+        &["--lake", &lake, "query", AGENT][..],
+        &["--lake", &lake, "query", "-f", AGENT],
+        &["--lake", AGENT, "tables"],
+    ] {
         let output = flarelake(arguments);
         assert!(!output.status.success() && !is_raw(&stderr(&output)), "{:?}", stderr(&output));
     }
@@ -105,7 +122,12 @@ fn csv_is_escaped_for_a_terminal_and_safe_for_a_spreadsheet_if_asked() {
     let lake = lake(dir.path(), &[AGENT, "=cmd|'/C calc'!A0", "+1", "-1", "@x", "\tx", "'x", "x=1"]);
     let sql = "select ClientRequestUserAgent as a, -1 as n from cloudflare_httprequest order by p_row_id";
     let plain = stdout(&flarelake(&["--lake", &lake, "query", "--format", "csv", sql]));
-    let cells = |csv: &str| csv.lines().skip(1).map(|line| line.rsplit_once(',').expect("two cells").0.to_owned()).collect::<Vec<_>>();
+    let cells = |csv: &str| {
+        csv.lines()
+            .skip(1)
+            .map(|line| line.rsplit_once(',').expect("two cells").0.to_owned())
+            .collect::<Vec<_>>()
+    };
     assert_eq!(cells(&plain), [AGENT, "=cmd|'/C calc'!A0", "+1", "-1", "@x", "\tx", "'x", "x=1"]);
     let safe = stdout(&flarelake(&["--lake", &lake, "query", "--format", "csv", "--csv-safe", sql]));
     assert_eq!(cells(&safe), [AGENT, "'=cmd|'/C calc'!A0", "'+1", "'-1", "'@x", "'\tx", "'x", "x=1"]);
@@ -114,19 +136,34 @@ fn csv_is_escaped_for_a_terminal_and_safe_for_a_spreadsheet_if_asked() {
     // On a terminal, which Python makes.
     let script = "import os, pty, sys\nout = b''\ndef read(fd):\n    global out\n    data = os.read(fd, 65536)\n    out += data\n    return b'.'\npty.spawn(sys.argv[1:], read)\nsys.stdout.write(ascii(out.decode()))";
     let program = env!("CARGO_BIN_EXE_flarelake");
-    let output = Command::new("python3").args(["-c", script, program, "--lake", &lake, "query", "--format", "csv", sql]).output();
+    let output = Command::new("python3")
+        .args(["-c", script, program, "--lake", &lake, "query", "--format", "csv", sql])
+        .output();
     let shown = stdout(&output.expect("Python"));
-    assert!(shown.contains("pwned") && !shown.contains("\\x1b]0") && !shown.contains("\\x9b") && !shown.contains("\\u202e"), "{shown}");
+    assert!(
+        shown.contains("pwned")
+            && !shown.contains("\\x1b]0")
+            && !shown.contains("\\x9b")
+            && !shown.contains("\\u202e"),
+        "{shown}"
+    );
 }
 
 #[test]
 fn cells_of_every_kind_are_made_safe() {
-    let schema = std::sync::Arc::new(Schema::new(vec![Field::new("=name", DataType::Utf8, true), Field::new("n", DataType::Int64, true)]));
-    let columns: Vec<ArrayRef> =
-        vec![std::sync::Arc::new(StringArray::from(vec![Some("\r=1"), None])), std::sync::Arc::new(Int64Array::from(vec![-5, 5]))];
+    let schema = std::sync::Arc::new(Schema::new(vec![
+        Field::new("=name", DataType::Utf8, true),
+        Field::new("n", DataType::Int64, true),
+    ]));
+    let columns: Vec<ArrayRef> = vec![
+        std::sync::Arc::new(StringArray::from(vec![Some("\r=1"), None])),
+        std::sync::Arc::new(Int64Array::from(vec![-5, 5])),
+    ];
     let batch = RecordBatch::try_new(schema.clone(), columns).expect("a batch");
     let mut bytes = Vec::new();
-    let mut renderer = Renderer::new(Format::Csv(Cells { shown: true, no_formulas: true }), schema, &mut bytes).expect("memory");
+    let mut renderer =
+        Renderer::new(Format::Csv(Cells { shown: true, no_formulas: true }), schema, &mut bytes)
+            .expect("memory");
     renderer.write(batch).expect("memory");
     renderer.finish().expect("memory");
     assert_eq!(String::from_utf8(bytes).expect("text"), "'=name,n\n'\\r=1,-5\n,5\n");
@@ -138,7 +175,11 @@ fn a_name_forges_no_line_of_the_log() {
     let logs = dir.path().join("logs");
     std::fs::create_dir(&logs).expect("a folder");
     // Broken compression is told with the object's name.
-    std::fs::write(logs.join("a\u{1b}[31mb\nERROR fake \u{202e}"), [0x1f, 0x8b, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8]).expect("written");
+    std::fs::write(
+        logs.join("a\u{1b}[31mb\nERROR fake \u{202e}"),
+        [0x1f, 0x8b, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8],
+    )
+    .expect("written");
     let lake = dir.path().join("lake");
     let output = flarelake(&["--lake", text(&lake), "backfill", text(&logs)]);
     let told = stderr(&output);
@@ -146,7 +187,12 @@ fn a_name_forges_no_line_of_the_log() {
     assert!(!told.lines().any(|line| line.starts_with("ERROR")), "{told}");
     let mut json_log = command(&["--lake", text(&dir.path().join("other")), "backfill", text(&logs)]);
     let told = stderr(&json_log.env("FLARELAKE_LOG", "json").output().expect("started"));
-    assert!(told.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()) && !is_raw(&told) && told.contains("fake"), "{told:?}");
+    assert!(
+        told.lines().all(|line| serde_json::from_str::<Value>(line).is_ok())
+            && !is_raw(&told)
+            && told.contains("fake"),
+        "{told:?}"
+    );
 }
 
 #[test]
@@ -157,19 +203,29 @@ fn a_stderr_that_nobody_reads_ends_nothing() {
     for n in 0..20 {
         let good = format!("{{\"EdgeStartTimestamp\":\"2026-01-15T10:00:{n:02}Z\",\"ZoneID\":1}}\n");
         std::fs::write(logs.join(format!("{n}.log")), good).expect("written");
-        std::fs::write(logs.join(format!("{n}.gz")), [0x1f, 0x8b, 8, 0, 1, 2, 3, 4, 5, 6, 7, n]).expect("written");
+        std::fs::write(logs.join(format!("{n}.gz")), [0x1f, 0x8b, 8, 0, 1, 2, 3, 4, 5, 6, 7, n])
+            .expect("written");
     }
     let program = env!("CARGO_BIN_EXE_flarelake");
     // The reader has gone before the first line is written; a full disk; and no stderr at all.
     for broken in ["2>&1 >/dev/null | true", "2>/dev/full >/dev/null", "2>&- >/dev/null"] {
         let lake = format!("{}-{}", lake.display(), broken.len());
         let rc = dir.path().join("rc");
-        let line = format!("(RUST_LOG=debug {program} --lake {lake} backfill {}; echo $? > {}) {broken}", logs.display(), rc.display());
+        let line = format!(
+            "(RUST_LOG=debug {program} --lake {lake} backfill {}; echo $? > {}) {broken}",
+            logs.display(),
+            rc.display()
+        );
         assert!(Command::new("sh").args(["-c", &line]).status().expect("a shell").success());
         assert_eq!(std::fs::read_to_string(&rc).expect("it ended").trim(), "0", "{broken}");
-        assert_eq!(query_one(Path::new(&lake), "select count(*) from cloudflare_httprequest"), 20, "{broken}");
+        assert_eq!(
+            query_one(Path::new(&lake), "select count(*) from cloudflare_httprequest"),
+            20,
+            "{broken}"
+        );
         // And an error is still an error.
-        let line = format!("({program} --lake {lake} query 'select nothing'; echo $? > {}) {broken}", rc.display());
+        let line =
+            format!("({program} --lake {lake} query 'select nothing'; echo $? > {}) {broken}", rc.display());
         assert!(Command::new("sh").args(["-c", &line]).status().expect("a shell").success());
         assert_eq!(std::fs::read_to_string(&rc).expect("it ended").trim(), "1", "{broken}");
     }
@@ -188,7 +244,8 @@ fn get(address: SocketAddr, path: &str) -> String {
 async fn those_who_never_finish_a_request_keep_nobody_from_metrics() {
     let (metrics, registry) = Metrics::new();
     let metrics = std::sync::Arc::new(metrics);
-    let address = serve("127.0.0.1:0".parse().expect("an address"), metrics.clone(), registry).await.expect("served");
+    let address =
+        serve("127.0.0.1:0".parse().expect("an address"), metrics.clone(), registry).await.expect("served");
     let asking = tokio::task::spawn_blocking(move || {
         let slow: Vec<TcpStream> = (0..200)
             .map(|_| {
@@ -200,13 +257,20 @@ async fn those_who_never_finish_a_request_keep_nobody_from_metrics() {
         let began = Instant::now();
         let answer = get(address, "/healthz");
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ok\n"), "{answer}");
-        assert!(began.elapsed() < Duration::from_secs(3), "it waited for none of them: {:?}", began.elapsed());
+        assert!(
+            began.elapsed() < Duration::from_secs(3),
+            "it waited for none of them: {:?}",
+            began.elapsed()
+        );
         // Most are gone already, and the others soon, whatever they still send.
         for mut connection in slow {
             connection.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
             let mut rest = Vec::new();
             let ended = connection.read_to_end(&mut rest);
-            assert!(ended.is_ok() || ended.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset), "it is still open");
+            assert!(
+                ended.is_ok() || ended.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset),
+                "it is still open"
+            );
         }
         assert!(get(address, "/metrics").contains("flarelake_ready"));
         metrics.started();
@@ -214,9 +278,13 @@ async fn those_who_never_finish_a_request_keep_nobody_from_metrics() {
         // Who asks is not told where the logs come from.
         let queue = "https://sqs.eu-west-1.amazonaws.com/123456789012/cloudflare-logs";
         metrics.tell(queue, Some(format!("{queue}: access denied; allow sqs:ReceiveMessage")));
-        metrics.tell("cf", Some("s3://acme-cloudflare-logs/http_requests/x.log.gz: access denied".to_owned()));
+        metrics
+            .tell("cf", Some("s3://acme-cloudflare-logs/http_requests/x.log.gz: access denied".to_owned()));
         let answer = get(address, "/readyz");
-        assert!(answer.starts_with("HTTP/1.1 503") && !answer.contains("amazonaws") && !answer.contains("acme"), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 503") && !answer.contains("amazonaws") && !answer.contains("acme"),
+            "{answer}"
+        );
     });
     asking.await.expect("no panic");
 }
@@ -226,7 +294,12 @@ fn as_many_files_may_be_open_as_the_system_allows() {
     let dir = tempfile::tempdir().expect("a folder");
     let lake = lake(dir.path(), &["x"]);
     let line = format!("ulimit -Sn 64; exec {} --lake {lake} query", env!("CARGO_BIN_EXE_flarelake"));
-    let mut shell = Command::new("bash").args(["-c", &line]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("a shell");
+    let mut shell = Command::new("bash")
+        .args(["-c", &line])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("a shell");
     let id = shell.id();
     let soft = || {
         let limits = std::fs::read_to_string(format!("/proc/{id}/limits")).expect("it runs");

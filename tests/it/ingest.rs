@@ -1,4 +1,5 @@
-//! The whole loop on the wire: objects are put, S3 announces them to SQS, `flarelake ingest` lands them, and they are asked for.
+//! The whole loop on the wire: objects are put, S3 announces them to SQS, `flarelake ingest` lands them, and
+//! they are asked for.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -36,16 +37,38 @@ fn text(path: &Path) -> &str {
 fn logs(dir: &Path, log_type: &str, rows: u32, files: u32, odd: &str) -> Vec<(String, Vec<u8>)> {
     let out = dir.join(format!("logs-{log_type}"));
     let (rows, files) = (rows.to_string(), files.to_string());
-    let arguments = ["generate", "--log-type", log_type, "--rows", &rows, "--files", &files, "--odd", odd, "--gzip", "--out", text(&out)];
+    let arguments = [
+        "generate",
+        "--log-type",
+        log_type,
+        "--rows",
+        &rows,
+        "--files",
+        &files,
+        "--odd",
+        odd,
+        "--gzip",
+        "--out",
+        text(&out),
+    ];
     assert!(flarelake(&arguments).status.success());
-    let mut found: Vec<PathBuf> = walkdir::WalkDir::new(&out).into_iter().map(|e| e.expect("an entry").into_path()).collect();
+    let mut found: Vec<PathBuf> =
+        walkdir::WalkDir::new(&out).into_iter().map(|e| e.expect("an entry").into_path()).collect();
     found.retain(|p| p.is_file());
     found.sort();
-    found.into_iter().map(|p| (p.file_name().expect("a name").to_string_lossy().into_owned(), fs::read(&p).expect("read"))).collect()
+    found
+        .into_iter()
+        .map(|p| (p.file_name().expect("a name").to_string_lossy().into_owned(), fs::read(&p).expect("read")))
+        .collect()
 }
 
 fn ingest(moto: &Moto, config: &Path, idle: &str) -> String {
-    stdout(&moto.flarelake(&["--config", text(config), "ingest", "--until-idle", idle]).output().expect("started"))
+    stdout(
+        &moto
+            .flarelake(&["--config", text(config), "ingest", "--until-idle", idle])
+            .output()
+            .expect("started"),
+    )
 }
 
 #[tokio::test]
@@ -69,7 +92,8 @@ async fn what_is_put_into_the_bucket_can_be_asked_for() {
     cloud.bucket("lake", None).await;
     // Keys as people have them, and as they should not have them.
     let prefixes = ["http_requests/20261123", "a b+c/ü=1", "double//slash", "100%25", "p%3Dq"];
-    for (n, (name, bytes)) in logs(dir.path(), "Cloudflare.HttpRequest", 500, 10, "0").into_iter().enumerate() {
+    for (n, (name, bytes)) in logs(dir.path(), "Cloudflare.HttpRequest", 500, 10, "0").into_iter().enumerate()
+    {
         cloud.put("logs", &format!("{}/{n}-{name}", prefixes[n % prefixes.len()]), bytes).await;
     }
     for (name, bytes) in logs(dir.path(), "Cloudflare.Firewall", 120, 3, "0") {
@@ -79,11 +103,18 @@ async fn what_is_put_into_the_bucket_can_be_asked_for() {
     cloud.put("logs", "http_requests/empty.log.gz", Vec::new()).await;
     // Messages that are none, or not ours, or about what is gone.
     let record = |bucket: &str, key: &str| json!({"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": {"bucket": {"name": bucket}, "object": {"key": key, "eTag": "e"}}});
-    cloud.send(&queue, json!({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "logs"}).to_string()).await;
+    cloud
+        .send(&queue, json!({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "logs"}).to_string())
+        .await;
     cloud.send(&queue, json!({"Records": [record("elsewhere", "x.gz")]}).to_string()).await;
     cloud.send(&queue, json!({"Records": [record("logs", "gone.gz")]}).to_string()).await;
     cloud.send(&queue, "this is no JSON").await;
-    cloud.send(&queue, "{\"Datetime\":1653974623,\"Source\":\"block\"}\n{\"Datetime\":1653974624,\"Source\":\"log\"}").await;
+    cloud
+        .send(
+            &queue,
+            "{\"Datetime\":1653974623,\"Source\":\"block\"}\n{\"Datetime\":1653974624,\"Source\":\"log\"}",
+        )
+        .await;
     let config = configuration(dir.path(), "s3://lake/cf", &queue, "[flush]\nmax_age = \"1s\"\n");
     let said = ingest(&moto, &config, "4s");
     assert!(said.contains("17 landed") && said.contains("2 skipped"), "{said}");
@@ -91,8 +122,14 @@ async fn what_is_put_into_the_bucket_can_be_asked_for() {
         let arguments = ["--config", text(&config), "query", "--format", "ndjson", sql];
         stdout(&moto.flarelake(&arguments).output().expect("started"))
     };
-    assert_eq!(ask("SELECT count(*) AS n, count(DISTINCT p_row_id) AS d FROM cloudflare_httprequest"), "{\"n\":500,\"d\":500}\n");
-    assert_eq!(ask("SELECT count(*) AS n, max(p_source_id) AS s FROM cloudflare_firewall"), "{\"n\":122,\"s\":\"cf\"}\n");
+    assert_eq!(
+        ask("SELECT count(*) AS n, count(DISTINCT p_row_id) AS d FROM cloudflare_httprequest"),
+        "{\"n\":500,\"d\":500}\n"
+    );
+    assert_eq!(
+        ask("SELECT count(*) AS n, max(p_source_id) AS s FROM cloudflare_firewall"),
+        "{\"n\":122,\"s\":\"cf\"}\n"
+    );
     assert_eq!(
         ask(
             "SELECT reason, object_bucket AS b, object_key = 'gone.gz' AS gone, arrow_cast(payload, 'Utf8') AS p FROM classification_failures ORDER BY reason"
@@ -131,7 +168,8 @@ async fn an_object_that_is_not_what_was_announced_lands_and_is_said() {
     let cloud = Cloud::new(&moto.endpoint).await;
     let queue = cloud.queue("logs", &[]).await;
     cloud.bucket("logs", Some(&queue)).await;
-    let line = |n: u32| format!("{{\"Datetime\":1653974623,\"Action\":\"log\",\"OriginatorRayID\":\"{n}\"}}\n");
+    let line =
+        |n: u32| format!("{{\"Datetime\":1653974623,\"Action\":\"log\",\"OriginatorRayID\":\"{n}\"}}\n");
     cloud.put("logs", "once.log", line(0).into_bytes()).await;
     let mut etags = Vec::new();
     for n in [1, 2] {
@@ -141,13 +179,19 @@ async fn an_object_that_is_not_what_was_announced_lands_and_is_said() {
     }
     let lake = dir.path().join("lake");
     let config = configuration(dir.path(), text(&lake), &queue, "log = \"json\"\n");
-    let output = moto.flarelake(&["--config", text(&config), "ingest", "--until-idle", "2s"]).output().expect("started");
+    let output = moto
+        .flarelake(&["--config", text(&config), "ingest", "--until-idle", "2s"])
+        .output()
+        .expect("started");
     assert!(stdout(&output).contains("2 landed, 1 came again"), "{}", stdout(&output));
     let log = String::from_utf8_lossy(&output.stderr);
     let entries = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let told: Vec<Value> = entries.filter(|e| e["message"].as_str().is_some_and(|m| m.starts_with("overwritten before"))).collect();
+    let told: Vec<Value> = entries
+        .filter(|e| e["message"].as_str().is_some_and(|m| m.starts_with("overwritten before")))
+        .collect();
     assert_eq!(told.len(), 1, "{log}");
-    let [bucket, key, announced, found] = ["bucket", "key", "announced", "found"].map(|field| told[0][field].as_str());
+    let [bucket, key, announced, found] =
+        ["bucket", "key", "announced", "found"].map(|field| told[0][field].as_str());
     assert_eq!((bucket, key), (Some("logs"), Some("twice.log")));
     assert_eq!((announced, found), (Some(etags[0].as_str()), Some(etags[1].as_str())));
     assert_eq!(query_one(&lake, "SELECT max(OriginatorRayID) FROM cloudflare_firewall"), "2");
@@ -164,21 +208,33 @@ impl Running {
     fn start(moto: &Moto, config: &Path, log: PathBuf) -> Self {
         let stderr = fs::File::create(&log).expect("a file");
         let mut command = moto.flarelake(&["--config", text(config), "ingest"]);
-        let child = command.env("FLARELAKE_LOG", "json").stdout(Stdio::null()).stderr(stderr).spawn().expect("started");
+        let child = command
+            .env("FLARELAKE_LOG", "json")
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .expect("started");
         Self { child, log }
     }
 
     fn entries(&self) -> Vec<Value> {
         let text = fs::read_to_string(&self.log).expect("a log");
-        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
+            .collect()
     }
 
     fn get(&self, path: &str) -> Option<(u16, String)> {
-        let told =
-            self.entries().iter().find_map(|e| e["message"].as_str()?.strip_prefix("metrics and health: http://").map(str::to_owned))?;
+        let told = self.entries().iter().find_map(|e| {
+            e["message"].as_str()?.strip_prefix("metrics and health: http://").map(str::to_owned)
+        })?;
         let address = told.split('/').next()?.to_owned();
         let mut stream = std::net::TcpStream::connect(address).ok()?;
-        std::io::Write::write_all(&mut stream, format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).ok()?;
+        std::io::Write::write_all(
+            &mut stream,
+            format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes(),
+        )
+        .ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         let status = answer.split(' ').nth(1)?.parse().ok()?;
@@ -233,7 +289,8 @@ async fn a_service_tells_how_it_goes_and_drains_when_told_to_stop() {
     assert_eq!(running.metric("flarelake_messages_ignored_total"), 1.0);
     assert_eq!(running.metric("flarelake_objects_landed_total"), 6.0);
     assert_eq!(running.metric("flarelake_messages_received_total{source=\"cf\"}"), 7.0);
-    let rejects = query_one(&lake, "SELECT count(*) FROM classification_failures").as_f64().expect("a number");
+    let rejects =
+        query_one(&lake, "SELECT count(*) FROM classification_failures").as_f64().expect("a number");
     let metrics = running.get("/metrics").expect("an answer").1;
     let counted: f64 = metrics
         .lines()
@@ -244,7 +301,12 @@ async fn a_service_tells_how_it_goes_and_drains_when_told_to_stop() {
     assert_eq!(running.metric("flarelake_rows_total{table=\"cloudflare_spectrum\"}") + rejects, 300.0);
     assert_eq!(running.metric("flarelake_freshness_seconds_count"), 6.0);
     assert!(running.metric("flarelake_flush_seconds_sum") >= running.metric("flarelake_commit_seconds_sum"));
-    for name in ["flarelake_stored_total", "flarelake_leases_lost_total", "flarelake_oldest_unlanded_seconds", "flarelake_messages_held"] {
+    for name in [
+        "flarelake_stored_total",
+        "flarelake_leases_lost_total",
+        "flarelake_oldest_unlanded_seconds",
+        "flarelake_messages_held",
+    ] {
         assert!(metrics.contains(name), "{name} is told");
     }
     // More comes, and at once it is told to stop: what it holds lands or goes back; it ends with 0.
@@ -256,7 +318,9 @@ async fn a_service_tells_how_it_goes_and_drains_when_told_to_stop() {
     let status = running.child.wait().expect("it ends");
     assert_eq!(status.code(), Some(0));
     assert!(began.elapsed() < Duration::from_secs(25), "it took {:?}", began.elapsed());
-    assert!(running.entries().iter().any(|e| e["message"].as_str().is_some_and(|m| m.starts_with("stopping"))));
+    assert!(
+        running.entries().iter().any(|e| e["message"].as_str().is_some_and(|m| m.starts_with("stopping")))
+    );
     let landed = query_one(&lake, "SELECT count(*) FROM ingested_objects").as_u64().expect("a number");
     let (waiting, hidden) = cloud.depth(&queue).await;
     assert_eq!((landed + waiting, hidden), (36, 0), "what has not landed can be received at once");
@@ -273,7 +337,9 @@ async fn what_cant_be_read_goes_to_the_dead_letter_queue_and_lands_after_a_redri
     let moto = Moto::start(python);
     let cloud = Cloud::new(&moto.endpoint).await;
     let dead = cloud.queue("dead", &[]).await;
-    let policy = json!({"deadLetterTargetArn": "arn:aws:sqs:us-east-1:123456789012:dead", "maxReceiveCount": "2"}).to_string();
+    let policy =
+        json!({"deadLetterTargetArn": "arn:aws:sqs:us-east-1:123456789012:dead", "maxReceiveCount": "2"})
+            .to_string();
     let queue = cloud.queue("logs", &[("VisibilityTimeout", "1"), ("RedrivePolicy", &policy)]).await;
     // A bucket that is listed but not there: no reason to call its objects missing.
     let file = logs(dir.path(), "Cloudflare.HttpRequest", 50, 1, "0").remove(0).1;
@@ -285,12 +351,19 @@ async fn what_cant_be_read_goes_to_the_dead_letter_queue_and_lands_after_a_redri
     let end = Instant::now() + Duration::from_secs(90);
     while cloud.depth(&dead).await.0 == 0 {
         assert!(Instant::now() < end, "the message never reached the dead-letter queue");
-        let output = moto.flarelake(&["--config", text(&config), "ingest", "--until-idle", "2s"]).output().expect("started");
+        let output = moto
+            .flarelake(&["--config", text(&config), "ingest", "--until-idle", "2s"])
+            .output()
+            .expect("started");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         // Given up for now, or already with the dead letters.
         assert!(output.status.success() || said.contains("s3://logs/a.log.gz: given up for now"), "{said}");
     }
-    assert_eq!(query_one(&lake, "SELECT count(*) FROM classification_failures"), 0, "no reject for what a person can mend");
+    assert_eq!(
+        query_one(&lake, "SELECT count(*) FROM classification_failures"),
+        0,
+        "no reject for what a person can mend"
+    );
     // It is mended, and the dead letters are sent again, twice even.
     cloud.bucket("logs", None).await;
     cloud.put("logs", "a.log.gz", file).await;
@@ -303,11 +376,14 @@ async fn what_cant_be_read_goes_to_the_dead_letter_queue_and_lands_after_a_redri
     assert_eq!(query_one(&lake, "SELECT count(*) FROM cloudflare_httprequest"), 50);
 }
 
-/// A user who may do what README's policy allows, but for one action: its key and secret. From here on moto asks who one is.
+/// A user who may do what README's policy allows, but for one action: its key and secret. From here on moto
+/// asks who one is.
 fn user_without(python: &Path, moto: &Moto, action: &str) -> (String, String) {
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md");
+    let readme =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).expect("README.md");
     let policy = readme.split("```json\n").nth(1).and_then(|b| b.split("```").next()).expect("a policy");
-    let mut policy: Value = serde_json::from_str(&policy.replace("eu-west-1", "us-east-1")).expect("README's policy is JSON");
+    let mut policy: Value =
+        serde_json::from_str(&policy.replace("eu-west-1", "us-east-1")).expect("README's policy is JSON");
     for statement in policy["Statement"].as_array_mut().expect("statements") {
         statement["Action"].as_array_mut().expect("actions").retain(|a| a != action);
     }
@@ -320,7 +396,8 @@ fn user_without(python: &Path, moto: &Moto, action: &str) -> (String, String) {
          print(key['AccessKeyId'], key['SecretAccessKey'])\n\
          url = endpoint + '/moto-api/reset-auth'\n\
          urllib.request.urlopen(urllib.request.Request(url, data=b'0', headers={'Content-Type': 'text/plain'}, method='POST'))";
-    let keys = crate::moto::run(Command::new(python).args(["-c", script, &moto.endpoint, &policy.to_string()]));
+    let keys =
+        crate::moto::run(Command::new(python).args(["-c", script, &moto.endpoint, &policy.to_string()]));
     let (key, secret) = keys.trim().split_once(' ').expect("a key and its secret");
     (key.to_owned(), secret.to_owned())
 }
@@ -329,29 +406,44 @@ fn user_without(python: &Path, moto: &Moto, action: &str) -> (String, String) {
 async fn check_finds_readmes_policy_enough_and_names_what_is_missing() {
     let Some(python) = python() else { return skipped("check") };
     let dir = tempfile::tempdir().expect("a folder");
-    for (action, place) in
-        [("", ""), ("sqs:DeleteMessage", "source cf: queue"), ("s3:PutObject", "lake s3://acme-lake/cloudflare"), ("s3:GetObject", "")]
-    {
+    for (action, place) in [
+        ("", ""),
+        ("sqs:DeleteMessage", "source cf: queue"),
+        ("s3:PutObject", "lake s3://acme-lake/cloudflare"),
+        ("s3:GetObject", ""),
+    ] {
         let moto = Moto::start(python);
         let cloud = Cloud::new(&moto.endpoint).await;
         let queue = cloud.queue("cloudflare-logs", &[]).await;
         cloud.bucket("acme-cloudflare-logs", None).await;
         cloud.bucket("acme-lake", None).await;
         let config = configuration(dir.path(), "s3://acme-lake/cloudflare", &queue, "");
-        let text_of = fs::read_to_string(&config).expect("read").replace("\"logs\"", "\"acme-cloudflare-logs\"");
+        let text_of =
+            fs::read_to_string(&config).expect("read").replace("\"logs\"", "\"acme-cloudflare-logs\"");
         fs::write(&config, text_of).expect("written");
         let (key, secret) = user_without(python, &moto, action);
         let mut command = moto.flarelake(&["--config", text(&config), "check"]);
-        let output = command.env("AWS_ACCESS_KEY_ID", key).env("AWS_SECRET_ACCESS_KEY", &secret).output().expect("started");
+        let output = command
+            .env("AWS_ACCESS_KEY_ID", key)
+            .env("AWS_SECRET_ACCESS_KEY", &secret)
+            .output()
+            .expect("started");
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let missing: Vec<&str> = said.lines().filter(|l| l.starts_with("MISSING")).collect();
         if action.is_empty() {
-            assert!(output.status.success() && missing.is_empty(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+            assert!(
+                output.status.success() && missing.is_empty(),
+                "{said}{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
             assert!(said.contains("put-if-absent") && said.ends_with("everything is there\n"), "{said}");
             assert!(said.contains("ok       lake s3://acme-lake/cloudflare: s3:DeleteObject"), "{said}");
         } else {
             assert_eq!(output.status.code(), Some(1), "{said}{}", String::from_utf8_lossy(&output.stderr));
-            assert!(missing.iter().any(|l| l.contains(place) && l.contains(&format!("{action} on arn:aws:"))), "{said}");
+            assert!(
+                missing.iter().any(|l| l.contains(place) && l.contains(&format!("{action} on arn:aws:"))),
+                "{said}"
+            );
             assert!(missing.iter().all(|l| l.contains(action)), "{said}");
         }
         assert!(!said.contains(&secret));
@@ -384,7 +476,9 @@ async fn three_processes_killed_and_frozen_land_every_record_once() {
             }
             objects.insert(key);
         }
-        let mut three: Vec<Running> = (0..3).map(|n| Running::start(&moto, &config, dir.path().join(format!("log-{round}-{n}")))).collect();
+        let mut three: Vec<Running> = (0..3)
+            .map(|n| Running::start(&moto, &config, dir.path().join(format!("log-{round}-{n}"))))
+            .collect();
         for running in &mut three {
             std::thread::sleep(Duration::from_millis(random.random_range(100..900)));
             match random.random_range(0..3) {
@@ -410,9 +504,18 @@ async fn three_processes_killed_and_frozen_land_every_record_once() {
         ingest(&moto, &config, "3s");
     }
     let records = 40 * rounds;
-    assert_eq!(query_one(&lake, "SELECT (SELECT count(*) FROM all_logs) + (SELECT count(*) FROM classification_failures)"), records);
+    assert_eq!(
+        query_one(
+            &lake,
+            "SELECT (SELECT count(*) FROM all_logs) + (SELECT count(*) FROM classification_failures)"
+        ),
+        records
+    );
     assert_eq!(query_one(&lake, "SELECT count(*) - count(DISTINCT p_row_id) FROM all_logs"), 0);
-    assert_eq!(query_one(&lake, "SELECT count(*) - count(DISTINCT p_row_id) FROM classification_failures"), 0);
+    assert_eq!(
+        query_one(&lake, "SELECT count(*) - count(DISTINCT p_row_id) FROM classification_failures"),
+        0
+    );
     assert_eq!(query_one(&lake, "SELECT count(*) FROM ingested_objects"), objects.len());
     assert_eq!(query_one(&lake, "SELECT count(DISTINCT key) FROM ingested_objects"), objects.len());
     let disagree = "SELECT count(*) FROM ingested_objects o LEFT JOIN (SELECT substr(p_row_id, 1, 32) AS id, count(*) AS n FROM all_logs GROUP BY 1) r \
@@ -430,7 +533,12 @@ async fn connections_cut_and_delayed_lose_and_double_nothing() {
     let queue = cloud.queue("logs", &[("VisibilityTimeout", "4")]).await;
     cloud.bucket("logs", Some(&queue)).await;
     cloud.bucket("lake", None).await;
-    let config = configuration(dir.path(), "s3://lake/cf", &queue, "[flush]\nmax_age = \"500ms\"\n[ingest]\ndrain = \"6s\"\n");
+    let config = configuration(
+        dir.path(),
+        "s3://lake/cf",
+        &queue,
+        "[flush]\nmax_age = \"500ms\"\n[ingest]\ndrain = \"6s\"\n",
+    );
     let files = logs(dir.path(), "Cloudflare.Firewall", 600, 30, "0.05");
     let seed = 20_261_125;
     println!("seed {seed}");
@@ -457,18 +565,29 @@ async fn connections_cut_and_delayed_lose_and_double_nothing() {
         child.wait().expect("it ends");
     }
     let said = fs::read_to_string(&log).expect("a log");
-    assert!(said.contains("trying again") || said.contains("tried again") || said.contains("error:"), "there was trouble: {said}");
+    assert!(
+        said.contains("trying again") || said.contains("tried again") || said.contains("error:"),
+        "there was trouble: {said}"
+    );
     let end = Instant::now() + Duration::from_secs(60);
     while cloud.depth(&queue).await != (0, 0) {
         assert!(Instant::now() < end, "the queue is never empty");
         ingest(&moto, &config, "2s");
     }
-    let ask =
-        |sql: &str| stdout(&moto.flarelake(&["--config", text(&config), "query", "--format", "ndjson", sql]).output().expect("started"));
+    let ask = |sql: &str| {
+        stdout(
+            &moto
+                .flarelake(&["--config", text(&config), "query", "--format", "ndjson", sql])
+                .output()
+                .expect("started"),
+        )
+    };
     assert_eq!(
-        ask("SELECT (SELECT count(*) FROM all_logs) + (SELECT count(*) FROM classification_failures) AS records, \
+        ask(
+            "SELECT (SELECT count(*) FROM all_logs) + (SELECT count(*) FROM classification_failures) AS records, \
              (SELECT count(DISTINCT p_row_id) FROM all_logs) + (SELECT count(DISTINCT p_row_id) FROM classification_failures) AS ids, \
-             (SELECT count(*) FROM ingested_objects) AS objects, (SELECT count(DISTINCT object_id) FROM ingested_objects) AS known"),
+             (SELECT count(*) FROM ingested_objects) AS objects, (SELECT count(DISTINCT object_id) FROM ingested_objects) AS known"
+        ),
         "{\"records\":600,\"ids\":600,\"objects\":30,\"known\":30}\n"
     );
 }
@@ -482,7 +601,12 @@ async fn a_stop_ends_in_time_when_nothing_answers_and_at_once_when_told_twice() 
     let queue = cloud.queue("logs", &[]).await;
     cloud.bucket("logs", Some(&queue)).await;
     cloud.bucket("lake", None).await;
-    let config = configuration(dir.path(), "s3://lake/cf", &queue, "[flush]\nmax_age = \"1s\"\n[ingest]\ndrain = \"4s\"\n");
+    let config = configuration(
+        dir.path(),
+        "s3://lake/cf",
+        &queue,
+        "[flush]\nmax_age = \"1s\"\n[ingest]\ndrain = \"4s\"\n",
+    );
     let files = logs(dir.path(), "Cloudflare.Spectrum", 100, 10, "0");
     for (signals, code) in [(1, 0), (2, 130)] {
         let mut running = Running::start(&moto, &config, dir.path().join(format!("log-{signals}")));
@@ -535,15 +659,22 @@ async fn logs_in_another_account_are_read_with_a_role_and_the_lake_is_encrypted_
          urllib.request.urlopen(urllib.request.Request(url, data=b'0', headers={'Content-Type': 'text/plain'}, method='POST'))";
     let keys = crate::moto::run(Command::new(python).args(["-c", script, &moto.endpoint]));
     let (key, secret) = keys.trim().split_once(' ').expect("a key and its secret");
-    let config =
-        configuration(dir.path(), "s3://lake/cf", &queue, "[store]\nserver_side_encryption = \"aws:kms\"\nkms_key_id = \"lake-key\"\n");
+    let config = configuration(
+        dir.path(),
+        "s3://lake/cf",
+        &queue,
+        "[store]\nserver_side_encryption = \"aws:kms\"\nkms_key_id = \"lake-key\"\n",
+    );
     let run = |arguments: &[&str]| {
         let mut command = moto.flarelake(&[&["--config", text(&config)], arguments].concat());
         command.env("AWS_ACCESS_KEY_ID", key).env("AWS_SECRET_ACCESS_KEY", secret).output().expect("started")
     };
     let own = run(&["check"]);
     let said = String::from_utf8_lossy(&own.stdout).into_owned();
-    assert!(!own.status.success() && said.contains("MISSING  source cf: bucket logs: s3:GetObject"), "{said}");
+    assert!(
+        !own.status.success() && said.contains("MISSING  source cf: bucket logs: s3:GetObject"),
+        "{said}"
+    );
     // With the role, all of it can be read; the lake is still written by the user.
     let more = fs::read_to_string(&config).expect("read")
         + "[source.aws]\nrole_arn = \"arn:aws:iam::123456789012:role/read-logs\"\nexternal_id = \"of-ours\"\nregion = \"us-east-1\"\n";
@@ -563,6 +694,10 @@ async fn logs_in_another_account_are_read_with_a_role_and_the_lake_is_encrypted_
         let key = object.key().expect("a key");
         let head = cloud.s3.head_object().bucket("lake").key(key).send().await.expect("its head");
         assert_eq!(head.server_side_encryption().map(|e| e.as_str()), Some("aws:kms"), "{key}");
-        assert!(head.ssekms_key_id().is_some_and(|id| id.ends_with("lake-key")), "{key}: {:?}", head.ssekms_key_id());
+        assert!(
+            head.ssekms_key_id().is_some_and(|id| id.ends_with("lake-key")),
+            "{key}: {:?}",
+            head.ssekms_key_id()
+        );
     }
 }

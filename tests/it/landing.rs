@@ -54,20 +54,25 @@ async fn requests(tables: usize) -> u32 {
     }
     let mut least = Duration::MAX;
     for n in 0..3 {
-        let adds = specs.iter().map(|spec| (spec.name.clone(), vec![file(&format!("p_event_date=2026-01-15/{n}.parquet"))])).collect();
+        let adds = specs
+            .iter()
+            .map(|spec| (spec.name.clone(), vec![file(&format!("p_event_date=2026-01-15/{n}.parquet"))]))
+            .collect();
         let landing = Landing { batch: n.to_string(), objects: vec![n], adds };
         let ledger_file = DataFile { partition_values: BTreeMap::new(), ..file(&format!("{n}.parquet")) };
         let (begun, began) = (lake.begun(), Instant::now());
         assert!(matches!(lake.land(&landing, &ledger_file, begun).await, Ok(LandOutcome::Landed)));
         least = least.min(began.elapsed());
     }
-    // A request that is made takes a wait; a machine that is busy takes less than one, three times out of three.
+    // A request that is made takes a wait; a machine that is busy takes less than one, three times out of
+    // three.
     (least.as_millis() / each.as_millis()) as u32
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_landing_waits_for_six_requests_however_many_tables_it_gives_to() {
-    // Whether anyone was faster, the put, and the listing that confirms it: of the ledger, and then of all tables at once.
+    // Whether anyone was faster, the put, and the listing that confirms it: of the ledger, and then of all
+    // tables at once.
     assert_eq!(requests(1).await, 6);
     assert_eq!(requests(4).await, 6);
 }
@@ -75,7 +80,9 @@ async fn a_landing_waits_for_six_requests_however_many_tables_it_gives_to() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_of_many_days_wait_for_the_store_together() {
     let days = 60;
-    let line = |day: i64| format!("{{\"EdgeStartTimestamp\":{},\"RayID\":\"{day:016x}\"}}\n", 1_767_225_600 + day * 86_400);
+    let line = |day: i64| {
+        format!("{{\"EdgeStartTimestamp\":{},\"RayID\":\"{day:016x}\"}}\n", 1_767_225_600 + day * 86_400)
+    };
     let bytes: String = (0..days).map(line).collect();
     let each = Duration::from_millis(100);
     let store = slow(InMemory::new(), each);
@@ -99,7 +106,11 @@ async fn files_of_many_days_wait_for_the_store_together() {
     });
     let took = took.await.expect("a writer doesn't panic");
     let ids = read_table(store.as_ref(), "cloudflare_httprequest").await;
-    assert_eq!((ids.len(), ids.values().flatten().count()), (days as usize, days as usize), "a file for each day");
+    assert_eq!(
+        (ids.len(), ids.values().flatten().count()),
+        (days as usize, days as usize),
+        "a file for each day"
+    );
     // One after the other they would take days * each for the puts alone.
     assert!(took < each * days as u32 / 2, "{took:?}");
 }

@@ -1,5 +1,5 @@
-//! Statements that a program wrote, or a stranger: thousands of terms, macros in macros, functions that make much of little. Each
-//! is answered, or refused at once with what to do, and the process goes on.
+//! Statements that a program wrote, or a stranger: thousands of terms, macros in macros, functions that make
+//! much of little. Each is answered, or refused at once with what to do, and the process goes on.
 
 use std::path::Path;
 use std::process::Output;
@@ -32,7 +32,9 @@ fn ask(dir: &Path, lake: &str, sql: &str) -> (Output, Duration) {
     let file = dir.join("statement.sql");
     std::fs::write(&file, sql).expect("written");
     let began = Instant::now();
-    let output = command(&["--lake", lake, "query", "--format", "ndjson", "-f", text(&file)]).env("FLARELAKE_MEMORY", "64MiB").output();
+    let output = command(&["--lake", lake, "query", "--format", "ndjson", "-f", text(&file)])
+        .env("FLARELAKE_MEMORY", "64MiB")
+        .output();
     (output.expect("started"), began.elapsed())
 }
 
@@ -56,8 +58,9 @@ fn refused(dir: &Path, lake: &str, sql: &str) -> String {
 #[test]
 fn thousands_of_terms_are_answered() {
     let (dir, lake) = lake();
-    let terms =
-        |many: u32, what: &str, between: &str| (0..many).map(|n| what.replace('#', &n.to_string())).collect::<Vec<_>>().join(between);
+    let terms = |many: u32, what: &str, between: &str| {
+        (0..many).map(|n| what.replace('#', &n.to_string())).collect::<Vec<_>>().join(between)
+    };
     for (condition, expected) in [
         (terms(20_000, "ClientRequestUserAgent LIKE '%x#y%'", " OR "), 3),
         (terms(4_000, "ClientRequestUserAgent NOT LIKE '%x#z%'", " AND "), 3),
@@ -69,7 +72,10 @@ fn thousands_of_terms_are_answered() {
         assert_eq!(answered(dir.path(), &lake, &sql), json!({"n": expected}), "{}", &condition[..60]);
     }
     // 1 + 1 + …, and the largest of 1 + 1 + …, 2 + 2 + … and 3 + 3 + ….
-    assert_eq!(answered(dir.path(), &lake, &format!("SELECT {} AS n", terms(4_000, "1", " + "))), json!({"n": 4_000}));
+    assert_eq!(
+        answered(dir.path(), &lake, &format!("SELECT {} AS n", terms(4_000, "1", " + "))),
+        json!({"n": 4_000})
+    );
     let sum = format!("SELECT max({}) AS n FROM cloudflare_httprequest", terms(4_000, "ZoneID", " + "));
     assert_eq!(answered(dir.path(), &lake, &sum), json!({"n": 12_000}));
 }
@@ -82,25 +88,41 @@ fn what_is_too_large_is_refused_with_what_to_do() {
     };
     let of = "FROM cloudflare_httprequest";
     let repeated = |what: &str, between: &str, times: usize| vec![what; times].join(between);
-    let doubling: String = (1..40).map(|n| format!(", t{n} AS (SELECT a.x FROM t{} a, t{} b)", n - 1, n - 1)).collect();
+    let doubling: String =
+        (1..40).map(|n| format!(", t{n} AS (SELECT a.x FROM t{} a, t{} b)", n - 1, n - 1)).collect();
     for (sql, said) in [
         (format!("SELECT {} {of}", nested("any_value", 30, "")), "compute what stands in them in a subquery"),
         (
-            format!("SELECT {} {of}", nested("datediff", 30, ", p_event_time").replace("datediff(", "datediff('month', ")),
+            format!(
+                "SELECT {} {of}",
+                nested("datediff", 30, ", p_event_time").replace("datediff(", "datediff('month', ")
+            ),
             "compute what stands",
         ),
         (format!("SELECT {} {of}", repeated("ZoneID", " - ", 20_000)), "more than 1600 operators"),
         (format!("SELECT {}", repeated("'a'", " || ", 20_000)), "more than 1600 operators"),
         (format!("SELECT RayID{} {of}", "::text".repeat(20_000)), "more than 1600 operators"),
         (repeated("SELECT 1", " UNION ALL ", 20_000), "more than 256 tables and subqueries"),
-        (format!("SELECT 1 FROM {}", repeated("cloudflare_httprequest", ", ", 20_000)), "more than 256 tables"),
-        (format!("WITH t0 AS (SELECT 1 AS x){doubling} SELECT count(*) FROM t39"), "reads more than 1000 tables"),
+        (
+            format!("SELECT 1 FROM {}", repeated("cloudflare_httprequest", ", ", 20_000)),
+            "more than 256 tables",
+        ),
+        (
+            format!("WITH t0 AS (SELECT 1 AS x){doubling} SELECT count(*) FROM t39"),
+            "reads more than 1000 tables",
+        ),
         (format!("SELECT '{}'", "x".repeat(5 << 20)), "longer than 4 MiB"),
         (format!("SELECT {}1{}", "(".repeat(20_000), ")".repeat(20_000)), "RecursionLimitExceeded"),
         (format!("SELECT {}1", "NOT ".repeat(20_000)), "error"),
         (format!("SELECT {}", "iff(".repeat(20_000)), "error"),
-        (format!("SELECT {}", "CASE WHEN 1 = 1 THEN ".repeat(20_000)), "CASE, CAST, iff and such one in the other"),
-        (format!("SELECT {}1{}", "iff(1 = 1, ".repeat(30), ", 2)".repeat(30)), "CASE, CAST, iff and such one in the other"),
+        (
+            format!("SELECT {}", "CASE WHEN 1 = 1 THEN ".repeat(20_000)),
+            "CASE, CAST, iff and such one in the other",
+        ),
+        (
+            format!("SELECT {}1{}", "iff(1 = 1, ".repeat(30), ", 2)".repeat(30)),
+            "CASE, CAST, iff and such one in the other",
+        ),
         (format!("SELECT {}", "CAST(".repeat(40)), "CASE, CAST, iff and such one in the other"),
     ] {
         let told = refused(dir.path(), &lake, &sql);
@@ -118,7 +140,8 @@ fn functions_make_no_more_than_the_memory_allows() {
         "SELECT cardinality(range(1, 1000000000))".to_owned(),
         format!("SELECT cardinality(range(0, ZoneID * 1000000000)) {of}"),
         "SELECT cardinality(generate_series(1, 1000000000))".to_owned(),
-        "SELECT cardinality(range(timestamp '2000-01-01', timestamp '2026-01-01', interval '1 second'))".to_owned(),
+        "SELECT cardinality(range(timestamp '2000-01-01', timestamp '2026-01-01', interval '1 second'))"
+            .to_owned(),
         "SELECT length(lpad('x', 2000000000))".to_owned(),
         format!("SELECT length(rpad(RayID, 2000000000, 'ab')) {of}"),
         "SELECT cardinality(array_repeat(1, 1000000000))".to_owned(),
@@ -128,7 +151,10 @@ fn functions_make_no_more_than_the_memory_allows() {
         "SELECT length(regexp_replace(repeat('x', 1000000), 'x', repeat('y', 1000000), 'g'))".to_owned(),
         "SELECT length(array_to_string(range(1, 100000), repeat('y', 1000000)))".to_owned(),
         "SELECT length(string_agg(repeat('x', 1000000), '')) FROM generate_series(1, 3000)".to_owned(),
-        format!("SELECT max(length({})) {of}", (0..24).fold("RayID".to_owned(), |x, _| format!("encode({x}, 'hex')"))),
+        format!(
+            "SELECT max(length({})) {of}",
+            (0..24).fold("RayID".to_owned(), |x, _| format!("encode({x}, 'hex')"))
+        ),
     ] {
         let told = refused(dir.path(), &lake, &sql);
         assert!(told.contains("needs more memory than it may take"), "{sql}: {told}");
@@ -149,7 +175,8 @@ fn functions_make_no_more_than_the_memory_allows() {
 
 /// A WITH of so many steps, each made of the one before, `s`.
 fn steps(first: &str, each: &str, many: usize, last: &str) -> String {
-    let steps: String = (1..=many).map(|n| format!(", t{n} AS (SELECT {each} AS s FROM t{})", n - 1)).collect();
+    let steps: String =
+        (1..=many).map(|n| format!(", t{n} AS (SELECT {each} AS s FROM t{})", n - 1)).collect();
     format!("WITH t0 AS ({first}){steps} SELECT {last} AS n FROM t{many}")
 }
 
@@ -158,8 +185,9 @@ fn what_doubles_again_and_again_keeps_to_the_memory() {
     let (dir, lake) = lake();
     let of = "FROM cloudflare_httprequest";
     let rows = format!("SELECT RayID AS s {of}");
-    let many =
-        |what: &str, times: usize, between: &str| (0..times).map(|n| what.replace('#', &n.to_string())).collect::<Vec<_>>().join(between);
+    let many = |what: &str, times: usize, between: &str| {
+        (0..times).map(|n| what.replace('#', &n.to_string())).collect::<Vec<_>>().join(between)
+    };
     for sql in [
         // What operators and brackets make, which are no functions of ours.
         steps("SELECT repeat('x', 1000000) AS s", "s || s", 12, "length(s)"),
@@ -202,24 +230,54 @@ fn what_doubles_again_and_again_keeps_to_the_memory() {
         ("SELECT 'a' || NULL AS n", json!(null)),
         ("SELECT [1] || [2, 3] AS n", json!([1, 2, 3])),
         ("SELECT [RayID, 'x'] AS n FROM cloudflare_httprequest WHERE ZoneID = 2", json!(["r2", "x"])),
-        ("SELECT named_struct('a', RayID, 'b', [1]) AS n FROM cloudflare_httprequest WHERE ZoneID = 1", json!({"a": "r1", "b": [1]})),
-        ("SELECT {'a': RayID, 'b': 2} AS n FROM cloudflare_httprequest WHERE ZoneID = 1", json!({"a": "r1", "b": 2})),
-        ("SELECT struct(RayID, 2) AS n FROM cloudflare_httprequest WHERE ZoneID = 1", json!({"c0": "r1", "c1": 2})),
-        ("SELECT named_struct('a', RayID)['a'] AS n FROM cloudflare_httprequest WHERE ZoneID = 1", json!("r1")),
-        ("SELECT array_has([RayID, 'x'], 'r1') AS n FROM cloudflare_httprequest WHERE RayID || 'y' = 'r1y'", json!(true)),
+        (
+            "SELECT named_struct('a', RayID, 'b', [1]) AS n FROM cloudflare_httprequest WHERE ZoneID = 1",
+            json!({"a": "r1", "b": [1]}),
+        ),
+        (
+            "SELECT {'a': RayID, 'b': 2} AS n FROM cloudflare_httprequest WHERE ZoneID = 1",
+            json!({"a": "r1", "b": 2}),
+        ),
+        (
+            "SELECT struct(RayID, 2) AS n FROM cloudflare_httprequest WHERE ZoneID = 1",
+            json!({"c0": "r1", "c1": 2}),
+        ),
+        (
+            "SELECT named_struct('a', RayID)['a'] AS n FROM cloudflare_httprequest WHERE ZoneID = 1",
+            json!("r1"),
+        ),
+        (
+            "SELECT array_has([RayID, 'x'], 'r1') AS n FROM cloudflare_httprequest WHERE RayID || 'y' = 'r1y'",
+            json!(true),
+        ),
         (
             "SELECT max(RayID || 'x') AS n FROM cloudflare_httprequest GROUP BY RayID || 'x' HAVING RayID || 'x' > 'r2y' ORDER BY RayID || 'x'",
             json!("r3x"),
         ),
-        ("SELECT count(*) AS n FROM (SELECT RayID || 'x', count(*) FROM cloudflare_httprequest GROUP BY ROLLUP (RayID || 'x'))", json!(4)),
-        ("SELECT string_agg(RayID, '+' ORDER BY RayID DESC) AS n FROM cloudflare_httprequest", json!("r3+r2+r1")),
-        ("SELECT array_agg(DISTINCT ZoneID ORDER BY ZoneID) AS n FROM cloudflare_httprequest", json!([1, 2, 3])),
-        ("SELECT array_agg(ZoneID ORDER BY ZoneID DESC) FILTER (WHERE ZoneID > 1) AS n FROM cloudflare_httprequest", json!([3, 2])),
+        (
+            "SELECT count(*) AS n FROM (SELECT RayID || 'x', count(*) FROM cloudflare_httprequest GROUP BY ROLLUP (RayID || 'x'))",
+            json!(4),
+        ),
+        (
+            "SELECT string_agg(RayID, '+' ORDER BY RayID DESC) AS n FROM cloudflare_httprequest",
+            json!("r3+r2+r1"),
+        ),
+        (
+            "SELECT array_agg(DISTINCT ZoneID ORDER BY ZoneID) AS n FROM cloudflare_httprequest",
+            json!([1, 2, 3]),
+        ),
+        (
+            "SELECT array_agg(ZoneID ORDER BY ZoneID DESC) FILTER (WHERE ZoneID > 1) AS n FROM cloudflare_httprequest",
+            json!([3, 2]),
+        ),
         (
             "SELECT max(s) AS n FROM (SELECT string_agg(RayID, '+') OVER (ORDER BY RayID) AS s FROM cloudflare_httprequest)",
             json!("r1+r2+r3"),
         ),
-        ("SELECT length(string_agg(repeat('x', 100), '')) AS n FROM generate_series(1, 10000)", json!(1_000_000)),
+        (
+            "SELECT length(string_agg(repeat('x', 100), '')) AS n FROM generate_series(1, 10000)",
+            json!(1_000_000),
+        ),
         ("SELECT to_char(timestamp '2026-01-02', '%Y-%m-%d') AS n", json!("2026-01-02")),
         ("SELECT CASE WHEN 1 = 2 THEN repeat('x', 2000000000) ELSE 'y' END AS n", json!("y")),
     ];

@@ -1,5 +1,5 @@
-//! The laws of the code: imports point one way in every folder, no room is too large, files and functions are short, third parties stay
-//! behind their doors, and the README's code map is the tree.
+//! The laws of the code: imports point one way in every folder, no room is too large, files and functions are
+//! short, third parties stay behind their doors, and the README's code map is the tree.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,9 @@ fn sources() -> Vec<(PathBuf, String)> {
 }
 
 fn modules(text: &str) -> Vec<String> {
-    let name = |line: &str| Some(line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';')?.to_owned());
+    let name = |line: &str| {
+        Some(line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';')?.to_owned())
+    };
     text.lines().filter_map(name).collect()
 }
 
@@ -71,8 +73,10 @@ fn imports_point_to_what_is_declared_above_in_every_folder() {
     let sources = sources();
     let mut wrong = Vec::new();
     for (room, order) in rooms() {
-        let of_crate = room.strip_prefix(&src).expect("below src").to_str().expect("a name").replace('/', "::");
-        let absolute = if of_crate.is_empty() { "crate::".to_owned() } else { format!("crate::{of_crate}::") };
+        let of_crate =
+            room.strip_prefix(&src).expect("below src").to_str().expect("a name").replace('/', "::");
+        let absolute =
+            if of_crate.is_empty() { "crate::".to_owned() } else { format!("crate::{of_crate}::") };
         for (path, text) in &sources {
             let Some(own) = place(&order, path, &room) else { continue };
             let mut named = named_below(text, &absolute);
@@ -93,7 +97,13 @@ fn imports_point_to_what_is_declared_above_in_every_folder() {
 fn no_room_has_more_than_fifteen_percent_of_the_lines() {
     let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let sources = sources();
-    let lines = |of: &Path| sources.iter().filter(|(path, _)| path.starts_with(of)).map(|(_, text)| text.lines().count()).sum::<usize>();
+    let lines = |of: &Path| {
+        sources
+            .iter()
+            .filter(|(path, _)| path.starts_with(of))
+            .map(|(_, text)| text.lines().count())
+            .sum::<usize>()
+    };
     let all = lines(&src);
     for room in modules(&fs::read_to_string(src.join("lib.rs")).expect("lib.rs")) {
         let own = lines(&src.join(&room));
@@ -110,9 +120,13 @@ fn files_are_below_600_lines_and_functions_below_70() {
         for (at, line) in lines.iter().enumerate() {
             let words = line.trim_start();
             let indent = line.len() - words.len();
-            let words = words.split_once(')').filter(|_| words.starts_with("pub(")).map_or(words, |(_, rest)| rest.trim_start());
-            let words =
-                ["pub ", "default ", "const ", "async ", "unsafe "].iter().fold(words, |words, of| words.strip_prefix(of).unwrap_or(words));
+            let words = words
+                .split_once(')')
+                .filter(|_| words.starts_with("pub("))
+                .map_or(words, |(_, rest)| rest.trim_start());
+            let words = ["pub ", "default ", "const ", "async ", "unsafe "]
+                .iter()
+                .fold(words, |words, of| words.strip_prefix(of).unwrap_or(words));
             if !words.starts_with("fn ") || words.ends_with(';') {
                 continue;
             }
@@ -147,8 +161,12 @@ fn third_parties_stay_behind_their_doors() {
     for (path, text) in sources() {
         let relative = path.strip_prefix(&src).expect("below src").to_str().expect("a name").to_owned();
         for (what, allowed) in doors {
-            let found = text.lines().any(|l| l.contains(what) && !(what == "println!" && l.contains("eprintln!")));
-            assert!(!found || allowed.iter().any(|a| relative.starts_with(a)), "{relative}: {what} belongs in {allowed:?}");
+            let found =
+                text.lines().any(|l| l.contains(what) && !(what == "println!" && l.contains("eprintln!")));
+            assert!(
+                !found || allowed.iter().any(|a| relative.starts_with(a)),
+                "{relative}: {what} belongs in {allowed:?}"
+            );
         }
     }
 }
@@ -158,10 +176,34 @@ fn the_readmes_code_map_is_the_tree() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let readme = fs::read_to_string(root.join("README.md")).expect("README.md");
     let library = fs::read_to_string(root.join("src/lib.rs")).expect("lib.rs");
-    let rows: Vec<&str> =
-        readme.lines().filter_map(|line| line.strip_prefix("| `src/")?.split_once("/` |")).map(|(room, _)| room).collect();
+    let rows: Vec<&str> = readme
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `src/")?.split_once("/` |"))
+        .map(|(room, _)| room)
+        .collect();
     assert_eq!(rows, modules(&library), "README's code map, and the modules in their order");
-    let told: Vec<&str> =
-        library.lines().filter_map(|line| line.strip_prefix("//! | [`")?.split_once("`] |")).map(|(room, _)| room).collect();
+    let told: Vec<&str> = library
+        .lines()
+        .filter_map(|line| line.strip_prefix("//! | [`")?.split_once("`] |"))
+        .map(|(room, _)| room)
+        .collect();
     assert_eq!(told, rows, "what lib.rs says of its modules");
+}
+
+#[test]
+fn lines_are_no_longer_than_a_reader_takes_in_at_once() {
+    // But for text that is told as it stands, and what holds it.
+    let is_text = |line: &str| line.contains('"') || line.contains("│") || line.contains("http");
+    for (path, text) in sources() {
+        for (at, line) in text.lines().enumerate() {
+            let is_long = line.chars().count() > 110;
+            assert!(
+                !is_long || is_text(line),
+                "{}:{}: {} characters",
+                path.display(),
+                at + 1,
+                line.chars().count()
+            );
+        }
+    }
 }

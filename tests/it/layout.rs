@@ -30,16 +30,29 @@ fn files_are_sorted_compressed_and_indexed() {
         )
     };
     fs::write(&log, (0..40_000).map(line).collect::<String>()).expect("written");
-    stdout(&flarelake(&["--lake", lake.to_str().expect("a path"), "backfill", log.to_str().expect("a path")]));
+    stdout(&flarelake(&[
+        "--lake",
+        lake.to_str().expect("a path"),
+        "backfill",
+        log.to_str().expect("a path"),
+    ]));
     let folder = lake.join("cloudflare_httprequest/p_event_date=2026-01-01");
-    let files: Vec<_> = fs::read_dir(folder).expect("the day's folder").map(|f| f.expect("a file").path()).collect();
+    let files: Vec<_> =
+        fs::read_dir(folder).expect("the day's folder").map(|f| f.expect("a file").path()).collect();
     assert_eq!(files.len(), 1);
 
     let mut last = i64::MIN;
     let open = || fs::File::open(&files[0]).expect("a file");
-    for batch in ParquetRecordBatchReaderBuilder::try_new(open()).and_then(|b| b.build()).expect("a Parquet file") {
+    for batch in
+        ParquetRecordBatchReaderBuilder::try_new(open()).and_then(|b| b.build()).expect("a Parquet file")
+    {
         let batch = batch.expect("rows");
-        for time in batch.column_by_name("p_event_time").expect("the column").as_primitive::<TimestampMicrosecondType>().values() {
+        for time in batch
+            .column_by_name("p_event_time")
+            .expect("the column")
+            .as_primitive::<TimestampMicrosecondType>()
+            .values()
+        {
             assert!(*time >= last, "rows are sorted by p_event_time");
             last = *time;
         }
@@ -47,20 +60,34 @@ fn files_are_sorted_compressed_and_indexed() {
 
     let properties = ReaderProperties::builder().set_read_bloom_filter(true).build();
     let options = ReadOptionsBuilder::new().with_page_index().with_reader_properties(properties).build();
-    let reader = SerializedFileReader::new_with_options(open(), options).expect("a Parquet file with a page index");
+    let reader =
+        SerializedFileReader::new_with_options(open(), options).expect("a Parquet file with a page index");
     let metadata = reader.metadata();
     assert!(metadata.column_index().is_some() && metadata.offset_index().is_some());
     let group = metadata.row_group(0);
     let path = |n: usize| group.column(n).column_path().string();
     let sorting = group.sorting_columns().expect("the file says how it is sorted");
-    assert_eq!((path(sorting[0].column_idx as usize).as_str(), sorting[0].descending), ("p_event_time", false));
-    let with_bloom: Vec<String> = (0..group.num_columns()).filter(|n| group.column(*n).bloom_filter_offset().is_some()).map(path).collect();
-    let lists = ["p_any_ip_addresses.list.element", "p_any_domain_names.list.element", "p_any_trace_ids.list.element"];
+    assert_eq!(
+        (path(sorting[0].column_idx as usize).as_str(), sorting[0].descending),
+        ("p_event_time", false)
+    );
+    let with_bloom: Vec<String> = (0..group.num_columns())
+        .filter(|n| group.column(*n).bloom_filter_offset().is_some())
+        .map(path)
+        .collect();
+    let lists = [
+        "p_any_ip_addresses.list.element",
+        "p_any_domain_names.list.element",
+        "p_any_trace_ids.list.element",
+    ];
     assert_eq!(with_bloom, [&["ClientIP", "RayID"][..], &lists].concat());
     let bloom = reader.get_row_group(0).expect("a row group");
     let ray = (0..group.num_columns()).find(|n| path(*n) == "RayID").expect("the column");
     let filter = bloom.get_column_bloom_filter(ray);
-    assert!(filter.is_some_and(|f| f.check(&"0000000000000001") && !f.check(&"not there")), "the filter tells what is there");
+    assert!(
+        filter.is_some_and(|f| f.check(&"0000000000000001") && !f.check(&"not there")),
+        "the filter tells what is there"
+    );
     assert!(group.columns().iter().all(|c| matches!(c.compression(), Compression::ZSTD(_))));
     assert!(metadata.file_metadata().created_by().is_some_and(|by| by.starts_with("flarelake ")));
 }
@@ -69,7 +96,8 @@ fn files_are_sorted_compressed_and_indexed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_local_listing_from_a_name_on_is_the_rest_of_a_whole_one() {
     let dir = tempfile::tempdir().expect("a folder");
-    let store = Store::open(dir.path().to_str().expect("a path"), &Default::default()).await.expect("a folder");
+    let store =
+        Store::open(dir.path().to_str().expect("a path"), &Default::default()).await.expect("a folder");
     let (log, folder) = (dir.path().join("_delta_log"), store.root.clone().join("_delta_log"));
     fs::create_dir(&log).expect("a folder");
     let check = async |context: &str| {
@@ -80,8 +108,18 @@ async fn a_local_listing_from_a_name_on_is_the_rest_of_a_whole_one() {
         let all: Vec<ObjectMeta> = store.objects.list(Some(&folder)).try_collect().await.expect("a listing");
         let mut offsets: Vec<Path> = all.iter().map(|meta| meta.location.clone()).collect();
         offsets.extend(
-            ["", "0", "00000000000000000150", "00000000000000000150.json.x", "A", "_", "_last_checkpoint/x", "a-b.c", "~"]
-                .map(|name| folder.clone().join(name)),
+            [
+                "",
+                "0",
+                "00000000000000000150",
+                "00000000000000000150.json.x",
+                "A",
+                "_",
+                "_last_checkpoint/x",
+                "a-b.c",
+                "~",
+            ]
+            .map(|name| folder.clone().join(name)),
         );
         offsets.extend([
             folder.clone(),
@@ -90,7 +128,12 @@ async fn a_local_listing_from_a_name_on_is_the_rest_of_a_whole_one() {
             store.root.clone().join("_delta_logs"),
         ]);
         for offset in offsets {
-            let after: Vec<_> = store.objects.list_with_offset(Some(&folder), &offset).try_collect().await.expect("a listing");
+            let after: Vec<_> = store
+                .objects
+                .list_with_offset(Some(&folder), &offset)
+                .try_collect()
+                .await
+                .expect("a listing");
             let expected: Vec<_> = all.iter().filter(|meta| meta.location > offset).cloned().collect();
             assert_eq!(sorted(after), sorted(expected), "{context}: from {offset}");
         }
@@ -114,7 +157,8 @@ async fn a_local_listing_from_a_name_on_is_the_rest_of_a_whole_one() {
         fs::write(log.join(name).join("x.parquet"), "x").expect("written");
     }
     check("folders").await;
-    std::os::unix::fs::symlink(log.join("A/x.parquet"), log.join("00000000000000000198.link")).expect("linked");
+    std::os::unix::fs::symlink(log.join("A/x.parquet"), log.join("00000000000000000198.link"))
+        .expect("linked");
     std::os::unix::fs::symlink(log.join("nowhere"), log.join("00000000000000000197.link")).expect("linked");
     check("links").await;
 }

@@ -1,5 +1,5 @@
-//! Exactly once: writers that race, die between any two steps, and lose answers; over one store in memory. After each
-//! run the tables are read back by their logs alone. Seeds are printed by whatever fails.
+//! Exactly once: writers that race, die between any two steps, and lose answers; over one store in memory.
+//! After each run the tables are read back by their logs alone. Seeds are printed by whatever fails.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,8 +26,11 @@ use crate::support::{FaultStore, LIMITS, WRITTEN, memory_lake, read_ledger, read
 /// An object of a few records: rows of two tables, and in some a reject.
 pub fn object(n: u64) -> (Object, Vec<u8>) {
     let key = format!("logs/{n}.log");
-    let mut bytes = format!("{{\"EdgeStartTimestamp\":{},\"ZoneID\":{n}}}\n", 1_653_974_623 + n * 3600).into_bytes();
-    bytes.extend_from_slice(format!("{{\"EdgeStartTimestamp\":{},\"ZoneID\":{n}}}\n", 1_653_974_623 + n * 7200).as_bytes());
+    let mut bytes =
+        format!("{{\"EdgeStartTimestamp\":{},\"ZoneID\":{n}}}\n", 1_653_974_623 + n * 3600).into_bytes();
+    bytes.extend_from_slice(
+        format!("{{\"EdgeStartTimestamp\":{},\"ZoneID\":{n}}}\n", 1_653_974_623 + n * 7200).as_bytes(),
+    );
     if n.is_multiple_of(3) {
         bytes.extend_from_slice(b"{\"Datetime\":1653974623,\"Source\":\"block\"}\n");
     }
@@ -72,7 +75,9 @@ pub async fn life(store: Store, mut todo: Vec<u64>, seed: u64) -> Result<Vec<u64
         let mut held = Vec::new();
         for n in todo {
             let (object, bytes) = object(n);
-            worker.work(object, Input::Memory(bytes.into()), Place::START, None).map_err(|e| e.to_string())?;
+            worker
+                .work(object, Input::Memory(bytes.into()), Place::START, None)
+                .map_err(|e| e.to_string())?;
             held.push(n);
             if random.random_ratio(1, 3) {
                 worker.flush().map_err(|e| e.to_string())?;
@@ -92,16 +97,24 @@ pub async fn land(lake: Arc<Lake>, numbers: Vec<u64>) -> Result<(), String> {
         let mut worker = worker(lake, usize::MAX);
         for n in numbers {
             let (object, bytes) = object(n);
-            worker.work(object, Input::Memory(bytes.into()), Place::START, None).map_err(|e| e.to_string())?;
+            worker
+                .work(object, Input::Memory(bytes.into()), Place::START, None)
+                .map_err(|e| e.to_string())?;
         }
         let flushed = worker.flush().map_err(|e| e.to_string())?;
-        if flushed.stale.is_empty() { Ok(()) } else { Err("a vacuum came by: it has to be decoded again".into()) }
+        if flushed.stale.is_empty() {
+            Ok(())
+        } else {
+            Err("a vacuum came by: it has to be decoded again".into())
+        }
     };
     tokio::task::spawn_blocking(work).await.expect("a writer doesn't panic")
 }
 
 /// What must be in each table, by row id, once these have landed.
-pub fn expected(objects: impl IntoIterator<Item = (ObjectId, Vec<u8>)>) -> BTreeMap<&'static str, BTreeSet<String>> {
+pub fn expected(
+    objects: impl IntoIterator<Item = (ObjectId, Vec<u8>)>,
+) -> BTreeMap<&'static str, BTreeSet<String>> {
     let mut tables: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
     for (id, bytes) in objects {
         tables.entry("ingested_objects").or_default().insert(id.to_string());
@@ -127,7 +140,11 @@ async fn check(inner: &Arc<InMemory>, objects: u64, context: &str) {
 }
 
 /// Each row of these tables is there once, no other is, and the ledger agrees object by object.
-pub async fn check_tables(inner: &Arc<InMemory>, expected: &BTreeMap<&'static str, BTreeSet<String>>, context: &str) {
+pub async fn check_tables(
+    inner: &Arc<InMemory>,
+    expected: &BTreeMap<&'static str, BTreeSet<String>>,
+    context: &str,
+) {
     let mut counted: BTreeMap<String, (BTreeMap<String, i64>, i64)> = BTreeMap::new();
     for (table, expected) in expected {
         let files = read_table(inner.as_ref(), table).await;
@@ -166,7 +183,9 @@ async fn racing_writers_that_die_land_each_object_once() {
             // That it died is as it should be; that it panicked is not.
             let _ = life.await.expect("a writer doesn't panic");
         }
-        life(memory_lake(inner.clone()), (0..objects).collect(), seed).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+        life(memory_lake(inner.clone()), (0..objects).collect(), seed)
+            .await
+            .unwrap_or_else(|e| panic!("{context}: {e}"));
         check(&inner, objects, &context).await;
     }
 }
@@ -180,10 +199,16 @@ async fn a_failure_of_every_single_operation_loses_and_doubles_nothing() {
     assert!(operations > 30, "{operations} operations");
     for k in 1..=operations {
         for (dies, lost) in [(k as i64 - 1, 0), (-1, k)] {
-            let context = format!("operation {k} of {operations}, {}", if lost > 0 { "its answer lost" } else { "and all after it" });
+            let context = format!(
+                "operation {k} of {operations}, {}",
+                if lost > 0 { "its answer lost" } else { "and all after it" }
+            );
             let inner = Arc::new(InMemory::new());
-            let _ = life(memory_lake(FaultStore::new(inner.clone(), dies, lost)), (0..objects).collect(), 1).await;
-            life(memory_lake(inner.clone()), (0..objects).collect(), 2).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+            let _ = life(memory_lake(FaultStore::new(inner.clone(), dies, lost)), (0..objects).collect(), 1)
+                .await;
+            life(memory_lake(inner.clone()), (0..objects).collect(), 2)
+                .await
+                .unwrap_or_else(|e| panic!("{context}: {e}"));
             check(&inner, objects, &context).await;
         }
     }
@@ -193,7 +218,8 @@ async fn a_failure_of_every_single_operation_loses_and_doubles_nothing() {
 async fn an_object_that_another_writer_landed_meanwhile_is_cut_out_of_the_batch() {
     let inner = Arc::new(InMemory::new());
     let lakes = [(); 2].map(|()| memory_lake(inner.clone()));
-    let [first, second] = lakes.map(|store| tokio::spawn(async move { Arc::new(Lake::open(store).await.expect("opens")) }));
+    let [first, second] =
+        lakes.map(|store| tokio::spawn(async move { Arc::new(Lake::open(store).await.expect("opens")) }));
     let (first, second) = (first.await.expect("opens"), second.await.expect("opens"));
     let land = |lake: Arc<Lake>, numbers: Vec<u64>| {
         tokio::task::spawn_blocking(move || {
@@ -232,7 +258,9 @@ async fn an_object_larger_than_memory_spills_and_still_lands_whole_or_not_at_all
         let (mut good, _) = object(0);
         good.size = stored.len() as u64;
         let (bad, _) = object(1);
-        worker.work(bad, Input::Memory(broken.into()), Place::START, None).expect("a broken object is a reject");
+        worker
+            .work(bad, Input::Memory(broken.into()), Place::START, None)
+            .expect("a broken object is a reject");
         worker.work(good, Input::Memory(stored.into()), Place::START, None).expect("decodes");
         worker.flush().expect("lands")
     });
@@ -266,7 +294,9 @@ async fn a_gap_in_the_ledgers_log_is_never_taken_for_its_end() {
     use object_store::ObjectStoreExt as _;
     let inner = Arc::new(InMemory::new());
     assert_eq!(land_each(&inner, 0..8).await, Ok(8));
-    let entry = |version: u64| object_store::path::Path::from(format!("lake/ingested_objects/_delta_log/{version:020}.json"));
+    let entry = |version: u64| {
+        object_store::path::Path::from(format!("lake/ingested_objects/_delta_log/{version:020}.json"))
+    };
     let removed = inner.get(&entry(3)).await.expect("an entry").bytes().await.expect("bytes");
     inner.delete(&entry(3)).await.expect("deleted");
     let refused = land_each(&inner, 0..8).await.expect_err("a gap is an error");

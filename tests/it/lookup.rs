@@ -6,7 +6,9 @@ use std::sync::Arc;
 use arrow::array::{ListBuilder, RecordBatch, StringViewBuilder, TimestampMicrosecondArray};
 use arrow::datatypes::{Field, Schema};
 use flarelake::config::Partitioning;
-use flarelake::format::value_index::{LookupBuilder, METADATA_KEY, MOST_BYTES, Place, blocks_of, groups_of, is_among};
+use flarelake::format::value_index::{
+    LookupBuilder, METADATA_KEY, MOST_BYTES, Place, blocks_of, groups_of, is_among,
+};
 use flarelake::format::write::{FileWriter, ROW_GROUP_ROWS};
 use flarelake::schema::{Catalog, Standard, list_element, timestamp_type};
 use flarelake::search::Needle;
@@ -39,8 +41,11 @@ fn found(list: Standard, groups: &[Vec<String>], needle: &Needle) -> Vec<usize> 
     let Some(Place { blocks, directory, end, .. }) = places.first() else { return Vec::new() };
     let part = |from: u64, to: u64| &bytes[(from - 1000) as usize..(to - 1000) as usize];
     let keys = needle.keys().expect("a range");
-    let Some(near) = blocks_of(part(*directory, *end), &keys).expect("a directory") else { return Vec::new() };
-    let bits = groups_of(part(blocks + near.start, blocks + near.end), |key| needle.is_key(key)).expect("blocks");
+    let Some(near) = blocks_of(part(*directory, *end), &keys).expect("a directory") else {
+        return Vec::new();
+    };
+    let bits =
+        groups_of(part(blocks + near.start, blocks + near.end), |key| needle.is_key(key)).expect("blocks");
     (0..groups.len()).filter(|n| is_among(bits, *n)).collect()
 }
 
@@ -52,13 +57,15 @@ fn address() -> impl Strategy<Value = String> {
     // Few bits, so that networks are hit; IPv4 and IPv6, and IPv4 in IPv6.
     prop_oneof![
         (0..4_u8, 0..4_u8, any::<u8>()).prop_map(|(b, c, d)| IpAddr::from([192, b, c, d]).to_string()),
-        (0..4_u16, 0..4_u16, any::<u16>()).prop_map(|(b, c, d)| IpAddr::from([0x2001, b, c, 0, 0, 0, 0, d]).to_string()),
+        (0..4_u16, 0..4_u16, any::<u16>())
+            .prop_map(|(b, c, d)| IpAddr::from([0x2001, b, c, 0, 0, 0, 0, d]).to_string()),
         any::<u8>().prop_map(|d| format!("::ffff:192.0.2.{d}")),
     ]
 }
 
 fn host() -> impl Strategy<Value = String> {
-    proptest::collection::vec(prop_oneof!["a", "b-a", "example", "my-example", "org", "com"], 1..4).prop_map(|labels| labels.join("."))
+    proptest::collection::vec(prop_oneof!["a", "b-a", "example", "my-example", "org", "com"], 1..4)
+        .prop_map(|labels| labels.join("."))
 }
 
 proptest! {
@@ -86,7 +93,8 @@ proptest! {
 #[test]
 fn one_value_of_many_takes_one_block() {
     let mut builder = LookupBuilder::new(&spec());
-    let values: Vec<String> = (0..100_000_u32).map(|n| IpAddr::from((0x0a00_0000 + n * 7).to_be_bytes()).to_string()).collect();
+    let values: Vec<String> =
+        (0..100_000_u32).map(|n| IpAddr::from((0x0a00_0000 + n * 7).to_be_bytes()).to_string()).collect();
     builder.add(&rows(Standard::AnyIpAddresses, &values), 3);
     let (bytes, places) = builder.finish(0, usize::MAX);
     let place = &places[0];
@@ -109,19 +117,26 @@ fn the_index_of_a_file_follows_its_row_groups_however_its_rows_came() {
         Field::new(Standard::EventTime.name(), timestamp_type(), false),
         Field::new(Standard::AnyIpAddresses.name(), Standard::AnyIpAddresses.kind().arrow(), true),
     ];
-    let spec = TableSpec { schema: Arc::new(Schema::new(fields)), partitioning: None, stats: Vec::new(), ..spec() };
+    let spec =
+        TableSpec { schema: Arc::new(Schema::new(fields)), partitioning: None, stats: Vec::new(), ..spec() };
     // One for each 4096 rows.
     let address = |row: usize| IpAddr::from((0x0a00_0000 + (row as u32 >> 12)).to_be_bytes()).to_string();
     let written = |threads| {
         let mut bytes = Vec::new();
-        let mut writer = FileWriter::new(&spec, Default::default(), ROWS, &mut bytes, threads).expect("a writer");
+        let mut writer =
+            FileWriter::new(&spec, Default::default(), ROWS, &mut bytes, threads).expect("a writer");
         // As a merge cuts them: no multiple of anything.
         for from in (0..ROWS).step_by(7_001) {
             let some: Vec<usize> = (from..ROWS.min(from + 7_001)).collect();
-            let times = TimestampMicrosecondArray::from_iter_values(some.iter().map(|row| (row * 1000 + row * 7919 % 1000) as i64))
-                .with_timezone("UTC");
-            let lists = rows(Standard::AnyIpAddresses, &some.iter().map(|row| address(*row)).collect::<Vec<_>>());
-            let batch = RecordBatch::try_new(spec.schema.clone(), vec![Arc::new(times), lists.column(0).clone()]).expect("a batch");
+            let times = TimestampMicrosecondArray::from_iter_values(
+                some.iter().map(|row| (row * 1000 + row * 7919 % 1000) as i64),
+            )
+            .with_timezone("UTC");
+            let lists =
+                rows(Standard::AnyIpAddresses, &some.iter().map(|row| address(*row)).collect::<Vec<_>>());
+            let batch =
+                RecordBatch::try_new(spec.schema.clone(), vec![Arc::new(times), lists.column(0).clone()])
+                    .expect("a batch");
             writer.write(&batch).expect("written");
         }
         writer.finish().expect("a file");
@@ -137,14 +152,24 @@ fn the_index_of_a_file_follows_its_row_groups_however_its_rows_came() {
     let groups: Vec<i64> = metadata.row_groups().iter().map(|group| group.num_rows()).collect();
     assert_eq!(groups, [ROW_GROUP_ROWS as i64, 40_000]);
     let told = metadata.file_metadata().key_value_metadata().expect("metadata");
-    let told = told.iter().find(|entry| entry.key == METADATA_KEY).and_then(|entry| entry.value.as_ref()).expect("an index");
+    let told = told
+        .iter()
+        .find(|entry| entry.key == METADATA_KEY)
+        .and_then(|entry| entry.value.as_ref())
+        .expect("an index");
     let places: Vec<Place> = serde_json::from_str(told).expect("places");
     let part = |from: u64, to: u64| &bytes[from as usize..to as usize];
-    for (row, group) in [(0, 0), (ROW_GROUP_ROWS - 1, 0), (ROW_GROUP_ROWS, 1), (ROW_GROUP_ROWS + 5_000, 1), (ROWS - 1, 1)] {
+    for (row, group) in
+        [(0, 0), (ROW_GROUP_ROWS - 1, 0), (ROW_GROUP_ROWS, 1), (ROW_GROUP_ROWS + 5_000, 1), (ROWS - 1, 1)]
+    {
         let needle = Needle::parse(&format!("{}/32", address(row))).expect("a network");
-        let near =
-            blocks_of(part(places[0].directory, places[0].end), &needle.keys().expect("a range")).expect("a directory").expect("a block");
-        let bits = groups_of(part(places[0].blocks + near.start, places[0].blocks + near.end), |key| needle.is_key(key)).expect("blocks");
+        let near = blocks_of(part(places[0].directory, places[0].end), &needle.keys().expect("a range"))
+            .expect("a directory")
+            .expect("a block");
+        let bits = groups_of(part(places[0].blocks + near.start, places[0].blocks + near.end), |key| {
+            needle.is_key(key)
+        })
+        .expect("blocks");
         assert_eq!((is_among(bits, 0), is_among(bits, 1)), (group == 0, group == 1), "row {row}");
     }
 }
@@ -158,7 +183,8 @@ fn bytes_that_are_no_index_are_an_error() {
     }
 }
 
-/// Whoever sends requests chooses hosts and addresses: however many and however long they are, they take no more than is theirs.
+/// Whoever sends requests chooses hosts and addresses: however many and however long they are, they take no
+/// more than is theirs.
 #[test]
 fn an_index_is_given_up_before_it_takes_much_memory() {
     let mut builder = LookupBuilder::new(&spec());
@@ -166,7 +192,8 @@ fn an_index_is_given_up_before_it_takes_much_memory() {
     let few = builder.held_bytes();
     let (mut most, mut is_given_up) = (0, false);
     for part in 0..100 {
-        let hosts: Vec<String> = (0..1000).map(|n| format!("{}{part:03}{n:04}.example", "a".repeat(237))).collect();
+        let hosts: Vec<String> =
+            (0..1000).map(|n| format!("{}{part:03}{n:04}.example", "a".repeat(237))).collect();
         builder.add(&rows(Standard::AnyDomainNames, &hosts), 0);
         let held = builder.held_bytes();
         most = most.max(held);
@@ -177,12 +204,16 @@ fn an_index_is_given_up_before_it_takes_much_memory() {
     assert!(is_given_up && most > MOST_BYTES / 2, "{most}");
     // The other list keeps its own.
     let (_, places) = builder.finish(0, usize::MAX);
-    assert_eq!(places.iter().map(|place| place.column.as_str()).collect::<Vec<_>>(), [Standard::AnyIpAddresses.name()]);
+    assert_eq!(
+        places.iter().map(|place| place.column.as_str()).collect::<Vec<_>>(),
+        [Standard::AnyIpAddresses.name()]
+    );
 
     // Far more than a file has as a rule are indexed.
     let mut builder = LookupBuilder::new(&spec());
     for part in 0..300_u32 {
-        let values: Vec<String> = (0..1000).map(|n| IpAddr::from((part * 7_000 + n).to_be_bytes()).to_string()).collect();
+        let values: Vec<String> =
+            (0..1000).map(|n| IpAddr::from((part * 7_000 + n).to_be_bytes()).to_string()).collect();
         builder.add(&rows(Standard::AnyIpAddresses, &values), 0);
     }
     assert!((300_000 * 24..MOST_BYTES).contains(&builder.held_bytes()), "{}", builder.held_bytes());
@@ -192,7 +223,13 @@ fn an_index_is_given_up_before_it_takes_much_memory() {
 #[test]
 fn what_is_no_address_leaves_its_list_without_an_index() {
     let mut builder = LookupBuilder::new(&spec());
-    builder.add(&rows(Standard::AnyIpAddresses, &["192.0.2.1".to_owned(), "one of another program".to_owned(), "192.0.2.2".to_owned()]), 0);
+    builder.add(
+        &rows(
+            Standard::AnyIpAddresses,
+            &["192.0.2.1".to_owned(), "one of another program".to_owned(), "192.0.2.2".to_owned()],
+        ),
+        0,
+    );
     assert_eq!((builder.held_bytes(), builder.finish(0, usize::MAX)), (0, (Vec::new(), Vec::new())));
 }
 
@@ -202,34 +239,42 @@ fn what_is_no_address_leaves_its_list_without_an_index() {
 fn compacting_long_referrers_stays_within_the_budget() {
     const REQUESTS: usize = 12_000;
     let dir = tempfile::tempdir().expect("a folder");
-    let (logs, lake, config) = (dir.path().join("logs"), dir.path().join("lake"), dir.path().join("small.toml"));
+    let (logs, lake, config) =
+        (dir.path().join("logs"), dir.path().join("lake"), dir.path().join("small.toml"));
     std::fs::create_dir(&logs).expect("a folder");
     let filling = "a".repeat(7_900);
     for file in 0..4 {
         let line = |n: usize| {
-            format!("{{\"EdgeStartTimestamp\":{},\"ClientRequestReferer\":\"http://{filling}{n:07}.example/\"}}\n", 1_653_974_623 + n / 100)
+            format!(
+                "{{\"EdgeStartTimestamp\":{},\"ClientRequestReferer\":\"http://{filling}{n:07}.example/\"}}\n",
+                1_653_974_623 + n / 100
+            )
         };
         let text: String = (0..REQUESTS / 4).map(|n| line(file * REQUESTS / 4 + n)).collect();
         std::fs::write(logs.join(format!("{file}.log")), text).expect("written");
     }
     std::fs::write(&config, "memory = \"64MiB\"\n").expect("written");
-    let paths = [config.to_str().expect("a path"), lake.to_str().expect("a path"), logs.to_str().expect("a path")];
+    let paths =
+        [config.to_str().expect("a path"), lake.to_str().expect("a path"), logs.to_str().expect("a path")];
     let landed = crate::support::flarelake(&["--config", paths[0], "--lake", paths[1], "backfill", paths[2]]);
     assert!(landed.status.success(), "{landed:?}");
-    let peak = crate::support::peak_mib(crate::support::command(&["--config", paths[0], "--lake", paths[1], "compact"]));
+    let peak = crate::support::peak_mib(crate::support::command(&[
+        "--config", paths[0], "--lake", paths[1], "compact",
+    ]));
     assert!(peak < 64 + 300, "{peak} MiB at the peak");
     let sql = "SELECT count(*) FROM cloudflare_httprequest WHERE p_any_domain_names IS NULL AND length(ClientRequestReferer) > 7900";
     assert_eq!(crate::support::query_one(&lake, sql), REQUESTS);
 }
 
-/// Whoever sends broken logs chooses what rejects hold: thousands that are long and equal take next to nothing where they are stored, and no more
-/// than that is counted of them before they are read.
+/// Whoever sends broken logs chooses what rejects hold: thousands that are long and equal take next to
+/// nothing where they are stored, and no more than that is counted of them before they are read.
 #[cfg(target_os = "linux")]
 #[test]
 fn compacting_long_rejects_stays_within_the_budget() {
     const REJECTS: usize = 1_200;
     let dir = tempfile::tempdir().expect("a folder");
-    let (logs, lake, config) = (dir.path().join("logs"), dir.path().join("lake"), dir.path().join("small.toml"));
+    let (logs, lake, config) =
+        (dir.path().join("logs"), dir.path().join("lake"), dir.path().join("small.toml"));
     std::fs::create_dir(&logs).expect("a folder");
     std::fs::write(&config, "memory = \"64MiB\"\n").expect("written");
     let paths = [config.to_str().expect("a path"), lake.to_str().expect("a path")];
@@ -237,10 +282,19 @@ fn compacting_long_rejects_stays_within_the_budget() {
     for file in 0..2 {
         let log = logs.join(format!("{file}.log"));
         std::fs::write(&log, format!("{file}\n") + &line.repeat(REJECTS)).expect("written");
-        let landed = crate::support::flarelake(&["--config", paths[0], "--lake", paths[1], "backfill", log.to_str().expect("a path")]);
+        let landed = crate::support::flarelake(&[
+            "--config",
+            paths[0],
+            "--lake",
+            paths[1],
+            "backfill",
+            log.to_str().expect("a path"),
+        ]);
         assert!(landed.status.success(), "{landed:?}");
     }
-    let peak = crate::support::peak_mib(crate::support::command(&["--config", paths[0], "--lake", paths[1], "compact"]));
+    let peak = crate::support::peak_mib(crate::support::command(&[
+        "--config", paths[0], "--lake", paths[1], "compact",
+    ]));
     assert!(peak < 64 + 300, "{peak} MiB at the peak");
     let sql = "SELECT count(*) FROM classification_failures WHERE length(payload) > 100000";
     assert_eq!(crate::support::query_one(&lake, sql), 2 * REJECTS);

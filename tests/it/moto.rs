@@ -1,5 +1,5 @@
-//! moto's server: S3, SQS, SNS and IAM on the wire, on a loopback port. Its package, and those of the readers, go into a virtual
-//! environment below target/, made here, with pinned versions.
+//! moto's server: S3, SQS, SNS and IAM on the wire, on a loopback port. Its package, and those of the
+//! readers, go into a virtual environment below target/, made here, with pinned versions.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -15,7 +15,14 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use crate::support::command;
 
-const PACKAGES: [&str; 6] = ["moto[server]==5.2.5", "chdb==4.4.0", "deltalake==1.6.6", "duckdb==2.0.0", "polars==2.1.0", "pyarrow==26.0.1"];
+const PACKAGES: [&str; 6] = [
+    "moto[server]==5.2.5",
+    "chdb==4.4.0",
+    "deltalake==1.6.6",
+    "duckdb==2.0.0",
+    "polars==2.1.0",
+    "pyarrow==26.0.1",
+];
 
 /// The environment's Python; none if the machine has no Python, which is said out loud.
 pub fn python() -> Option<&'static Path> {
@@ -31,7 +38,9 @@ pub fn python() -> Option<&'static Path> {
             let stamp = home.join(format!("ready-{}", PACKAGES.join("-").replace(['[', ']', '='], "_")));
             if !stamp.exists() {
                 run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home));
-                run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]).args(PACKAGES));
+                run(Command::new(&python)
+                    .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+                    .args(PACKAGES));
                 fs::write(stamp, "").expect("written");
             }
             Some(python)
@@ -48,19 +57,21 @@ pub fn run(command: &mut Command) -> String {
 
 /// Says past the test harness, which swallows what passing tests print, that tests were skipped.
 pub fn skipped(what: &str) {
-    let _ = writeln!(std::io::stderr(), "\n1 skipped: {what}: there is no python3 on this machine; install it to run this test");
+    let _ = writeln!(
+        std::io::stderr(),
+        "\n1 skipped: {what}: there is no python3 on this machine; install it to run this test"
+    );
 }
 
 pub fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it").join(name)
 }
 
-/// A Python script in which engines read tables. It leaves as soon as the script is done: at the interpreter's own end PyArrow's
-/// threads may still hold files of deltalake's, which are Python objects, and on a busy machine that aborts the process ("terminate
-/// called without an active exception").
+/// A Python script in which engines read tables. It leaves as soon as the script is done: at the
+/// interpreter's own end PyArrow's threads may still hold files of deltalake's, which are Python objects, and
+/// on a busy machine that aborts the process ("terminate called without an active exception").
 pub fn readers(python: &Path, script: &Path) -> Command {
-    const RUN: &str =
-        "import os, runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__'); sys.stdout.flush(); os._exit(0)";
+    const RUN: &str = "import os, runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__'); sys.stdout.flush(); os._exit(0)";
     let mut command = Command::new(python);
     command.args(["-c", RUN]).arg(script);
     command
@@ -137,7 +148,8 @@ impl Proxy {
                 let Ok((from_again, target_again)) = there else { continue };
                 // Each way has its own fate: bytes until it is cut, and how long each piece waits.
                 for (reader, writer) in [(from, target), (target_again, from_again)] {
-                    let cut_after = if random.random_bool(0.3) { random.random_range(0..20_000) } else { usize::MAX };
+                    let cut_after =
+                        if random.random_bool(0.3) { random.random_range(0..20_000) } else { usize::MAX };
                     let wait = if random.random_bool(0.2) { random.random_range(0..700) } else { 0 };
                     let trouble = wanted.clone();
                     std::thread::spawn(move || pass_on(reader, writer, cut_after, wait, &trouble));
@@ -206,9 +218,19 @@ impl Cloud {
         self.s3.create_bucket().bucket(name).send().await.expect("a bucket");
         let Some(queue) = queue else { return };
         let arn = format!("arn:aws:sqs:us-east-1:123456789012:{}", queue.rsplit('/').next().expect("a name"));
-        let told = QueueConfiguration::builder().queue_arn(arn).events(Event::from("s3:ObjectCreated:*")).build().expect("complete");
+        let told = QueueConfiguration::builder()
+            .queue_arn(arn)
+            .events(Event::from("s3:ObjectCreated:*"))
+            .build()
+            .expect("complete");
         let told = NotificationConfiguration::builder().queue_configurations(told).build();
-        self.s3.put_bucket_notification_configuration().bucket(name).notification_configuration(told).send().await.expect("set");
+        self.s3
+            .put_bucket_notification_configuration()
+            .bucket(name)
+            .notification_configuration(told)
+            .send()
+            .await
+            .expect("set");
     }
 
     pub async fn put(&self, bucket: &str, key: &str, bytes: Vec<u8>) {
@@ -217,9 +239,17 @@ impl Cloud {
 
     /// Messages that wait, and messages that are hidden.
     pub async fn depth(&self, queue: &str) -> (u64, u64) {
-        let answer = self.sqs.get_queue_attributes().queue_url(queue).attribute_names("All".into()).send().await.expect("attributes");
+        let answer = self
+            .sqs
+            .get_queue_attributes()
+            .queue_url(queue)
+            .attribute_names("All".into())
+            .send()
+            .await
+            .expect("attributes");
         let attributes = answer.attributes.expect("attributes");
-        let number = |name: &str| attributes.get(&name.into()).and_then(|n: &String| n.parse().ok()).unwrap_or(0);
+        let number =
+            |name: &str| attributes.get(&name.into()).and_then(|n: &String| n.parse().ok()).unwrap_or(0);
         (number("ApproximateNumberOfMessages"), number("ApproximateNumberOfMessagesNotVisible"))
     }
 }

@@ -1,11 +1,19 @@
-//! What a message says, told from its body alone. The bodies are those that AWS documents and that others send.
+//! What a message says, told from its body alone. The bodies are those that AWS documents and that others
+//! send.
 
 use flarelake::source::notice::{Announced, Notice, read};
 use proptest::prelude::*;
 use serde_json::json;
 
 fn announced(bucket: &str, key: &str) -> Announced {
-    Announced { bucket: bucket.into(), key: key.into(), literal_key: None, version: None, etag: None, size: None }
+    Announced {
+        bucket: bucket.into(),
+        key: key.into(),
+        literal_key: None,
+        version: None,
+        etag: None,
+        size: None,
+    }
 }
 
 /// S3's own example, with every field that it documents.
@@ -50,7 +58,10 @@ fn every_record_of_a_notification_counts_and_removals_do_not() {
     let record = |name: &str, key: &str| json!({"eventSource": "aws:s3", "eventName": name, "s3": {"bucket": {"name": "b"}, "object": {"key": key, "versionId": null, "eTag": ""}}});
     let body = json!({"Records": [record("ObjectCreated:Put", "a"), record("ObjectRemoved:Delete", "b"),
         record("ObjectCreated:CompleteMultipartUpload", "c"), record("LifecycleExpiration:Delete", "d"), record("s3:ObjectCreated:Copy", "e")]});
-    assert_eq!(read(&body.to_string()), objects(vec![announced("b", "a"), announced("b", "c"), announced("b", "e")]));
+    assert_eq!(
+        read(&body.to_string()),
+        objects(vec![announced("b", "a"), announced("b", "c"), announced("b", "e")])
+    );
     let removal = json!({"Records": [record("ObjectRemoved:DeleteMarkerCreated", "b")]});
     assert!(matches!(read(&removal.to_string()), Notice::Nothing(_)));
 }
@@ -59,7 +70,8 @@ fn every_record_of_a_notification_counts_and_removals_do_not() {
 fn minio_encodes_slashes_and_prefixes_names() {
     let body = json!({"EventName": "s3:ObjectCreated:Put", "Key": "logs/a/b.gz", "Records": [{"eventVersion": "2.0", "eventSource": "minio:s3",
         "eventName": "s3:ObjectCreated:Put", "s3": {"bucket": {"name": "logs"}, "object": {"key": "a%2Fb.gz", "size": 5}}}]});
-    let expected = Announced { literal_key: Some("a%2Fb.gz".into()), size: Some(5), ..announced("logs", "a/b.gz") };
+    let expected =
+        Announced { literal_key: Some("a%2Fb.gz".into()), size: Some(5), ..announced("logs", "a/b.gz") };
     assert_eq!(read(&body.to_string()), objects(vec![expected]));
 }
 
@@ -83,7 +95,10 @@ fn event_bridge_does_not_encode_keys() {
     assert!(matches!(read(&event("Object Deleted")), Notice::Nothing(_)));
     // Another rule of EventBridge, which sends S3's calls instead: it may be about a new object.
     let notice = read(&event("AWS API Call via CloudTrail"));
-    assert!(matches!(&notice, Notice::Malformed(why) if why.contains("`AWS API Call via CloudTrail`")), "{notice:?}");
+    assert!(
+        matches!(&notice, Notice::Malformed(why) if why.contains("`AWS API Call via CloudTrail`")),
+        "{notice:?}"
+    );
 }
 
 #[test]
@@ -93,7 +108,10 @@ fn what_brings_nothing_says_so() {
     assert!(matches!(read(&in_sns(test)), Notice::Nothing(_)));
     let confirm = json!({"Type": "SubscriptionConfirmation", "TopicArn": "arn:aws:sns:us-west-2:123456789012:logs", "Token": "secret",
         "SubscribeURL": "https://sns.us-west-2.amazonaws.com/?Action=ConfirmSubscription&Token=secret", "Message": "You have chosen to subscribe"});
-    assert_eq!(read(&confirm.to_string()), Notice::Subscription { topic: "arn:aws:sns:us-west-2:123456789012:logs".into() });
+    assert_eq!(
+        read(&confirm.to_string()),
+        Notice::Subscription { topic: "arn:aws:sns:us-west-2:123456789012:logs".into() }
+    );
 }
 
 #[test]
@@ -108,7 +126,9 @@ fn an_entry_that_cannot_be_read_costs_itself_only() {
     let notice = read(&json!({"Records": [bad]}).to_string());
     assert!(matches!(&notice, Notice::Malformed(why) if why.contains("s3.object.key")), "{notice:?}");
     // What nobody knows is not taken for nothing.
-    for (event, known) in [(json!("ObjectCloned:Put"), "ObjectCloned:Put"), (json!(null), "eventName"), (json!(7), "eventName")] {
+    for (event, known) in
+        [(json!("ObjectCloned:Put"), "ObjectCloned:Put"), (json!(null), "eventName"), (json!(7), "eventName")]
+    {
         bad["eventName"] = event;
         let notice = read(&json!({"Records": [bad]}).to_string());
         assert!(matches!(&notice, Notice::Malformed(why) if why.contains(known)), "{notice:?}");
@@ -130,11 +150,17 @@ fn r2_event(action: &str, key: &str) -> serde_json::Value {
 
 #[test]
 fn r2_events_are_announcements() {
-    let object =
-        |key: &str| Announced { etag: Some("c846ff7a18f28c2e262116d6e8719ef0".into()), size: Some(65536), ..announced("my-bucket", key) };
+    let object = |key: &str| Announced {
+        etag: Some("c846ff7a18f28c2e262116d6e8719ef0".into()),
+        size: Some(65536),
+        ..announced("my-bucket", key)
+    };
     for action in ["PutObject", "CompleteMultipartUpload", "CopyObject"] {
         // Keys are not encoded.
-        assert_eq!(read(&r2_event(action, "a/b+c%3D1.log.gz").to_string()), objects(vec![object("a/b+c%3D1.log.gz")]));
+        assert_eq!(
+            read(&r2_event(action, "a/b+c%3D1.log.gz").to_string()),
+            objects(vec![object("a/b+c%3D1.log.gz")])
+        );
     }
     assert_eq!(read(&in_sns(&r2_event("PutObject", "k").to_string())), objects(vec![object("k")]));
     for action in ["DeleteObject", "LifecycleDeletion"] {
@@ -150,11 +176,14 @@ fn r2_events_are_announcements() {
     event.as_object_mut().expect("an object").remove("action");
     assert!(matches!(read(&event.to_string()), Notice::Malformed(why) if why.contains("action")));
     // A forwarder may send several at once.
-    let (one, other, gone) = (r2_event("PutObject", "a"), r2_event("CopyObject", "b"), r2_event("DeleteObject", "c"));
+    let (one, other, gone) =
+        (r2_event("PutObject", "a"), r2_event("CopyObject", "b"), r2_event("DeleteObject", "c"));
     for body in [json!([one, gone, other]).to_string(), format!("{one}\n{gone}\n{other}\n")] {
         assert_eq!(read(&body), objects(vec![object("a"), object("b")]), "{body}");
     }
-    let Notice::Objects { created, malformed: Some(why) } = read(&json!([one, {"Datetime": 1653974623}]).to_string()) else {
+    let Notice::Objects { created, malformed: Some(why) } =
+        read(&json!([one, {"Datetime": 1653974623}]).to_string())
+    else {
         panic!("objects")
     };
     assert!(created == [object("a")] && why.contains("what is none"), "{why}");
@@ -179,7 +208,10 @@ fn what_has_the_shape_of_an_announcement_is_never_taken_for_records() {
         json!([{"bucketName": "b", "objectKey": "k"}]),
     ] {
         let notice = read(&body.to_string());
-        assert!(matches!(&notice, Notice::Malformed(why) if why.contains("in a shape that isn't known")), "{body}: {notice:?}");
+        assert!(
+            matches!(&notice, Notice::Malformed(why) if why.contains("in a shape that isn't known")),
+            "{body}: {notice:?}"
+        );
     }
 }
 

@@ -1,5 +1,5 @@
-//! Random records against a plain oracle over `serde_json::Value`, and random bytes against the laws that hold for
-//! any input. Failing cases are printed with their seed by proptest.
+//! Random records against a plain oracle over `serde_json::Value`, and random bytes against the laws that
+//! hold for any input. Failing cases are printed with their seed by proptest.
 
 use flarelake::decode::decoder::Decoder;
 use flarelake::schema::{Catalog, ColumnType, LogType};
@@ -36,14 +36,20 @@ fn value() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(3, 16, 4, |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            prop::collection::btree_map("[a-c\"é]{0,2}", inner, 0..4).prop_map(|m| Value::from(Map::from_iter(m))),
+            prop::collection::btree_map("[a-c\"é]{0,2}", inner, 0..4)
+                .prop_map(|m| Value::from(Map::from_iter(m))),
         ]
     })
 }
 
 fn record(log_type: &LogType) -> impl Strategy<Value = Map<String, Value>> + use<> {
-    let names: Vec<String> =
-        log_type.columns.iter().filter(|c| !c.required).map(|c| c.name.clone()).chain(["New".into(), "né\"w".into()]).collect();
+    let names: Vec<String> = log_type
+        .columns
+        .iter()
+        .filter(|c| !c.required)
+        .map(|c| c.name.clone())
+        .chain(["New".into(), "né\"w".into()])
+        .collect();
     prop::collection::vec((prop::sample::select(names), value()), 0..12).prop_map(Map::from_iter)
 }
 
@@ -53,7 +59,8 @@ fn whole(text: &str) -> Option<i64> {
         return (!text.starts_with("+-") && !text.starts_with("++")).then_some(plain);
     }
     let as_float: f64 = text.parse().ok()?;
-    let plain = text.bytes().all(|b| b.is_ascii_digit() || b"+-.eE".contains(&b)) && text.bytes().any(|b| b.is_ascii_digit());
+    let plain = text.bytes().all(|b| b.is_ascii_digit() || b"+-.eE".contains(&b))
+        && text.bytes().any(|b| b.is_ascii_digit());
     (plain && as_float.fract() == 0.0 && as_float.abs() < 9e15).then_some(as_float as i64)
 }
 
@@ -76,7 +83,10 @@ fn expected(kind: ColumnType, value: &Value) -> Option<Value> {
         ColumnType::SmallInt => integer(i16::MIN.into(), i16::MAX.into()),
         ColumnType::Float if empty => Some(Value::Null),
         ColumnType::Float => scalar
-            .filter(|t| t.strip_prefix(['+', '-']).unwrap_or(t).starts_with(|c: char| c.is_ascii_digit()) && !t.starts_with("0x"))
+            .filter(|t| {
+                t.strip_prefix(['+', '-']).unwrap_or(t).starts_with(|c: char| c.is_ascii_digit())
+                    && !t.starts_with("0x")
+            })
             .and_then(|t| t.parse::<f32>().ok())
             .filter(|f| f.is_finite())
             .map(|f| json!(f)),
@@ -89,11 +99,17 @@ fn expected(kind: ColumnType, value: &Value) -> Option<Value> {
         ColumnType::String => Some(json!(text(value))),
         ColumnType::StringList => match value {
             Value::Object(_) => None,
-            Value::Array(items) => Some(items.iter().map(|i| if i.is_null() { Value::Null } else { json!(text(i)) }).collect()),
+            Value::Array(items) => {
+                Some(items.iter().map(|i| if i.is_null() { Value::Null } else { json!(text(i)) }).collect())
+            }
             one => Some(json!([text(one)])),
         },
         ColumnType::StringMap => value.as_object().map(|members| {
-            members.iter().map(|(k, v)| (k.clone(), if v.is_null() { Value::Null } else { json!(text(v)) })).collect::<Map<_, _>>().into()
+            members
+                .iter()
+                .map(|(k, v)| (k.clone(), if v.is_null() { Value::Null } else { json!(text(v)) }))
+                .collect::<Map<_, _>>()
+                .into()
         }),
         // Times have their own cases, written by hand.
         ColumnType::Timestamp => None,
@@ -115,7 +131,8 @@ fn check_record(log_type: &LogType, fields: &Map<String, Value>) -> Result<(), T
             None => None,
         };
         match held {
-            // As text a float is the shortest that means it, which is another number to whoever reads it as a double.
+            // As text a float is the shortest that means it, which is another number to whoever reads it as a
+            // double.
             Some(held) if held.is_f64() => {
                 let float = |value: &Value| value.as_f64().map(|number| number as f32);
                 prop_assert_eq!(float(&row[name]), float(&held), "column {} of {}", name, value);
@@ -124,12 +141,16 @@ fn check_record(log_type: &LogType, fields: &Map<String, Value>) -> Result<(), T
             None => {
                 rescued.insert(
                     name.clone(),
-                    value.as_str().map_or_else(|| if value.is_null() { Value::Null } else { json!(value.to_string()) }, Value::from),
+                    value.as_str().map_or_else(
+                        || if value.is_null() { Value::Null } else { json!(value.to_string()) },
+                        Value::from,
+                    ),
                 );
             }
         }
     }
-    let times = |name: &String| log_type.columns.iter().any(|c| c.name == *name && c.kind == ColumnType::Timestamp);
+    let times =
+        |name: &String| log_type.columns.iter().any(|c| c.name == *name && c.kind == ColumnType::Timestamp);
     let mut ours = row["p_rescued_data"].as_object().cloned().unwrap_or_default();
     ours.retain(|name, _| !times(name));
     prop_assert_eq!(ours, rescued);

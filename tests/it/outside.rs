@@ -1,4 +1,5 @@
-//! What others see: writers and maintainers as real processes over one lake, killed at random, while Python's readers count.
+//! What others see: writers and maintainers as real processes over one lake, killed at random, while Python's
+//! readers count.
 
 use std::fs;
 use std::path::Path;
@@ -38,8 +39,11 @@ fn churn(commands: &[Vec<&str>], until: Instant, random: &mut SmallRng) {
 
 /// The table's files as the log has them: bytes, first and last time.
 fn files(lake: &str, table: &str) -> Vec<Value> {
-    let sql = format!("SELECT size, min_event_time, max_event_time FROM lake_files WHERE table_name = '{table}' ORDER BY min_event_time");
-    serde_json::from_str(&stdout(&flarelake(&["--lake", lake, "query", "--format", "json", &sql]))).expect("JSON")
+    let sql = format!(
+        "SELECT size, min_event_time, max_event_time FROM lake_files WHERE table_name = '{table}' ORDER BY min_event_time"
+    );
+    serde_json::from_str(&stdout(&flarelake(&["--lake", lake, "query", "--format", "json", &sql])))
+        .expect("JSON")
 }
 
 #[test]
@@ -49,23 +53,49 @@ fn readers_see_whole_versions_while_writers_and_maintainers_work_and_die() {
     let path = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
     let (logs, lake, config, end) = (path("logs"), path("lake"), path("upkeep.toml"), path("end"));
     let rows = LINES.to_string();
-    let generate =
-        ["generate", "--log-type", "Cloudflare.HttpRequest", "--rows", &rows, "--files", "150", "--span", "10d", "--gzip", "--out", &logs];
+    let generate = [
+        "generate",
+        "--log-type",
+        "Cloudflare.HttpRequest",
+        "--rows",
+        &rows,
+        "--files",
+        "150",
+        "--span",
+        "10d",
+        "--gzip",
+        "--out",
+        &logs,
+    ];
     assert!(flarelake(&generate).status.success());
     fs::write(&config, CONFIG).expect("written");
     let with = |command: &[&'static str]| -> Vec<String> {
-        ["--config", &config, "--lake", &lake].into_iter().chain(command.iter().copied()).map(str::to_owned).collect()
+        ["--config", &config, "--lake", &lake]
+            .into_iter()
+            .chain(command.iter().copied())
+            .map(str::to_owned)
+            .collect()
     };
     // The table has to be there before it is watched.
-    let first = format!("{logs}/{}", fs::read_dir(&logs).expect("logs").next().expect("a file").expect("a file").file_name().display());
+    let first = format!(
+        "{logs}/{}",
+        fs::read_dir(&logs).expect("logs").next().expect("a file").expect("a file").file_name().display()
+    );
     assert!(flarelake(&["--lake", &lake, "backfill", &first]).status.success());
     let table = format!("{lake}/cloudflare_httprequest");
     let mut watch = readers(python, &script("watching.py"));
-    let watching = watch.args([&table, &end]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("Python starts");
+    let watching = watch
+        .args([&table, &end])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("Python starts");
     let backfill = [with(&["backfill"]), vec![logs.clone()]].concat();
     let maintain = with(&["maintain"]);
-    let commands: Vec<Vec<&str>> =
-        [&backfill, &backfill, &maintain, &maintain, &maintain].into_iter().map(|c| c.iter().map(String::as_str).collect()).collect();
+    let commands: Vec<Vec<&str>> = [&backfill, &backfill, &maintain, &maintain, &maintain]
+        .into_iter()
+        .map(|c| c.iter().map(String::as_str).collect())
+        .collect();
     let seed = 20_261_124;
     println!("seed {seed}");
     churn(&commands, Instant::now() + Duration::from_secs(25), &mut SmallRng::seed_from_u64(seed));
@@ -103,7 +133,8 @@ async fn a_table_of_five_hundred_landings_with_upkeep_between_is_read_alike_by_e
     let landed = land_and_keep_up(&lake, 500, (500 / runs(20)).max(1)).await;
     let expected = rows(&landed)["cloudflare_httprequest"].len() as u64;
     let table = lake.join("cloudflare_httprequest");
-    let told: Value = serde_json::from_str(&run(readers(python, &script("rounds.py")).arg(&table))).expect("JSON");
+    let told: Value =
+        serde_json::from_str(&run(readers(python, &script("rounds.py")).arg(&table))).expect("JSON");
     println!("{told}");
     for reader in ["deltalake", "duckdb", "polars", "chdb"] {
         assert_eq!(told[reader], expected, "{reader}: {told}");
@@ -120,8 +151,21 @@ fn a_lake_on_s3_is_kept_up() {
     let moto = Moto::start(python);
     let dir = tempfile::tempdir().expect("a folder");
     let logs = dir.path().join("logs").to_str().expect("a path").to_owned();
-    let generate =
-        ["--log-type", "Cloudflare.Firewall", "--rows", "3000", "--files", "30", "--span", "3d", "--odd", "0", "--gzip", "--out", &logs];
+    let generate = [
+        "--log-type",
+        "Cloudflare.Firewall",
+        "--rows",
+        "3000",
+        "--files",
+        "30",
+        "--span",
+        "3d",
+        "--odd",
+        "0",
+        "--gzip",
+        "--out",
+        &logs,
+    ];
     assert!(flarelake(&[&["generate"], &generate[..]].concat()).status.success());
     run(Command::new(python).arg(script("s3_setup.py")).arg(&moto.endpoint).arg(&logs));
     let lake = |arguments: &[&str]| {
@@ -135,7 +179,8 @@ fn a_lake_on_s3_is_kept_up() {
     assert!(once.contains("merged:"), "{once}");
     let again = lake(&["maintain", "--once"]);
     assert!(again.contains("nothing to merge") && again.contains("nothing to free"), "{again}");
-    let count = |sql: &str| lake(&["query", "--format", "csv", sql]).lines().last().expect("a row").to_owned();
+    let count =
+        |sql: &str| lake(&["query", "--format", "csv", sql]).lines().last().expect("a row").to_owned();
     assert_eq!(count("SELECT count(*), count(DISTINCT p_row_id) FROM cloudflare_firewall"), "3000,3000");
     // From noon to noon: four dates.
     assert_eq!(count("SELECT count(*) FROM lake_files WHERE table_name = 'cloudflare_firewall'"), "4");
@@ -147,13 +192,33 @@ fn another_engine_that_writes_loses_and_doubles_nothing_or_is_refused() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
     let (logs, lake) = (path("logs"), path("lake"));
-    let generate = ["generate", "--log-type", "Cloudflare.HttpRequest", "--rows", "400", "--files", "8", "--odd", "0", "--out", &logs];
+    let generate = [
+        "generate",
+        "--log-type",
+        "Cloudflare.HttpRequest",
+        "--rows",
+        "400",
+        "--files",
+        "8",
+        "--odd",
+        "0",
+        "--out",
+        &logs,
+    ];
     assert!(flarelake(&generate).status.success());
-    let mut objects: Vec<_> = fs::read_dir(&logs).expect("logs").map(|entry| entry.expect("a file").path()).collect();
+    let mut objects: Vec<_> =
+        fs::read_dir(&logs).expect("logs").map(|entry| entry.expect("a file").path()).collect();
     objects.sort();
     let land = |object: &Path| flarelake(&["--lake", &lake, "backfill", object.to_str().expect("a path")]);
-    let engine = |does: &str, table: &str| run(Command::new(python).arg(script("foreign.py")).args([does, &format!("{lake}/{table}")]));
-    let count = || query_one(Path::new(&lake), "SELECT count(*) * 1000 + count(DISTINCT p_row_id) FROM cloudflare_httprequest");
+    let engine = |does: &str, table: &str| {
+        run(Command::new(python).arg(script("foreign.py")).args([does, &format!("{lake}/{table}")]))
+    };
+    let count = || {
+        query_one(
+            Path::new(&lake),
+            "SELECT count(*) * 1000 + count(DISTINCT p_row_id) FROM cloudflare_httprequest",
+        )
+    };
     // Between landings another engine does all that is its right.
     for (n, object) in objects.iter().enumerate() {
         stdout(&land(object));
@@ -169,15 +234,28 @@ fn another_engine_that_writes_loses_and_doubles_nothing_or_is_refused() {
     stdout(&flarelake(&["--lake", &lake, "backfill", &logs]));
     assert_eq!(count(), 0);
     // Rows of the ledger that are added once more are refused, too, until a repair takes them out.
-    let told = || query_one(Path::new(&lake), "SELECT count(*) * 1000 + count(DISTINCT object_id) FROM ingested_objects");
+    let told = || {
+        query_one(
+            Path::new(&lake),
+            "SELECT count(*) * 1000 + count(DISTINCT object_id) FROM ingested_objects",
+        )
+    };
     let before = told();
     engine("append", "ingested_objects");
     let refused = flarelake(&["--lake", &lake, "backfill", &logs]);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(refused.status.code() == Some(1) && said.contains("another engine added rows") && said.contains("flarelake repair"), "{said}");
+    assert!(
+        refused.status.code() == Some(1)
+            && said.contains("another engine added rows")
+            && said.contains("flarelake repair"),
+        "{said}"
+    );
     assert_ne!(told(), before);
     let mended = stdout(&flarelake(&["--lake", &lake, "repair"]));
-    assert!(mended.contains("8 rows of objects that others of its rows are of, too, are taken out"), "{mended}");
+    assert!(
+        mended.contains("8 rows of objects that others of its rows are of, too, are taken out"),
+        "{mended}"
+    );
     stdout(&flarelake(&["--lake", &lake, "backfill", &logs]));
     assert_eq!((told(), count()), (before, 0.into()));
     // Nor are they anyone's to delete.
@@ -189,7 +267,9 @@ fn another_engine_that_writes_loses_and_doubles_nothing_or_is_refused() {
         let refused = flarelake(&["--lake", &lake, "backfill", &logs]);
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(
-            refused.status.code() == Some(1) && said.contains("another engine took rows out") && said.contains("flarelake repair"),
+            refused.status.code() == Some(1)
+                && said.contains("another engine took rows out")
+                && said.contains("flarelake repair"),
             "{said}"
         );
     }
@@ -204,7 +284,11 @@ fn times_of_far_centuries_stay_what_they_are_in_files_that_other_engines_rewrote
     let dir = tempfile::tempdir().expect("a folder");
     let path = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
     let (logs, lake) = (path("logs.json"), path("lake"));
-    let written = [("a", "Fri, 31 Dec 9999 23:59:59 GMT"), ("b", "Mon, 01 Jan 0001 00:00:00 GMT"), ("c", "Sat, 01 Jan 2400 00:00:00 GMT")];
+    let written = [
+        ("a", "Fri, 31 Dec 9999 23:59:59 GMT"),
+        ("b", "Mon, 01 Jan 0001 00:00:00 GMT"),
+        ("c", "Sat, 01 Jan 2400 00:00:00 GMT"),
+    ];
     let record = |(ray, expires): &(&str, &str)| {
         format!(
             r#"{{"EdgeStartTimestamp":"2026-01-15T12:00:00Z","RayID":"{ray}","ClientRequestHost":"example.com","OriginResponseHTTPExpires":"{expires}"}}"#
@@ -216,7 +300,9 @@ fn times_of_far_centuries_stay_what_they_are_in_files_that_other_engines_rewrote
     let times = || stdout(&flarelake(&["--lake", &lake, "query", "--format", "csv", sql]));
     let wanted = "RayID,OriginResponseHTTPExpires\na,9999-12-31T23:59:59Z\nb,0001-01-01T00:00:00Z\nc,2400-01-01T00:00:00Z\n";
     assert_eq!(times(), wanted);
-    run(Command::new(python).arg(script("foreign.py")).args(["int96", &format!("{lake}/cloudflare_httprequest")]));
+    run(Command::new(python)
+        .arg(script("foreign.py"))
+        .args(["int96", &format!("{lake}/cloudflare_httprequest")]));
     assert_eq!(times(), wanted);
     // One more file, so that there is something to merge.
     fs::write(&logs, record(&("d", "Thu, 01 Jan 1800 00:00:00 GMT"))).expect("written");

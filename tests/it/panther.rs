@@ -1,5 +1,6 @@
-//! Statements that were written for Panther's lake, as its public documentation has them, and what people make of these. What is
-//! asked is a lake of the records below; what is expected was worked out from them by hand.
+//! Statements that were written for Panther's lake, as its public documentation has them, and what people
+//! make of these. What is asked is a lake of the records below; what is expected was worked out from them by
+//! hand.
 
 use std::path::Path;
 
@@ -34,7 +35,8 @@ async fn asked() -> (tempfile::TempDir, Session) {
     let lake = dir.path().join("lake");
     stdout(&flarelake(&["--lake", text(&lake), "backfill", text(&log)]));
     let store = Store::open(text(&lake), &Default::default()).await.expect("a folder");
-    let session = Session::open(&store, &Catalog::embedded(), Partitioning::Day, 1 << 28).await.expect("a lake");
+    let session =
+        Session::open(&store, &Catalog::embedded(), Partitioning::Day, 1 << 28).await.expect("a lake");
     (dir, session)
 }
 
@@ -46,8 +48,11 @@ async fn rows(session: &Session, sql: &str) -> Result<Vec<Value>, String> {
         renderer.write(batch.map_err(|e| e.to_string())?).expect("memory");
     }
     renderer.finish().expect("memory");
-    let mut rows: Vec<Value> =
-        String::from_utf8(bytes).expect("text").lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let mut rows: Vec<Value> = String::from_utf8(bytes)
+        .expect("text")
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
     // Where a statement says no order, or not all of it, there is none.
     rows.sort_by_key(ToString::to_string);
     Ok(rows)
@@ -64,8 +69,7 @@ fn expected(rows: &Value) -> Result<Vec<Value>, String> {
 async fn the_documented_statements_over_all_logs_run_as_they_are_published() {
     let (_dir, session) = asked().await;
     let seen = json!([{"p_log_type": "Cloudflare.Firewall", "row_count": 1}, {"p_log_type": "Cloudflare.HttpRequest", "row_count": 2}]);
-    let totals =
-        json!([{"ip": "1.2.3.4", "total_rows": 3}, {"ip": "198.51.100.1", "total_rows": 1}, {"ip": "203.0.113.9", "total_rows": 2}]);
+    let totals = json!([{"ip": "1.2.3.4", "total_rows": 3}, {"ip": "198.51.100.1", "total_rows": 1}, {"ip": "203.0.113.9", "total_rows": 2}]);
     let datasets = json!([{"ip": "1.2.3.4", "datasets": 2}, {"ip": "198.51.100.1", "datasets": 1}, {"ip": "203.0.113.9", "datasets": 2}]);
     let day = json!([{"p_log_type": "Cloudflare.HttpRequest", "row_count": 1}]);
     let statements = [
@@ -196,10 +200,22 @@ async fn lists_are_joined_to_their_rows() {
         assert_eq!(rows(&session, &sql).await, expected(&answer), "{sql}");
     }
     for (sql, said) in [
-        (format!("SELECT 1 {of} a, cloudflare_firewall b CROSS JOIN UNNEST(p_any_ip_addresses) AS t(ip)"), "write whose column"),
-        (format!("SELECT f.this {of}, LATERAL FLATTEN(input => p_any_ip_addresses) f"), "FLATTEN has value, index, key here"),
-        (format!("SELECT 1 {of}, LATERAL FLATTEN(input => p_any_ip_addresses, recursive => true) f"), "without path and recursive"),
-        (format!("SELECT 1 {of} JOIN UNNEST(p_any_ip_addresses) AS t(ip) ON t.ip = ClientIP"), "belongs into WHERE"),
+        (
+            format!("SELECT 1 {of} a, cloudflare_firewall b CROSS JOIN UNNEST(p_any_ip_addresses) AS t(ip)"),
+            "write whose column",
+        ),
+        (
+            format!("SELECT f.this {of}, LATERAL FLATTEN(input => p_any_ip_addresses) f"),
+            "FLATTEN has value, index, key here",
+        ),
+        (
+            format!("SELECT 1 {of}, LATERAL FLATTEN(input => p_any_ip_addresses, recursive => true) f"),
+            "without path and recursive",
+        ),
+        (
+            format!("SELECT 1 {of} JOIN UNNEST(p_any_ip_addresses) AS t(ip) ON t.ip = ClientIP"),
+            "belongs into WHERE",
+        ),
     ] {
         let error = rows(&session, &sql).await.expect_err(&sql);
         assert!(error.contains(said), "{sql}: {error}");
@@ -250,7 +266,10 @@ async fn the_parts_of_a_rows_time_are_columns_where_nothing_else_is() {
         assert_eq!(rows(&session, &sql).await, expected(&answer), "{sql}");
     }
     // A day's column tells files apart.
-    let (plan, _) = session.physical(&format!("SELECT RayID {of} WHERE year = 2020 AND month = 2 AND day = 1"), &[]).await.expect("a plan");
+    let (plan, _) = session
+        .physical(&format!("SELECT RayID {of} WHERE year = 2020 AND month = 2 AND day = 1"), &[])
+        .await
+        .expect("a plan");
     let plan = datafusion::physical_plan::displayable(plan.as_ref()).indent(true).to_string();
     assert_eq!(plan.matches(".parquet").count(), 1, "{plan}");
 }
@@ -285,12 +304,31 @@ async fn a_statement_may_begin_with_a_comment() {
         "/* a comment */ SELECT 1 AS n",
         "-- a = b\n-- c\nSELECT 1 AS n -- d",
     ] {
-        assert_eq!(stdout(&flarelake(&["--lake", text(&lake), "query", "--format", "ndjson", sql])), "{\"n\":1}\n", "{sql}");
-        assert_eq!(stdout(&flarelake(&["--lake", text(&lake), "query", sql, "--format=ndjson"])), "{\"n\":1}\n", "{sql}");
+        assert_eq!(
+            stdout(&flarelake(&["--lake", text(&lake), "query", "--format", "ndjson", sql])),
+            "{\"n\":1}\n",
+            "{sql}"
+        );
+        assert_eq!(
+            stdout(&flarelake(&["--lake", text(&lake), "query", sql, "--format=ndjson"])),
+            "{\"n\":1}\n",
+            "{sql}"
+        );
     }
     // Options are still options, and wrong ones are told.
     let wrong = flarelake(&["--lake", text(&lake), "query", "--formt", "csv", "SELECT 1"]);
-    assert!(wrong.status.code() == Some(2) && String::from_utf8_lossy(&wrong.stderr).contains("--formt"), "{wrong:?}");
-    let both = flarelake(&["--lake", text(&lake), "query", "SELECT $a AS n", "--param=a=x\ny", "--format", "ndjson"]);
+    assert!(
+        wrong.status.code() == Some(2) && String::from_utf8_lossy(&wrong.stderr).contains("--formt"),
+        "{wrong:?}"
+    );
+    let both = flarelake(&[
+        "--lake",
+        text(&lake),
+        "query",
+        "SELECT $a AS n",
+        "--param=a=x\ny",
+        "--format",
+        "ndjson",
+    ]);
     assert_eq!(stdout(&both), "{\"n\":\"x\\ny\"}\n");
 }

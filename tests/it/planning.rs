@@ -1,5 +1,5 @@
-//! What is planned to be merged: laws of the planner, checked on files that exist in numbers only. A merge is played: its
-//! rows are put into files of the target size, cut as the plan says.
+//! What is planned to be merged: laws of the planner, checked on files that exist in numbers only. A merge is
+//! played: its rows are put into files of the target size, cut as the plan says.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -62,7 +62,8 @@ impl Played {
         let of = |f: &DataFile| f.times.expect("times");
         let least = bin.inputs.iter().map(|f| of(f).0).min().expect("inputs");
         let greatest = bin.inputs.iter().map(|f| of(f).1).max().expect("inputs");
-        let mut edges: Vec<i64> = bin.cuts.iter().copied().filter(|cut| least < *cut && *cut <= greatest).collect();
+        let mut edges: Vec<i64> =
+            bin.cuts.iter().copied().filter(|cut| least < *cut && *cut <= greatest).collect();
         edges.push(greatest + 1);
         let landed = bin.inputs.iter().map(|f| f.modified_ms).max().expect("inputs") * 1000;
         let mut from = least;
@@ -139,7 +140,10 @@ fn closed_partitions_end_without_overlap_in_files_of_the_target_size() {
         lake.settle(&policy);
         assert_eq!(overlaps(&lake.files), 0, "seed {seed}");
         let left: u64 = lake.files.iter().map(|f| f.size).sum();
-        assert!(left.abs_diff(total) <= total / 100 + 1000, "seed {seed}: the play itself loses bytes: {total}, {left}");
+        assert!(
+            left.abs_diff(total) <= total / 100 + 1000,
+            "seed {seed}: the play itself loses bytes: {total}, {left}"
+        );
         // Of three neighbours of a day at least one is full, or they had been one.
         let mut files: Vec<&DataFile> = lake.files.iter().collect();
         files.sort_by_key(|f| f.times);
@@ -172,7 +176,9 @@ fn a_day_of_minutes_is_rewritten_a_few_times_and_kept_in_few_files() {
         }
         let landed = size * 24 * 60 + size / 20 * 120;
         let times = lake.rewritten as f64 / landed as f64;
-        println!("{size} bytes a minute: each is rewritten {times:.1} times; at most {most_files} small files");
+        println!(
+            "{size} bytes a minute: each is rewritten {times:.1} times; at most {most_files} small files"
+        );
         assert!(times <= most_times, "{size}: {times}");
         // Seven of each of the tiers.
         assert!(most_files <= 42, "{size}: {most_files}");
@@ -197,14 +203,22 @@ fn late_rows_wait_where_they_would_rewrite_much_for_little() {
     };
     let now = START + 10 * DAY;
     let patient = Policy { target: TARGET, now, open_bytes: OPEN, patient: true };
-    assert_eq!(late(&patient, MIB, now - MINUTE), Vec::new(), "a megabyte of a minute ago does not rewrite 256");
+    assert_eq!(
+        late(&patient, MIB, now - MINUTE),
+        Vec::new(),
+        "a megabyte of a minute ago does not rewrite 256"
+    );
     assert_eq!(late(&patient, MIB, now - 2 * HOUR), Vec::new(), "nor one of two hours ago");
     assert_eq!(late(&patient, MIB, now - DAY).len(), 1, "a day is long enough");
     let waited = late(&patient, 8 * MIB, now - 2 * HOUR);
     assert_eq!(waited.len(), 1, "no more came for two hours, and it is a thirty-second");
     assert_eq!(waited[0].inputs.len(), 2, "only what it overlaps with is rewritten");
     assert_eq!(late(&patient, 64 * MIB, now - MINUTE).len(), 1, "as much as an eighth is worth it at once");
-    assert_eq!(late(&Policy { patient: false, ..patient }, MIB, now - MINUTE).len(), 1, "a person has asked for it");
+    assert_eq!(
+        late(&Policy { patient: false, ..patient }, MIB, now - MINUTE).len(),
+        1,
+        "a person has asked for it"
+    );
 }
 
 #[test]
@@ -235,7 +249,11 @@ fn a_late_file_across_a_large_day_is_cut_where_the_full_files_begin() {
     let policy = Policy { target: TARGET, now: START + 3 * DAY, open_bytes: OPEN, patient: false };
     let bins = plan(&lake.files, &policy);
     assert_eq!(bins.len(), 1);
-    assert_eq!((bins[0].why, bins[0].inputs.len(), bins[0].bytes()), (Why::Split, 1, 10 * MIB), "the late file alone");
+    assert_eq!(
+        (bins[0].why, bins[0].inputs.len(), bins[0].bytes()),
+        (Why::Split, 1, 10 * MIB),
+        "the late file alone"
+    );
     assert_eq!(bins[0].cuts.len(), 47);
     lake.settle(&policy);
     assert_eq!((overlaps(&lake.files), lake.files.len()), (0, 48));
@@ -251,13 +269,25 @@ fn an_open_day_is_merged_by_tiers_and_a_table_without_times_too() {
     assert_eq!((eight.len(), eight[0].why, eight[0].inputs.len()), (1, Why::Tier, 8));
     let tiny: Vec<DataFile> = (0..3).map(|n| file(n, minute(n as i64), 50_000, START)).collect();
     let merges = |patient| plan(&tiny, &Policy { patient, ..policy.clone() }).len();
-    assert_eq!((merges(true), merges(false)), (0, 1), "a few kilobytes are merged when a person asks for it, not every ten minutes");
+    assert_eq!(
+        (merges(true), merges(false)),
+        (0, 1),
+        "a few kilobytes are merged when a person asks for it, not every ten minutes"
+    );
     let asked = Policy { patient: false, ..policy.clone() };
     let settled = plan(&files(60), &asked);
-    assert_eq!((settled.len(), settled[0].why, settled[0].inputs.len()), (1, Why::Small, 60), "seconds of work");
+    assert_eq!(
+        (settled.len(), settled[0].why, settled[0].inputs.len()),
+        (1, Why::Small, 60),
+        "seconds of work"
+    );
     assert!(plan(&files(70), &asked).iter().all(|bin| bin.why == Why::Tier), "more than seconds of it");
-    let ledger =
-        |count| files(count).into_iter().map(|f| DataFile { times: None, partition_values: BTreeMap::new(), ..f }).collect::<Vec<_>>();
+    let ledger = |count| {
+        files(count)
+            .into_iter()
+            .map(|f| DataFile { times: None, partition_values: BTreeMap::new(), ..f })
+            .collect::<Vec<_>>()
+    };
     for policy in [policy, asked] {
         assert_eq!(plan(&ledger(7), &policy), Vec::new());
         assert_eq!(plan(&ledger(8), &policy).len(), 1);

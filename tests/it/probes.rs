@@ -10,8 +10,8 @@ use futures::stream::BoxStream;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt as _, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
 use crate::support::{FaultStore, Faults, memory_lake};
@@ -39,7 +39,11 @@ impl ObjectStore for OddStore {
         self.inner.put(location, payload).await
     }
 
-    async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        opts: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
         self.inner.put_multipart_opts(location, opts).await
     }
 
@@ -56,7 +60,8 @@ impl ObjectStore for OddStore {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        let left = self.listings_panic.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        let left =
+            self.listings_panic.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         assert!(left.is_err(), "a fault of the store's client");
         self.inner.list_with_delimiter(prefix).await
     }
@@ -76,8 +81,12 @@ async fn a_store_that_looks_first_and_puts_then_is_refused() {
     assert!(matches!(create().await, Err(Error::AlreadyExists { .. })));
     assert!(matches!(store.probe().await, Err(StoreError::Unguarded { .. })));
     let found = store.permissions().await;
-    let (_, guarded) = found.iter().find(|(right, _)| right.starts_with("put-if-absent")).expect("it is tried");
-    assert!(guarded.as_ref().is_err_and(|why| why.contains("lets two writers create the same key")), "{found:?}");
+    let (_, guarded) =
+        found.iter().find(|(right, _)| right.starts_with("put-if-absent")).expect("it is tried");
+    assert!(
+        guarded.as_ref().is_err_and(|why| why.contains("lets two writers create the same key")),
+        "{found:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -101,7 +110,8 @@ async fn an_answer_that_is_lost_decides_nothing() {
     let found = memory_lake(repeats).permissions().await;
     assert!(found.iter().all(|(_, result)| result.is_ok()), "{found:?}");
     // Where nothing can be put, that is what is said.
-    let dead = memory_lake(FaultStore::with(Arc::new(InMemory::new()), Faults { dies_at: 1, ..Faults::default() }));
+    let dead =
+        memory_lake(FaultStore::with(Arc::new(InMemory::new()), Faults { dies_at: 1, ..Faults::default() }));
     let error = dead.probe().await.expect_err("nothing can be put").to_string();
     assert!(error.contains("can't write to") && error.contains("the store is gone"), "{error}");
 }

@@ -13,13 +13,25 @@ use crate::support::{command, flarelake, query_one, runs, stdout};
 fn two_processes_killed_and_restarted_land_each_line_once() {
     let dir = tempfile::tempdir().expect("a folder");
     let (logs, lake) = (dir.path().join("logs"), dir.path().join("lake"));
-    let arguments =
-        ["generate", "--log-type", "Cloudflare.HttpRequest", "--rows", "4000", "--files", "40", "--odd", "0.1", "--gzip", "--out"];
+    let arguments = [
+        "generate",
+        "--log-type",
+        "Cloudflare.HttpRequest",
+        "--rows",
+        "4000",
+        "--files",
+        "40",
+        "--odd",
+        "0.1",
+        "--gzip",
+        "--out",
+    ];
     assert!(flarelake(&[&arguments[..], &[logs.to_str().expect("a path")]].concat()).status.success());
     let config = dir.path().join("small.toml");
     // A flush for every few objects, so that there is much to interrupt.
     fs::write(&config, "memory = \"64MiB\"\n[flush]\nmax_bytes = \"200KiB\"\n").expect("written");
-    let paths = [config.to_str().expect("a path"), lake.to_str().expect("a path"), logs.to_str().expect("a path")];
+    let paths =
+        [config.to_str().expect("a path"), lake.to_str().expect("a path"), logs.to_str().expect("a path")];
     let start = || {
         let arguments = ["--config", paths[0], "--lake", paths[1], "backfill", paths[2]];
         command(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("started")

@@ -1,11 +1,11 @@
-//! The commit protocol, explored: every order in which the steps of a few processes can happen, with crashes, freezes and
-//! lost answers at any of them, in a model small enough to be searched to the end.
+//! The commit protocol, explored: every order in which the steps of a few processes can happen, with crashes,
+//! freezes and lost answers at any of them, in a model small enough to be searched to the end.
 //!
-//! The model holds what the protocol decides on and nothing else: two logs (the ledger and one table), put-if-absent,
-//! checkpoints, files with an age, and what each process has read. Time is long pauses: all that was before the last one is
-//! older than an hour and a day at once. Nothing in between can be more dangerous, since who asks for
-//! an age asks whether it is small. A process that dies for good is one that never takes its next step: what must hold, must
-//! hold in every state.
+//! The model holds what the protocol decides on and nothing else: two logs (the ledger and one table),
+//! put-if-absent, checkpoints, files with an age, and what each process has read. Time is long pauses: all
+//! that was before the last one is older than an hour and a day at once. Nothing in between can be more
+//! dangerous, since who asks for an age asks whether it is small. A process that dies for good is one that
+//! never takes its next step: what must hold, must hold in every state.
 //!
 //! | step | what it is |
 //! |---|---|
@@ -42,9 +42,9 @@
 //! | S6 another engine checkpoints | a log that it has read any time before |
 //! | S7 the ledger is removed | all of its log; or an older copy takes its place |
 //!
-//! No step asks the clock of a process: "over a day old" is by the times that the store gives to what is in it.
-//! A writer acknowledges when the table is at the ledger's version. What each rule is good for is shown by leaving it out: the
-//! search then finds how something is lost, or doubled.
+//! No step asks the clock of a process: "over a day old" is by the times that the store gives to what is in
+//! it. A writer acknowledges when the table is at the ledger's version. What each rule is good for is shown
+//! by leaving it out: the search then finds how something is lost, or doubled.
 
 mod reading;
 mod rules;
@@ -86,10 +86,13 @@ const INVARIANTS: [(&str, Invariant); 7] = [
         !state.lacks_any(to_come.fold(table.files, |files, (_, _, file)| files | 1 << file))
     }),
     (ACKNOWLEDGED, |_, state| state.acknowledged & !state.true_objects(state.true_table().txn) == 0),
-    (DAMAGED, |_, state| state.logs[LEDGER].removed || state.processes.iter().all(|process| process.next != Next::Stopped)),
+    (DAMAGED, |_, state| {
+        state.logs[LEDGER].removed || state.processes.iter().all(|process| process.next != Next::Stopped)
+    }),
     (CHECKPOINTS, |_, state| !state.wrong_checkpoint),
     (ALL_LAND, |protocol, state| {
-        let through = protocol.roles.iter().zip(&state.processes).filter(|(_, process)| process.next == Next::Nothing);
+        let through =
+            protocol.roles.iter().zip(&state.processes).filter(|(_, process)| process.next == Next::Nothing);
         through.filter_map(|(role, _)| role.batches()).flatten().all(|batch| batch & !state.acknowledged == 0)
     }),
 ];
@@ -97,7 +100,9 @@ const INVARIANTS: [(&str, Invariant); 7] = [
 fn properties() -> Vec<Property<Protocol>> {
     vec![
         Property::always(ALL, |protocol, state| INVARIANTS.iter().all(|(_, holds)| holds(protocol, state))),
-        Property::sometimes(THROUGH, |_, state: &State| state.processes.iter().all(|process| process.next == Next::Nothing)),
+        Property::sometimes(THROUGH, |_, state: &State| {
+            state.processes.iter().all(|process| process.next == Next::Nothing)
+        }),
     ]
 }
 
@@ -133,40 +138,61 @@ const CLEANER: Role = Role::Cleaner(LEDGER);
 const WRITERS: Protocol = Protocol { roles: &[LEFT, RIGHT], deaths: 1, ..NOBODY };
 const WRITERS_UNANSWERED: Protocol = Protocol { roles: &[LEFT, RIGHT], unanswered: 1, ..NOBODY };
 const WRITERS_AND_VACUUM: Protocol = Protocol { roles: &[LEFT, RIGHT, VACUUM], ..NOBODY };
-const WRITER_AND_VACUUM: Protocol = Protocol { roles: &[WRITER, VACUUM], pauses: 2, unanswered: 1, deaths: 1, ..NOBODY };
-const COMPACTORS_AND_VACUUM: Protocol = Protocol { roles: &[COMPACTOR, COMPACTOR, VACUUM], landed: 3, unanswered: 1, ..NOBODY };
-const COMPACTORS_AND_WRITER: Protocol = Protocol { roles: &[COMPACTOR, COMPACTOR, LAST], landed: 2, unanswered: 1, ..NOBODY };
+const WRITER_AND_VACUUM: Protocol =
+    Protocol { roles: &[WRITER, VACUUM], pauses: 2, unanswered: 1, deaths: 1, ..NOBODY };
+const COMPACTORS_AND_VACUUM: Protocol =
+    Protocol { roles: &[COMPACTOR, COMPACTOR, VACUUM], landed: 3, unanswered: 1, ..NOBODY };
+const COMPACTORS_AND_WRITER: Protocol =
+    Protocol { roles: &[COMPACTOR, COMPACTOR, LAST], landed: 2, unanswered: 1, ..NOBODY };
 const CLEAN_UP: Protocol = Protocol { roles: &[WRITER, OTHERS, KEEPER], unanswered: 1, ..NOBODY };
 const CLEAN_UP_OF_BOTH: Protocol = Protocol { roles: &[WRITER, OTHERS, BOTH_KEEPER], ..NOBODY };
 const CLEAN_UP_TWICE: Protocol = Protocol { roles: &[WRITER, KEEPER, KEEPER], newcomers: 1, ..NOBODY };
-const CLEAN_UP_AND_CLEANER: Protocol = Protocol { roles: &[WRITER, Role::Others(1, 1), KEEPER, CLEANER], ..NOBODY };
+const CLEAN_UP_AND_CLEANER: Protocol =
+    Protocol { roles: &[WRITER, Role::Others(1, 1), KEEPER, CLEANER], ..NOBODY };
 const CLEAN_UP_AND_TWO_WRITERS: Protocol = Protocol { roles: &[WRITER, WRITER, OTHERS, KEEPER], ..NOBODY };
 const CLEAN_UP_AND_NEWCOMER: Protocol = Protocol { roles: &[OTHERS, KEEPER, WRITER], newcomers: 1, ..NOBODY };
-const CLEAN_UP_AND_COMPACTORS: Protocol =
-    Protocol { roles: &[Role::Others(2, 3), TABLE_KEEPER, COMPACTOR, COMPACTOR], newcomers: 2, landed: 2, ..NOBODY };
+const CLEAN_UP_AND_COMPACTORS: Protocol = Protocol {
+    roles: &[Role::Others(2, 3), TABLE_KEEPER, COMPACTOR, COMPACTOR],
+    newcomers: 2,
+    landed: 2,
+    ..NOBODY
+};
 const CLEAN_UP_AND_VACUUM: Protocol = Protocol { roles: &[WRITER, VACUUM, KEEPER], ..NOBODY };
-const CLEAN_UP_OF_TABLE_AND_VACUUM: Protocol = Protocol { roles: &[WRITER, OTHERS, VACUUM, TABLE_KEEPER], ..NOBODY };
+const CLEAN_UP_OF_TABLE_AND_VACUUM: Protocol =
+    Protocol { roles: &[WRITER, OTHERS, VACUUM, TABLE_KEEPER], ..NOBODY };
 const FAILURES: Protocol = Protocol { roles: &[TWICE, Role::Writer(&[0b0010])], failures: 2, ..NOBODY };
 const FAILURES_AND_DEATH: Protocol = Protocol { roles: &[TWICE], failures: 2, deaths: 1, ..NOBODY };
 const FAILURES_AND_CLEAN_UP: Protocol = Protocol { roles: &[WRITER, OTHERS, KEEPER], failures: 1, ..NOBODY };
-const FAILURES_AND_COMPACTOR: Protocol = Protocol { roles: &[WRITER, LAST, COMPACTOR], landed: 2, failures: 1, ..NOBODY };
+const FAILURES_AND_COMPACTOR: Protocol =
+    Protocol { roles: &[WRITER, LAST, COMPACTOR], landed: 2, failures: 1, ..NOBODY };
 const FOREIGN: Protocol = Protocol { roles: &[WRITER, ENGINE, LAST], newcomers: 1, ..NOBODY };
-const FOREIGN_AND_KEEPER: Protocol = Protocol { roles: &[ENGINE, KEEPER, LAST], newcomers: 1, landed: 2, ..NOBODY };
-const FOREIGN_AND_CLEANER: Protocol = Protocol { roles: &[ENGINE, KEEPER, CLEANER, LAST], newcomers: 1, landed: 2, ..NOBODY };
-const FOREIGN_OF_TABLE: Protocol = Protocol { roles: &[WRITER, Role::Engine(TABLE), LAST], newcomers: 1, ..NOBODY };
-const REMOVED: Protocol = Protocol { roles: &[WRITER, LAST], newcomers: 1, deaths: 1, removal: true, ..NOBODY };
-const REMOVED_UNDER_KEEPER: Protocol = Protocol { roles: &[Role::Others(1, 1), KEEPER, LAST], newcomers: 1, removal: true, ..NOBODY };
+const FOREIGN_AND_KEEPER: Protocol =
+    Protocol { roles: &[ENGINE, KEEPER, LAST], newcomers: 1, landed: 2, ..NOBODY };
+const FOREIGN_AND_CLEANER: Protocol =
+    Protocol { roles: &[ENGINE, KEEPER, CLEANER, LAST], newcomers: 1, landed: 2, ..NOBODY };
+const FOREIGN_OF_TABLE: Protocol =
+    Protocol { roles: &[WRITER, Role::Engine(TABLE), LAST], newcomers: 1, ..NOBODY };
+const REMOVED: Protocol =
+    Protocol { roles: &[WRITER, LAST], newcomers: 1, deaths: 1, removal: true, ..NOBODY };
+const REMOVED_UNDER_KEEPER: Protocol =
+    Protocol { roles: &[Role::Others(1, 1), KEEPER, LAST], newcomers: 1, removal: true, ..NOBODY };
 const REMOVED_UNDER_VACUUM: Protocol = Protocol { roles: &[WRITER, VACUUM], removal: true, ..NOBODY };
-const RESTORED: Protocol = Protocol { roles: &[WRITER, LAST], newcomers: 2, landed: 2, restoring: true, ..NOBODY };
+const RESTORED: Protocol =
+    Protocol { roles: &[WRITER, LAST], newcomers: 2, landed: 2, restoring: true, ..NOBODY };
 
-/// Explores all that can happen. If something can that must not: which invariants it breaks, and the fewest steps to it.
+/// Explores all that can happen. If something can that must not: which invariants it breaks, and the fewest
+/// steps to it.
 fn explore(protocol: &Protocol) -> Option<(Vec<&'static str>, String)> {
     let checker = protocol.clone().checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
     let Some(path) = checker.discovery(ALL) else {
         assert!(checker.discovery(THROUGH).is_some(), "no run of {:?} comes to its end", protocol.roles);
         return None;
     };
-    let broken = INVARIANTS.iter().filter(|(_, holds)| !holds(protocol, path.last_state())).map(|(name, _)| *name).collect();
+    let broken = INVARIANTS
+        .iter()
+        .filter(|(_, holds)| !holds(protocol, path.last_state()))
+        .map(|(name, _)| *name)
+        .collect();
     Some((broken, path.into_actions().iter().map(|action| format!("\n    {action}")).collect()))
 }
 
@@ -185,10 +211,12 @@ fn breaks(invariant: &str, protocol: Protocol, leave_out: impl FnOnce(&mut Rules
     assert!(broken.contains(&invariant), "not so: {broken:?}, but {invariant}, after{steps}");
 }
 
-/// Whether every run comes to an end, whoever is served and whoever waits: no way leads back to a state that it went through.
+/// Whether every run comes to an end, whoever is served and whoever waits: no way leads back to a state that
+/// it went through.
 fn ends(protocol: &Protocol) -> bool {
     let mut is_open = HashMap::new();
-    let mut way: Vec<_> = protocol.init_states().into_iter().map(|state| (protocol.next_states(&state), state)).collect();
+    let mut way: Vec<_> =
+        protocol.init_states().into_iter().map(|state| (protocol.next_states(&state), state)).collect();
     is_open.extend(way.iter().map(|(_, state)| (state.clone(), true)));
     while let Some((next, state)) = way.last_mut() {
         let Some(next) = next.pop() else {
@@ -295,10 +323,18 @@ fn a_checkpoint_hides_a_fence() {
     breaks(FILES, protocol, |rules| rules.takes_checkpoint_for_fence = false);
 }
 
-/// With the invariant that who is through has landed everything: a writer that is served lands, whatever the others do.
+/// With the invariant that who is through has landed everything: a writer that is served lands, whatever the
+/// others do.
 #[test]
 fn every_run_comes_to_an_end() {
-    for protocol in [WRITERS, WRITERS_UNANSWERED, COMPACTORS_AND_VACUUM, CLEAN_UP_OF_BOTH, FAILURES_AND_DEATH, REMOVED_UNDER_VACUUM] {
+    for protocol in [
+        WRITERS,
+        WRITERS_UNANSWERED,
+        COMPACTORS_AND_VACUUM,
+        CLEAN_UP_OF_BOTH,
+        FAILURES_AND_DEATH,
+        REMOVED_UNDER_VACUUM,
+    ] {
         assert!(ends(&protocol), "{:?} can go on for ever", protocol.roles);
     }
 }
@@ -380,8 +416,8 @@ fn who_does_not_see_his_own_put_takes_it_for_there() {
     breaks(ACKNOWLEDGED, CLEAN_UP_AND_CLEANER, |rules| rules.sees_what_counts = false);
 }
 
-/// Its objects land twice, by a LIST that fails and by a checkpoint of just that version; or they never get to the table, since
-/// the next batch of the same process takes it beyond them.
+/// Its objects land twice, by a LIST that fails and by a checkpoint of just that version; or they never get
+/// to the table, since the next batch of the same process takes it beyond them.
 #[test]
 fn a_put_that_is_forgotten_lands_twice_or_is_lost() {
     breaks(ONCE, FAILURES, |rules| rules.puts_back_in_ledger = false);
@@ -397,7 +433,9 @@ fn a_projection_that_is_forgotten_doubles_rows() {
 
 #[test]
 fn a_mark_beyond_what_is_projected_loses_the_rest() {
-    breaks(ACKNOWLEDGED, Protocol { unanswered: 0, ..CLEAN_UP }, |rules| rules.projects_before_marking = false);
+    breaks(ACKNOWLEDGED, Protocol { unanswered: 0, ..CLEAN_UP }, |rules| {
+        rules.projects_before_marking = false
+    });
 }
 
 #[test]
@@ -414,7 +452,8 @@ fn cleaned_up_beyond_its_mark_a_checkpoint_is_no_beginning() {
 /// The ledger was cleaned up to the newer one.
 #[test]
 fn a_mark_that_goes_back_is_no_beginning() {
-    let keepers = Protocol { roles: &[Role::Others(1, 1), KEEPER, KEEPER, LAST], newcomers: 1, landed: 1, ..NOBODY };
+    let keepers =
+        Protocol { roles: &[Role::Others(1, 1), KEEPER, KEEPER, LAST], newcomers: 1, landed: 1, ..NOBODY };
     breaks(DAMAGED, keepers, |rules| rules.marks_only_forward = false);
 }
 
@@ -441,7 +480,8 @@ fn without_what_came_before_a_put_is_in_no_ledger() {
 #[test]
 fn rules_that_the_others_make_up_for() {
     let leave_out = |rules: &mut Rules| {
-        // An own batch's objects are there, so they are taken for someone else's: they are done with all the same.
+        // An own batch's objects are there, so they are taken for someone else's: they are done with all the
+        // same.
         rules.writers_know_their_batch = false;
         // What was written after the fence is not old by its time.
         rules.lists_then_fences = false;

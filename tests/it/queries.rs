@@ -1,11 +1,15 @@
-//! SQL as people type it: names in any case, other engines' functions, saved queries, formats and the shell. What is
-//! asked is a lake of a dozen records, all of which stand below; what is expected was worked out from them by hand.
+//! SQL as people type it: names in any case, other engines' functions, saved queries, formats and the shell.
+//! What is asked is a lake of a dozen records, all of which stand below; what is expected was worked out from
+//! them by hand.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use flarelake::config::Partitioning;
-use flarelake::query::{Expanded, Format, Renderer, SavedQuery, Session, Value, Vocabulary, built_in, completions, is_complete, split};
+use flarelake::query::{
+    Expanded, Format, Renderer, SavedQuery, Session, Value, Vocabulary, built_in, completions, is_complete,
+    split,
+};
 use flarelake::schema::Catalog;
 use futures::StreamExt as _;
 use serde_json::{Value as Json, json};
@@ -37,8 +41,10 @@ async fn asked() -> (tempfile::TempDir, Session) {
     std::fs::write(&log, RECORDS).expect("written");
     let lake = dir.path().join("lake");
     stdout(&flarelake(&["--lake", text(&lake), "backfill", text(&log)]));
-    let store = flarelake::base::store::Store::open(text(&lake), &Default::default()).await.expect("a folder");
-    let session = Session::open(&store, &Catalog::embedded(), Partitioning::Day, 1 << 28).await.expect("a lake");
+    let store =
+        flarelake::base::store::Store::open(text(&lake), &Default::default()).await.expect("a folder");
+    let session =
+        Session::open(&store, &Catalog::embedded(), Partitioning::Day, 1 << 28).await.expect("a lake");
     (dir, session)
 }
 
@@ -50,7 +56,11 @@ async fn rows(session: &Session, sql: &str, values: &[(String, Value)]) -> Resul
         renderer.write(batch.map_err(|e| e.to_string())?).expect("memory");
     }
     renderer.finish().expect("memory");
-    Ok(String::from_utf8(bytes).expect("text").lines().map(|line| serde_json::from_str(line).expect("JSON")).collect())
+    Ok(String::from_utf8(bytes)
+        .expect("text")
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect())
 }
 
 async fn one(session: &Session, sql: &str) -> Json {
@@ -64,8 +74,14 @@ async fn names_may_be_written_in_any_case_in_every_clause() {
     let (_dir, session) = asked().await;
     for (sql, expected) in [
         ("select clientip from cloudflare_httprequest where RAYID = 'r1'", json!({"ClientIP": "192.0.2.1"})),
-        ("SELECT CLIENTIP FROM CLOUDFLARE_HTTPREQUEST H WHERE h.rayid = 'r1'", json!({"ClientIP": "192.0.2.1"})),
-        (r#"SELECT "ClientIP" FROM "cloudflare_httprequest" WHERE "RayID" = 'r1'"#, json!({"ClientIP": "192.0.2.1"})),
+        (
+            "SELECT CLIENTIP FROM CLOUDFLARE_HTTPREQUEST H WHERE h.rayid = 'r1'",
+            json!({"ClientIP": "192.0.2.1"}),
+        ),
+        (
+            r#"SELECT "ClientIP" FROM "cloudflare_httprequest" WHERE "RayID" = 'r1'"#,
+            json!({"ClientIP": "192.0.2.1"}),
+        ),
         (
             "SELECT clientip FROM Panther_Logs.PUBLIC.Cloudflare_HttpRequest ORDER BY edgestarttimestamp LIMIT 1",
             json!({"ClientIP": "192.0.2.1"}),
@@ -78,7 +94,10 @@ async fn names_may_be_written_in_any_case_in_every_clause() {
             "with Foo (A, b) as (select clientip, Count(*) from cloudflare_httprequest group by CLIENTIP) select a, B from FOO order by b, A limit 1",
             json!({"A": "192.0.2.1", "b": 2}),
         ),
-        ("select T.Total from (select SUM(edgeresponsebytes) as total from cloudflare_httprequest) t", json!({"Total": 185})),
+        (
+            "select T.Total from (select SUM(edgeresponsebytes) as total from cloudflare_httprequest) t",
+            json!({"Total": 185}),
+        ),
         (
             "select F.action, h.edgeresponsestatus from cloudflare_firewall f join cloudflare_httprequest H using (rayid)",
             json!({"Action": "block", "EdgeResponseStatus": 403}),
@@ -87,12 +106,18 @@ async fn names_may_be_written_in_any_case_in_every_clause() {
             "select h.rayid, f.rayid from cloudflare_httprequest h join cloudflare_firewall f on H.RayId = F.rayID",
             json!({"RayID": "r2", "RayID_2": "r2"}),
         ),
-        ("select max(BOTSCORE) from cloudflare_httprequest where P_EVENT_DATE = date '2026-01-15'", json!({"max(BotScore)": 95})),
+        (
+            "select max(BOTSCORE) from cloudflare_httprequest where P_EVENT_DATE = date '2026-01-15'",
+            json!({"max(BotScore)": 95}),
+        ),
         (
             "select rayid, rank() over (partition by clientip order by EDGESTARTTIMESTAMP) as R from cloudflare_httprequest qualify r = 2 and clientip = '192.0.2.2'",
             json!({"RayID": "r4", "R": 2}),
         ),
-        ("select P_LOG_TYPE from ALL_LOGS where P_ANY_TRACE_IDS = make_array('r4')", json!({"p_log_type": "Cloudflare.HttpRequest"})),
+        (
+            "select P_LOG_TYPE from ALL_LOGS where P_ANY_TRACE_IDS = make_array('r4')",
+            json!({"p_log_type": "Cloudflare.HttpRequest"}),
+        ),
         (
             "select TABLE_NAME from INFORMATION_SCHEMA.TABLES where Table_Name = 'lake_files' and TABLE_CATALOG = 'flarelake' and table_schema = 'public'",
             json!({"table_name": "lake_files"}),
@@ -101,7 +126,10 @@ async fn names_may_be_written_in_any_case_in_every_clause() {
         ("with t as (select 1 as a, 2 as \"A\") select a, \"A\" from t", json!({"a": 1, "A": 2})),
         ("with Rank(x) as (select 1) select * from rank", json!({"x": 1})),
         ("select max(BOTSCORE) from cloudflare_httprequest union select 95", json!({"max(BotScore)": 95})),
-        ("select count(*) as n from cloudflare_httprequest -- CLIENTIP\n where /* ; */ clientip = 'CLIENTIP'", json!({"n": 0})),
+        (
+            "select count(*) as n from cloudflare_httprequest -- CLIENTIP\n where /* ; */ clientip = 'CLIENTIP'",
+            json!({"n": 0}),
+        ),
     ] {
         assert_eq!(one(&session, sql).await, expected, "{sql}");
     }
@@ -111,10 +139,22 @@ async fn names_may_be_written_in_any_case_in_every_clause() {
 async fn a_wrong_name_is_told_with_the_one_that_was_meant() {
     let (_dir, session) = asked().await;
     for (sql, hint) in [
-        ("select ClientIPx from cloudflare_httprequest", "there is no column `ClientIPx`; did you mean `ClientIP`?"),
-        ("select h.cleintip from cloudflare_httprequest h", "there is no column `cleintip`; did you mean `ClientIP`?"),
-        ("select 1 from cloudflare_htprequest", "there is no table `cloudflare_htprequest`; did you mean `cloudflare_httprequest`?"),
-        ("select cuont(*) from cloudflare_httprequest", "there is no function `cuont`; did you mean `count`?"),
+        (
+            "select ClientIPx from cloudflare_httprequest",
+            "there is no column `ClientIPx`; did you mean `ClientIP`?",
+        ),
+        (
+            "select h.cleintip from cloudflare_httprequest h",
+            "there is no column `cleintip`; did you mean `ClientIP`?",
+        ),
+        (
+            "select 1 from cloudflare_htprequest",
+            "there is no table `cloudflare_htprequest`; did you mean `cloudflare_httprequest`?",
+        ),
+        (
+            "select cuont(*) from cloudflare_httprequest",
+            "there is no function `cuont`; did you mean `count`?",
+        ),
     ] {
         assert_eq!(rows(&session, sql, &[]).await, Err(hint.to_owned()), "{sql}");
     }
@@ -134,7 +174,10 @@ async fn limits_hold_where_no_column_is_asked_for() {
     ] {
         assert_eq!(rows(&session, sql, &[]).await.expect("an answer").len(), expected, "{sql}");
     }
-    assert_eq!(one(&session, "SELECT count(*) AS n FROM (SELECT 1 FROM cloudflare_spectrum LIMIT 2)").await, json!({"n": 2}));
+    assert_eq!(
+        one(&session, "SELECT count(*) AS n FROM (SELECT 1 FROM cloudflare_spectrum LIMIT 2)").await,
+        json!({"n": 2})
+    );
     assert_eq!(one(&session, "SELECT count(*) AS n FROM cloudflare_spectrum").await, json!({"n": 3}));
 }
 
@@ -156,13 +199,25 @@ async fn functions_of_snowflake_athena_and_panther_run() {
     for (what, of, expected) in [
         ("count_if(botscore < 30)", of, json!(2)),
         ("sum(IFF(clientip = '192.0.2.1', 10, 1))", of, json!(22)),
-        ("count(*)", "from cloudflare_httprequest where P_Occurs_Between('2026-01-15', '2026-01-15T10:30:00Z')", json!(2)),
+        (
+            "count(*)",
+            "from cloudflare_httprequest where P_Occurs_Between('2026-01-15', '2026-01-15T10:30:00Z')",
+            json!(2),
+        ),
         ("count(*)", "from cloudflare_httprequest h where p_occurs_after('2026-01-16', h)", json!(1)),
         ("count(*)", "from cloudflare_httprequest where p_occurs_before('2026-01-15T10:05:00Z')", json!(1)),
-        ("count(*)", "from cloudflare_httprequest where p_occurs_around('2026-01-15T10:05:00Z', '5 m')", json!(2)),
+        (
+            "count(*)",
+            "from cloudflare_httprequest where p_occurs_around('2026-01-15T10:05:00Z', '5 m')",
+            json!(2),
+        ),
         ("count(*)", "from cloudflare_httprequest where p_occurs_since('10000 days')", json!(4)),
         ("count(*)", "from cloudflare_httprequest where p_occurs_since('1 s')", json!(0)),
-        ("count(*)", "from cloudflare_httprequest where array_contains('192.0.2.1'::VARIANT, p_any_ip_addresses)", json!(2)),
+        (
+            "count(*)",
+            "from cloudflare_httprequest where array_contains('192.0.2.1'::VARIANT, p_any_ip_addresses)",
+            json!(2),
+        ),
         ("count(*)", "from cloudflare_httprequest where contains(p_any_ip_addresses, '192.0.2.1')", json!(2)),
         ("count(*)", "from cloudflare_httprequest where contains(clientrequesthost, 'b.ex')", json!(1)),
         ("max(array_size(p_any_ip_addresses))", of, json!(2)),
@@ -183,7 +238,11 @@ async fn functions_of_snowflake_athena_and_panther_run() {
         ("date_add('quarter', 1, '2026-01-15')", "", json!("2026-04-15T00:00:00Z")),
         ("max(regexp_extract(clientrequesthost, '^([a-z])'))", of, json!("b")),
         ("approx_count_distinct(clientip)", of, json!(2)),
-        ("listagg(distinct clientcountry, '+')", "from cloudflare_httprequest where clientip = '192.0.2.1'", json!("de")),
+        (
+            "listagg(distinct clientcountry, '+')",
+            "from cloudflare_httprequest where clientip = '192.0.2.1'",
+            json!("de"),
+        ),
         ("from_iso8601_timestamp('2026-01-15T10:00:00Z') = timestamp '2026-01-15T10:00:00'", "", json!(true)),
         ("element_at(make_array('a', 'b'), 2)", "", json!("b")),
         ("zeroifnull(null)", "", json!(0)),
@@ -197,14 +256,19 @@ async fn functions_of_snowflake_athena_and_panther_run() {
         ("rows['cloudflare_httprequest']", "from ingested_objects", json!(4)),
         ("count(*)", "from cloudflare_httprequest where p_rescued_data['JA4'] is null", json!(4)),
         ("count(*)", "from cloudflare_httprequest where p_any_ip_addresses[1] = '192.0.2.1'", json!(2)),
-        ("current_timestamp() > p_event_time and sysdate() > p_event_time", "from cloudflare_httprequest where rayid = 'r1'", json!(true)),
+        (
+            "current_timestamp() > p_event_time and sysdate() > p_event_time",
+            "from cloudflare_httprequest where rayid = 'r1'",
+            json!(true),
+        ),
     ] {
         let sql = format!("select {what} as x {of}");
         assert_eq!(one(&session, &sql).await["x"], expected, "{sql}");
     }
 }
 
-/// A saved query, what is given to it besides `since`, and what it answers: some of its columns, all of its rows.
+/// A saved query, what is given to it besides `since`, and what it answers: some of its columns, all of its
+/// rows.
 type Answer = (&'static str, Vec<(&'static str, &'static str)>, Json);
 
 fn answers() -> Vec<Answer> {
@@ -237,7 +301,11 @@ fn answers() -> Vec<Answer> {
                 {"log_type": "Cloudflare.HttpRequest", "day": day(16), "events": 1},
                 {"log_type": "Cloudflare.Spectrum", "day": day(16), "events": 1}]),
         ),
-        ("freshness", vec![], json!([{"source": "files", "objects": 1, "newest_event": "2026-01-16T10:00:00Z"}])),
+        (
+            "freshness",
+            vec![],
+            json!([{"source": "files", "objects": 1, "newest_event": "2026-01-16T10:00:00Z"}]),
+        ),
         (
             "indicator",
             vec![("value", "192.0.2.1")],
@@ -262,7 +330,11 @@ fn answers() -> Vec<Answer> {
             json!([{"Application": "app1", "Event": "disconnect", "events": 2, "clients": 2, "bytes_in": 15, "bytes_out": 26},
                 {"Application": "app1", "Event": "connect", "events": 1, "clients": 1, "bytes_in": 0, "bytes_out": 0}]),
         ),
-        ("top_talkers", vec![("limit", "1")], json!([{"client": "192.0.2.1", "country": "de", "requests": 2, "refused": 1}])),
+        (
+            "top_talkers",
+            vec![("limit", "1")],
+            json!([{"client": "192.0.2.1", "country": "de", "requests": 2, "refused": 1}]),
+        ),
         (
             "waf_timeline",
             vec![],
@@ -285,21 +357,39 @@ fn answers() -> Vec<Answer> {
 async fn saved_queries_answer_what_they_say() {
     let (_dir, session) = asked().await;
     let answers = answers();
-    let folder = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("queries")).expect("the folder");
-    let mut files: Vec<String> =
-        folder.map(|f| f.expect("a file").path().file_stem().expect("a name").to_string_lossy().into_owned()).collect();
+    let folder =
+        std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("queries")).expect("the folder");
+    let mut files: Vec<String> = folder
+        .map(|f| f.expect("a file").path().file_stem().expect("a name").to_string_lossy().into_owned())
+        .collect();
     files.sort();
-    assert_eq!(built_in().iter().map(|q| q.name.clone()).collect::<Vec<_>>(), files, "each file is in the program");
+    assert_eq!(
+        built_in().iter().map(|q| q.name.clone()).collect::<Vec<_>>(),
+        files,
+        "each file is in the program"
+    );
     assert!(files.len() >= 12);
     for query in built_in() {
-        assert!(!query.title.is_empty() && query.title != query.name && query.answers.len() > 40, "{}", query.name);
-        assert!(query.parameters.iter().all(|p| p.help.len() > 5 && query.sql.contains(&format!("${}", p.name))), "{}", query.name);
-        let (_, given, expected) =
-            answers.iter().find(|(name, ..)| *name == query.name).unwrap_or_else(|| panic!("{}: no answer", query.name));
-        let mut given: Vec<(String, String)> = given.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        assert!(
+            !query.title.is_empty() && query.title != query.name && query.answers.len() > 40,
+            "{}",
+            query.name
+        );
+        assert!(
+            query.parameters.iter().all(|p| p.help.len() > 5 && query.sql.contains(&format!("${}", p.name))),
+            "{}",
+            query.name
+        );
+        let (_, given, expected) = answers
+            .iter()
+            .find(|(name, ..)| *name == query.name)
+            .unwrap_or_else(|| panic!("{}: no answer", query.name));
+        let mut given: Vec<(String, String)> =
+            given.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
         given.insert(0, ("since".to_owned(), "2026-01-01".to_owned()));
         let values = query.arguments(&given).expect("arguments");
-        let found = rows(&session, &query.sql, &values).await.unwrap_or_else(|e| panic!("{}: {e}", query.name));
+        let found =
+            rows(&session, &query.sql, &values).await.unwrap_or_else(|e| panic!("{}: {e}", query.name));
         let expected = expected.as_array().expect("rows");
         assert_eq!(found.len(), expected.len(), "{}: {found:#?}", query.name);
         for (found, expected) in found.iter().zip(expected) {
@@ -309,7 +399,9 @@ async fn saved_queries_answer_what_they_say() {
         }
         // With its defaults it runs as well, if it has them all.
         if let Ok(values) = query.arguments(&[]) {
-            rows(&session, &query.sql, &values).await.unwrap_or_else(|e| panic!("{} with its defaults: {e}", query.name));
+            rows(&session, &query.sql, &values)
+                .await
+                .unwrap_or_else(|e| panic!("{} with its defaults: {e}", query.name));
         }
     }
 }
@@ -319,14 +411,24 @@ fn arguments_are_checked_by_their_types() {
     let text = "-- title: T\n-- param: since time = 7d: when\n-- param: limit integer: how many\n-- What it says.\nSELECT $limit";
     let query = SavedQuery::parse("t", text).expect("a header");
     let given = |pairs: &[(&str, &str)]| {
-        query.arguments(&pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect::<Vec<_>>()).map_err(|e| e.to_string())
+        query
+            .arguments(&pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect::<Vec<_>>())
+            .map_err(|e| e.to_string())
     };
     assert_eq!(given(&[]), Err("t needs a value: -p limit=… (how many)".to_owned()));
     assert_eq!(given(&[("limit", "many")]), Err("t: limit = `many` is no integer".to_owned()));
-    assert_eq!(given(&[("limit", "1"), ("lmit", "2")]), Err("t has no parameter `lmit`; it has since, limit".to_owned()));
-    assert!(given(&[("limit", "1"), ("since", "soon")]).expect_err("no time").contains("7d for seven days ago"));
+    assert_eq!(
+        given(&[("limit", "1"), ("lmit", "2")]),
+        Err("t has no parameter `lmit`; it has since, limit".to_owned())
+    );
+    assert!(
+        given(&[("limit", "1"), ("since", "soon")]).expect_err("no time").contains("7d for seven days ago")
+    );
     let values = given(&[("limit", "1"), ("since", "2026-01-15T10:00:00+01:00")]).expect("arguments");
-    assert_eq!(values, [("since".to_owned(), Value::Time(1_768_467_600_000_000)), ("limit".to_owned(), Value::Integer(1))]);
+    assert_eq!(
+        values,
+        [("since".to_owned(), Value::Time(1_768_467_600_000_000)), ("limit".to_owned(), Value::Integer(1))]
+    );
     assert!(SavedQuery::parse("t", "-- param: x number: y\nSELECT 1").is_err());
 }
 
@@ -337,16 +439,22 @@ async fn arguments_are_values_and_never_part_of_the_statement() {
     let sql = "SELECT count(*) AS n FROM cloudflare_httprequest WHERE ClientIP = $ip";
     let found = rows(&session, sql, &[("ip".to_owned(), hostile)]).await.expect("an answer");
     assert_eq!(found, [json!({"n": 0})]);
-    let found = rows(&session, sql, &[("ip".to_owned(), Value::Text("192.0.2.1".to_owned()))]).await.expect("an answer");
+    let found = rows(&session, sql, &[("ip".to_owned(), Value::Text("192.0.2.1".to_owned()))])
+        .await
+        .expect("an answer");
     assert_eq!(found, [json!({"n": 2})]);
 }
 
 #[test]
 fn statements_are_cut_at_semicolons_that_stand_alone() {
     assert_eq!(split("SELECT ';' ; -- ;\n SELECT 2;\n-- the end;\n"), ["SELECT ';'", "-- ;\n SELECT 2"]);
-    for (text, complete) in
-        [("SELECT 1;", true), ("SELECT 1", false), ("SELECT ';", false), ("SELECT 1; -- done", true), ("SELECT 1 -- ;", false)]
-    {
+    for (text, complete) in [
+        ("SELECT 1;", true),
+        ("SELECT 1", false),
+        ("SELECT ';", false),
+        ("SELECT 1; -- done", true),
+        ("SELECT 1 -- ;", false),
+    ] {
         assert_eq!(is_complete(text), complete, "{text}");
     }
 }
@@ -371,7 +479,11 @@ async fn what_may_follow_is_offered() {
             "ClientRequestUserAgent"
         ]
     );
-    assert_eq!(offered("SELECT 1 FROM cloudflare_spectrum WHERE clienttls").1.len(), 4, "of the table that is mentioned");
+    assert_eq!(
+        offered("SELECT 1 FROM cloudflare_spectrum WHERE clienttls").1.len(),
+        4,
+        "of the table that is mentioned"
+    );
     assert!(offered("SELECT approx_dist").1.contains(&"approx_distinct(".to_owned()));
     assert!(offered("SELECT p_occ").1.contains(&"p_occurs_since(".to_owned()));
     assert!(offered("SELECT 1 fr").1.contains(&"FROM".to_owned()));
@@ -381,7 +493,10 @@ async fn what_may_follow_is_offered() {
 fn tables_are_framed_or_records_and_hold_no_control_characters() {
     use arrow::array::{Int64Array, StringArray};
     use arrow::datatypes::{DataType, Field, Schema};
-    let schema = std::sync::Arc::new(Schema::new(vec![Field::new("name", DataType::Utf8, true), Field::new("n", DataType::Int64, true)]));
+    let schema = std::sync::Arc::new(Schema::new(vec![
+        Field::new("name", DataType::Utf8, true),
+        Field::new("n", DataType::Int64, true),
+    ]));
     let columns: Vec<arrow::array::ArrayRef> = vec![
         std::sync::Arc::new(StringArray::from(vec![Some("ä\u{1b}[31m"), None])),
         std::sync::Arc::new(Int64Array::from(vec![Some(5), Some(1234)])),
@@ -389,7 +504,8 @@ fn tables_are_framed_or_records_and_hold_no_control_characters() {
     let batch = arrow::record_batch::RecordBatch::try_new(schema.clone(), columns).expect("a batch");
     let shown = |expanded: Expanded| {
         let mut bytes = Vec::new();
-        let mut renderer = Renderer::new(Format::Table(expanded), schema.clone(), &mut bytes).expect("memory");
+        let mut renderer =
+            Renderer::new(Format::Table(expanded), schema.clone(), &mut bytes).expect("memory");
         renderer.write(batch.clone()).expect("memory");
         renderer.finish().expect("memory");
         String::from_utf8(bytes).expect("text")
@@ -421,7 +537,8 @@ async fn the_command_takes_files_parameters_and_standard_input() {
     let (dir, _session) = asked().await;
     let lake = dir.path().join("lake");
     let ask = |arguments: &[&str]| flarelake(&[&["--lake", text(&lake), "query"], arguments].concat());
-    let top = stdout(&ask(&["-f", "top_talkers", "-p", "since=2026-01-01", "-p", "limit=1", "--format", "csv"]));
+    let top =
+        stdout(&ask(&["-f", "top_talkers", "-p", "since=2026-01-01", "-p", "limit=1", "--format", "csv"]));
     assert_eq!(top, "client,country,requests,refused\n192.0.2.1,de,2,1\n");
     let counted = stdout(&ask(&[
         "SELECT count(*) AS n FROM cloudflare_httprequest WHERE EdgeResponseStatus >= $least",
@@ -432,7 +549,11 @@ async fn the_command_takes_files_parameters_and_standard_input() {
     ]));
     assert_eq!(counted, "{\"n\":2}\n");
     let listed = stdout(&ask(&["--list"]));
-    assert!(listed.contains("top_talkers: Top talkers\n") && listed.contains("-p limit (integer) = 20: how many addresses"), "{listed}");
+    assert!(
+        listed.contains("top_talkers: Top talkers\n")
+            && listed.contains("-p limit (integer) = 20: how many addresses"),
+        "{listed}"
+    );
     for (arguments, said) in [
         (&["-f", "top_talkers", "-p", "limit=x"][..], "limit = `x` is no integer"),
         (&["-f", "indicator"], "needs a value: -p value"),
@@ -448,10 +569,18 @@ async fn the_command_takes_files_parameters_and_standard_input() {
     for (sql, value, expected) in [
         ("SELECT count(*) AS n FROM cloudflare_httprequest WHERE RayID <> $a", "007", "{\"n\":4}\n"),
         ("SELECT count(*) AS n FROM cloudflare_httprequest WHERE RayID = $a", "r1", "{\"n\":1}\n"),
-        ("SELECT count(*) AS n FROM cloudflare_httprequest WHERE p_event_time >= $a", "2026-01-16T00:00:00Z", "{\"n\":1}\n"),
+        (
+            "SELECT count(*) AS n FROM cloudflare_httprequest WHERE p_event_time >= $a",
+            "2026-01-16T00:00:00Z",
+            "{\"n\":1}\n",
+        ),
         ("SELECT 1 AS n FROM cloudflare_httprequest LIMIT $a", "1", "{\"n\":1}\n"),
     ] {
-        assert_eq!(stdout(&ask(&[sql, "-p", &format!("a={value}"), "--format", "ndjson"])), expected, "{sql}");
+        assert_eq!(
+            stdout(&ask(&[sql, "-p", &format!("a={value}"), "--format", "ndjson"])),
+            expected,
+            "{sql}"
+        );
     }
     // A link means what it points to.
     let (target, link) = (dir.path().join("target.csv"), dir.path().join("link.csv"));
@@ -466,7 +595,10 @@ async fn the_command_takes_files_parameters_and_standard_input() {
     for kept in [0o600, 0o640, 0o604, 0o666, 0o400] {
         std::fs::set_permissions(&target, std::fs::Permissions::from_mode(kept)).expect("set");
         stdout(&ask(&["SELECT 2 AS a", "--format", "csv", "-o", text(&link)]));
-        assert_eq!((mode(&target), std::fs::read_to_string(&target).expect("there")), (kept, "a\n2\n".to_owned()));
+        assert_eq!(
+            (mode(&target), std::fs::read_to_string(&target).expect("there")),
+            (kept, "a\n2\n".to_owned())
+        );
     }
     let (fresh, usual) = (dir.path().join("fresh.csv"), dir.path().join("usual"));
     stdout(&ask(&["SELECT 2 AS a", "--format", "csv", "-o", text(&fresh)]));
@@ -477,20 +609,41 @@ async fn the_command_takes_files_parameters_and_standard_input() {
     assert_eq!(stdout(&ask(&[&long, "--format", "csv"])), "n\n1500\n");
     // Parquet, whole or not at all.
     let file = dir.path().join("out.parquet");
-    stdout(&ask(&["SELECT RayID, p_any_ip_addresses, p_event_time FROM cloudflare_httprequest", "--format", "parquet", "-o", text(&file)]));
-    let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(std::fs::File::open(&file).expect("written"));
-    let read: usize = reader.and_then(|b| b.build()).expect("Parquet").map(|batch| batch.expect("rows").num_rows()).sum();
+    stdout(&ask(&[
+        "SELECT RayID, p_any_ip_addresses, p_event_time FROM cloudflare_httprequest",
+        "--format",
+        "parquet",
+        "-o",
+        text(&file),
+    ]));
+    let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(
+        std::fs::File::open(&file).expect("written"),
+    );
+    let read: usize =
+        reader.and_then(|b| b.build()).expect("Parquet").map(|batch| batch.expect("rows").num_rows()).sum();
     assert_eq!(read, 4);
     let none = dir.path().join("none.csv");
     assert_eq!(
-        ask(&["SELECT 1 / (BotScore - BotScore) FROM cloudflare_httprequest", "--format", "csv", "-o", text(&none)]).status.code(),
+        ask(&[
+            "SELECT 1 / (BotScore - BotScore) FROM cloudflare_httprequest",
+            "--format",
+            "csv",
+            "-o",
+            text(&none)
+        ])
+        .status
+        .code(),
         Some(1)
     );
     assert!(!none.exists());
     // Statements on standard input, one after the other.
     let mut child = command(&["--lake", text(&lake), "query", "--format", "ndjson"]);
     let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("started");
-    std::io::Write::write_all(&mut child.stdin.take().expect("a pipe"), b"SELECT 1 AS a; -- one\nselect 2 as B;\n").expect("written");
+    std::io::Write::write_all(
+        &mut child.stdin.take().expect("a pipe"),
+        b"SELECT 1 AS a; -- one\nselect 2 as B;\n",
+    )
+    .expect("written");
     assert_eq!(stdout(&child.wait_with_output().expect("ends")), "{\"a\":1}\n{\"B\":2}\n");
 }
 
@@ -505,42 +658,73 @@ async fn an_output_that_is_no_file_is_written_to_and_never_replaced() {
     // As a shell has it: others write before and after to the same descriptor.
     let shell = |script: &str| {
         let query = format!("{binary} --lake {} query 'SELECT 1 AS a' --format csv -o", text(&lake));
-        let output = Command::new("sh").args(["-c", &script.replace("QUERY", &query)]).current_dir(dir.path()).output().expect("started");
+        let output = Command::new("sh")
+            .args(["-c", &script.replace("QUERY", &query)])
+            .current_dir(dir.path())
+            .output()
+            .expect("started");
         assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("text")
     };
     let all = "before\na\n1\nafter\n";
     for own in ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/proc/thread-self/fd/1"] {
-        assert_eq!(shell(&format!("{{ echo before; QUERY {own}; echo after; }} > out; cat out")), all, "{own}");
-        assert_eq!(shell(&format!("echo before > out; QUERY {own} >> out; echo after >> out; cat out")), all, "{own}");
+        assert_eq!(
+            shell(&format!("{{ echo before; QUERY {own}; echo after; }} > out; cat out")),
+            all,
+            "{own}"
+        );
+        assert_eq!(
+            shell(&format!("echo before > out; QUERY {own} >> out; echo after >> out; cat out")),
+            all,
+            "{own}"
+        );
         assert_eq!(shell(&format!("{{ echo before; QUERY {own}; echo after; }} | cat")), all, "{own}");
     }
     assert_eq!(shell("{ echo before >&2; QUERY /dev/stderr; echo after >&2; } 2> out; cat out"), all);
     assert_eq!(shell("{ echo before >&3; QUERY /dev/fd/3; } 3> out; echo after >> out; cat out"), all);
-    assert_eq!(shell("ln -s /dev/stdout ours; { echo before; QUERY ours; echo after; } > out; test -L ours; cat out"), all);
+    assert_eq!(
+        shell(
+            "ln -s /dev/stdout ours; { echo before; QUERY ours; echo after; } > out; test -L ours; cat out"
+        ),
+        all
+    );
     // A file that has no name any more.
-    assert_eq!(shell("exec 3>gone 4<gone; rm gone; QUERY /dev/fd/3; cat <&4; ls gone* 2>/dev/null || true"), "a\n1\n");
+    assert_eq!(
+        shell("exec 3>gone 4<gone; rm gone; QUERY /dev/fd/3; cat <&4; ls gone* 2>/dev/null || true"),
+        "a\n1\n"
+    );
     // A FIFO, and a link to one.
-    assert_eq!(shell("mkfifo fifo; ln -s fifo link; cat fifo & QUERY link; wait; test -p fifo && test -L link"), "a\n1\n");
+    assert_eq!(
+        shell("mkfifo fifo; ln -s fifo link; cat fifo & QUERY link; wait; test -p fifo && test -L link"),
+        "a\n1\n"
+    );
     let kind = |name: &str| dir.path().join(name).symlink_metadata().expect("there").file_type();
     assert!(kind("fifo").is_fifo() && kind("link").is_symlink());
     assert_eq!(shell("QUERY /dev/null"), "");
     assert!(std::fs::metadata("/dev/null").expect("there").file_type().is_char_device());
     // A link to what is not there yet.
-    assert_eq!(shell("mkdir sub; ln -s sub/new dangling; QUERY dangling; test -L dangling; cat sub/new"), "a\n1\n");
+    assert_eq!(
+        shell("mkdir sub; ln -s sub/new dangling; QUERY dangling; test -L dangling; cat sub/new"),
+        "a\n1\n"
+    );
     // A device that takes nothing is said.
-    let full = command(&["--lake", text(&lake), "query", "SELECT 1 AS a", "-o", "/dev/full"]).output().expect("started");
+    let full = command(&["--lake", text(&lake), "query", "SELECT 1 AS a", "-o", "/dev/full"])
+        .output()
+        .expect("started");
     assert_eq!(full.status.code(), Some(1));
     // A socket can't be opened by its name.
     let (ours, theirs) = UnixStream::pair().expect("a socket");
-    let mut child = command(&["--lake", text(&lake), "query", "SELECT 1 AS a", "--format", "csv", "-o", "/dev/stdout"]);
+    let mut child =
+        command(&["--lake", text(&lake), "query", "SELECT 1 AS a", "--format", "csv", "-o", "/dev/stdout"]);
     let status = child.stdout(Stdio::from(std::os::fd::OwnedFd::from(theirs))).status().expect("started");
     drop(child);
     assert!(status.success());
     assert_eq!(std::io::read_to_string(ours).expect("text"), "a\n1\n");
     let loops = dir.path().join("loops");
     std::os::unix::fs::symlink(&loops, &loops).expect("linked");
-    let looped = command(&["--lake", text(&lake), "query", "SELECT 1 AS a", "-o", text(&loops)]).output().expect("started");
+    let looped = command(&["--lake", text(&lake), "query", "SELECT 1 AS a", "-o", text(&loops)])
+        .output()
+        .expect("started");
     assert_eq!(looped.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&looped.stderr).contains("too many links"), "{looped:?}");
 }
@@ -611,7 +795,10 @@ print(open(os.path.join(home, "flarelake", "history")).read())
         .output()
         .expect("Python");
     let history = stdout(&output);
-    assert!(history.contains("select 7 * 6;") && history.contains("from cloudflare_httprequest"), "{history}");
+    assert!(
+        history.contains("select 7 * 6;") && history.contains("from cloudflare_httprequest"),
+        "{history}"
+    );
 }
 
 #[test]
@@ -619,12 +806,16 @@ fn what_is_not_written_is_an_error_in_every_format_and_a_reader_that_has_seen_en
     let dir = tempfile::tempdir().expect("a folder");
     let lake = dir.path().join("lake");
     let logs = dir.path().join("a.json");
-    std::fs::write(&logs, r#"{"EdgeStartTimestamp":"2026-01-15T12:00:00Z","RayID":"a","ClientRequestHost":"example.com"}"#)
-        .expect("written");
+    std::fs::write(
+        &logs,
+        r#"{"EdgeStartTimestamp":"2026-01-15T12:00:00Z","RayID":"a","ClientRequestHost":"example.com"}"#,
+    )
+    .expect("written");
     stdout(&flarelake(&["--lake", text(&lake), "backfill", text(&logs)]));
     let shell = |script: &str| {
         let binary = env!("CARGO_BIN_EXE_flarelake");
-        let script = script.replace("QUERY", &format!("'{binary}' --lake '{}' query --format", lake.display()));
+        let script =
+            script.replace("QUERY", &format!("'{binary}' --lake '{}' query --format", lake.display()));
         std::process::Command::new("bash").args(["-c", &script]).output().expect("started")
     };
     for format in ["table", "json", "ndjson", "csv", "parquet"] {
@@ -632,7 +823,9 @@ fn what_is_not_written_is_an_error_in_every_format_and_a_reader_that_has_seen_en
         let full = shell(&format!("QUERY {format} 'SELECT RayID FROM cloudflare_httprequest' > /dev/full"));
         assert_eq!(full.status.code(), Some(1), "{format}: {full:?}");
         assert!(String::from_utf8_lossy(&full.stderr).contains("No space left"), "{format}: {full:?}");
-        let seen = shell(&format!("QUERY {format} 'SELECT unnest(range(0, 1000000)) AS n' | head -c 10; exit ${{PIPESTATUS[0]}}"));
+        let seen = shell(&format!(
+            "QUERY {format} 'SELECT unnest(range(0, 1000000)) AS n' | head -c 10; exit ${{PIPESTATUS[0]}}"
+        ));
         assert_eq!(seen.status.code(), Some(0), "{format}: {seen:?}");
         assert!(seen.stderr.is_empty(), "{format}: {seen:?}");
     }

@@ -1,4 +1,5 @@
-//! What every queue has to do, whatever it is made of: the same contract for the one in memory and for SQS' wire.
+//! What every queue has to do, whatever it is made of: the same contract for the one in memory and for SQS'
+//! wire.
 
 use std::time::Duration;
 
@@ -9,14 +10,22 @@ use flarelake::source::queue::{BATCH, Entry, Queue};
 pub async fn keeps_the_contract<S: AsyncFn(String)>(queue: &dyn Queue, send: S) {
     let soon = Duration::from_secs(1);
     assert_eq!(queue.visibility_timeout().await.expect("told"), Duration::from_secs(2));
-    assert_eq!(queue.receive(Duration::ZERO).await.expect("an answer").len(), 0, "an empty queue has nothing");
+    assert_eq!(
+        queue.receive(Duration::ZERO).await.expect("an answer").len(),
+        0,
+        "an empty queue has nothing"
+    );
 
     // Received messages are hidden, and come again when the lease ends, under another receipt.
     send("first".into()).await;
     let first = queue.receive(soon).await.expect("an answer").remove(0);
     assert_eq!((first.body.as_str(), first.receives), ("first", 1));
     assert!(first.sent.is_some_and(|at| at > 1_700_000_000_000_000), "sent at {:?}", first.sent);
-    assert_eq!(queue.receive(Duration::ZERO).await.expect("an answer").len(), 0, "a received message is hidden");
+    assert_eq!(
+        queue.receive(Duration::ZERO).await.expect("an answer").len(),
+        0,
+        "a received message is hidden"
+    );
     tokio::time::sleep(Duration::from_millis(2300)).await;
     let again = queue.receive(soon).await.expect("an answer").remove(0);
     assert_eq!((again.id.as_str(), again.receives), (first.id.as_str(), 2));
@@ -38,7 +47,11 @@ pub async fn keeps_the_contract<S: AsyncFn(String)>(queue: &dyn Queue, send: S) 
     let answers = queue.delete(&[back.receipt.clone(), "nobody's".into()]).await.expect("an answer");
     assert_eq!(answers[0], Entry::Done);
     assert_ne!(answers[1], Entry::Done, "a receipt that is nobody's deletes nothing");
-    assert_eq!(queue.hide(&[back.receipt], soon).await.expect("an answer"), [Entry::Lost], "a deleted message has no lease");
+    assert_eq!(
+        queue.hide(&[back.receipt], soon).await.expect("an answer"),
+        [Entry::Lost],
+        "a deleted message has no lease"
+    );
 
     // More than ten at a time, in order.
     for n in 0..25 {
@@ -52,7 +65,10 @@ pub async fn keeps_the_contract<S: AsyncFn(String)>(queue: &dyn Queue, send: S) 
     }
     let receipts: Vec<String> = many.into_iter().map(|m| m.receipt).collect();
     for batch in receipts.chunks(BATCH) {
-        assert_eq!(queue.hide(batch, Duration::from_secs(20)).await.expect("an answer"), vec![Entry::Done; batch.len()]);
+        assert_eq!(
+            queue.hide(batch, Duration::from_secs(20)).await.expect("an answer"),
+            vec![Entry::Done; batch.len()]
+        );
         assert_eq!(queue.delete(batch).await.expect("an answer"), vec![Entry::Done; batch.len()]);
     }
     tokio::time::sleep(Duration::from_millis(2300)).await;

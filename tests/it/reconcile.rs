@@ -1,4 +1,5 @@
-//! Reconciling: what the names of Cloudflare's objects tell, and a bucket on the wire whose lake lacks some of it.
+//! Reconciling: what the names of Cloudflare's objects tell, and a bucket on the wire whose lake lacks some
+//! of it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -21,7 +22,11 @@ fn at(text: &str) -> i64 {
 fn gaps(keys: &[&str], until: Option<&str>, longer_than: Option<i64>) -> Vec<(String, i64, Option<i64>)> {
     let mut streams = Streams::default();
     keys.iter().for_each(|key| streams.add(key));
-    streams.gaps(until.map(at), longer_than).into_iter().map(|gap| (gap.stream, gap.from, gap.until)).collect()
+    streams
+        .gaps(until.map(at), longer_than)
+        .into_iter()
+        .map(|gap| (gap.stream, gap.from, gap.until))
+        .collect()
 }
 
 /// Ranges of a minute each, that join, over `minutes` of a day.
@@ -32,7 +37,8 @@ fn minutes(prefix: &str, minutes: std::ops::Range<u32>) -> Vec<String> {
 
 #[test]
 fn names_tell_streams_and_gaps_in_any_order() {
-    // As Cloudflare writes them: in the day's folder, flat, Hive-style, a range of a moment; one is late and overlaps.
+    // As Cloudflare writes them: in the day's folder, flat, Hive-style, a range of a moment; one is late and
+    // overlaps.
     let keys = [
         "http_requests/20210812/20210812T223000Z_20210812T224000Z_9af500e2.log.gz",
         "http_requests/20210813/20210813T031000Z_20210813T032000Z_00000002.log.gz",
@@ -52,7 +58,11 @@ fn names_tell_streams_and_gaps_in_any_order() {
 
 #[test]
 fn midnight_is_no_gap_wherever_the_day_is_in_the_path() {
-    let ranges = ["20240430T235900Z_20240430T235930Z", "20240430T235930Z_20240501T000005Z", "20240501T000005Z_20240501T000035Z"];
+    let ranges = [
+        "20240430T235900Z_20240430T235930Z",
+        "20240430T235930Z_20240501T000005Z",
+        "20240501T000005Z_20240501T000035Z",
+    ];
     for days in [
         ["a/20240430/", "a/20240430/", "a/20240501/"],
         // Pushed after midnight.
@@ -63,7 +73,8 @@ fn midnight_is_no_gap_wherever_the_day_is_in_the_path() {
         ["logs-20240430/", "logs-20240430/", "logs-20240501/"],
         ["a/2024-04-30/zone-", "a/2024-04-30/zone-", "a/2024-05-01/zone-"],
     ] {
-        let keys: Vec<String> = days.iter().zip(ranges).map(|(day, range)| format!("{day}{range}_1747b6ef.log.gz")).collect();
+        let keys: Vec<String> =
+            days.iter().zip(ranges).map(|(day, range)| format!("{day}{range}_1747b6ef.log.gz")).collect();
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         assert_eq!(gaps(&keys, None, Some(0)), vec![], "{days:?}");
         // It is one stream: what is missing in the middle is a gap of it.
@@ -94,7 +105,10 @@ fn a_gap_is_longer_than_the_streams_own_habit() {
     // A busy stream of a day, without the hour from 10 to 11, and without six minutes.
     let busy = [minutes("busy/", 0..600), minutes("busy/", 660..700), minutes("busy/", 706..1439)].concat();
     // A quiet one: one minute in twenty all day; and five hours of nothing.
-    let quiet: Vec<String> = (0..72).filter(|n| !(30..45).contains(n)).flat_map(|n| minutes("quiet/", n * 20..n * 20 + 1)).collect();
+    let quiet: Vec<String> = (0..72)
+        .filter(|n| !(30..45).contains(n))
+        .flat_map(|n| minutes("quiet/", n * 20..n * 20 + 1))
+        .collect();
     let keys: Vec<&str> = busy.iter().chain(&quiet).map(String::as_str).collect();
     let found = gaps(&keys, Some("2024-05-02T00:10:00Z"), None);
     let expected = [
@@ -110,7 +124,10 @@ fn a_gap_is_longer_than_the_streams_own_habit() {
     let keys: Vec<&str> = nightly.iter().map(String::as_str).collect();
     assert_eq!(gaps(&keys, None, None), vec![]);
     // Nothing at all until now.
-    assert_eq!(gaps(&keys, Some("2024-05-03T00:00:00Z"), None), vec![("zone/".to_owned(), at("2024-05-01T23:59:00Z"), None)]);
+    assert_eq!(
+        gaps(&keys, Some("2024-05-03T00:00:00Z"), None),
+        vec![("zone/".to_owned(), at("2024-05-01T23:59:00Z"), None)]
+    );
 }
 
 #[test]
@@ -133,7 +150,17 @@ fn an_object_is_what_the_ledger_says_of_its_name_and_content() {
         key: key.to_owned(),
         head: Head { etag: "new".into(), size, last_modified: Some(written * hour) },
     };
-    let names = ["a-missing", "b-unread", "c-changed", "d-landed", "e-young", "f-young-landed", "g-empty", "h-old", "i-changed-back"];
+    let names = [
+        "a-missing",
+        "b-unread",
+        "c-changed",
+        "d-landed",
+        "e-young",
+        "f-young-landed",
+        "g-empty",
+        "h-old",
+        "i-changed-back",
+    ];
     let listed = names.map(|name| {
         object(
             name,
@@ -161,9 +188,14 @@ fn an_object_is_what_the_ledger_says_of_its_name_and_content() {
     // Rejected when it was announced, and landed when it came.
     comparison.landed(ObjectId::of_unread("missing", "logs", "d-landed", "new"), "d-landed", "new");
     let found = comparison.finish(Window { from: Some(2 * hour), settled: 8 * hour });
-    let absent: Vec<(State, &str)> = found.absent.iter().map(|absent| (absent.state, absent.object.key.as_str())).collect();
-    assert_eq!(absent, [(State::Missing, "a-missing"), (State::Unread, "b-unread"), (State::Changed, "c-changed")]);
-    let counts: Vec<(State, u64)> = found.tallies.iter().map(|(state, tally)| (*state, tally.objects)).collect();
+    let absent: Vec<(State, &str)> =
+        found.absent.iter().map(|absent| (absent.state, absent.object.key.as_str())).collect();
+    assert_eq!(
+        absent,
+        [(State::Missing, "a-missing"), (State::Unread, "b-unread"), (State::Changed, "c-changed")]
+    );
+    let counts: Vec<(State, u64)> =
+        found.tallies.iter().map(|(state, tally)| (*state, tally.objects)).collect();
     let expected = [
         (State::Missing, 1),
         (State::Unread, 1),
@@ -181,7 +213,10 @@ fn record(host: &str) -> Vec<u8> {
 }
 
 fn files(folder: &Path) -> BTreeSet<String> {
-    walkdir::WalkDir::new(folder).into_iter().map(|entry| entry.expect("an entry").path().display().to_string()).collect()
+    walkdir::WalkDir::new(folder)
+        .into_iter()
+        .map(|entry| entry.expect("an entry").path().display().to_string())
+        .collect()
 }
 
 const FIRST: &str = "http/20260810/20260810T000000Z_20260810T000100Z_00000001.log";
@@ -201,18 +236,27 @@ async fn what_never_arrived_is_named_and_landed() {
     cloud.bucket("logs", None).await;
     let lake = dir.path().join("lake");
     let config = dir.path().join("flarelake.toml");
-    let source = format!("[[source]]\nid = \"cf\"\nlabel = \"Cloudflare\"\nqueue = \"{queue}\"\nbuckets = [\"logs\"]\n");
+    let source = format!(
+        "[[source]]\nid = \"cf\"\nlabel = \"Cloudflare\"\nqueue = \"{queue}\"\nbuckets = [\"logs\"]\n"
+    );
     fs::write(&config, format!("lake = \"{}\"\n{source}", lake.display())).expect("written");
     let run = |arguments: &[&str]| {
-        let output = moto.flarelake(&[&["--config", config.to_str().expect("text")], arguments].concat()).output().expect("started");
-        let (out, err) = (String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned());
+        let output = moto
+            .flarelake(&[&["--config", config.to_str().expect("text")], arguments].concat())
+            .output()
+            .expect("started");
+        let (out, err) = (
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        );
         (output.status.code(), out, err)
     };
     // Without a lake nothing can be compared.
     cloud.put("logs", FIRST, record("first.test")).await;
     let (code, _, err) = run(&["reconcile", "s3://logs/http/"]);
     assert!(code == Some(1) && err.contains("there is no lake") && !lake.exists(), "{code:?} {err}");
-    // Two objects land. One is overwritten, one was announced before it was there, others were never announced.
+    // Two objects land. One is overwritten, one was announced before it was there, others were never
+    // announced.
     cloud.put("logs", CHANGED, record("before.test")).await;
     assert_eq!(run(&["backfill", "s3://logs/http/"]).0, Some(0));
     let notice = json!({"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put",
@@ -225,10 +269,17 @@ async fn what_never_arrived_is_named_and_landed() {
     }
     cloud.put("logs", "http/ownership-challenge.txt", b"token".to_vec()).await;
     cloud.put("logs", "http/empty.log", Vec::new()).await;
-    cloud.put("logs", "firewall/20260810T000000Z_20260810T000100Z_00000006.log", record("elsewhere.test")).await;
+    cloud
+        .put("logs", "firewall/20260810T000000Z_20260810T000100Z_00000006.log", record("elsewhere.test"))
+        .await;
     // All of it may still be on its way.
     let (code, out, _) = run(&["reconcile", "s3://logs/http/"]);
-    assert!(code == Some(0) && out.contains("5 on their way: younger than 15m") && out.ends_with("nothing is missing\n"), "{out}");
+    assert!(
+        code == Some(0)
+            && out.contains("5 on their way: younger than 15m")
+            && out.ends_with("nothing is missing\n"),
+        "{out}"
+    );
     // Or it never arrived. To look changes nothing.
     let before = files(&lake);
     let (code, out, _) = run(&["reconcile", "s3://logs/http/", "--grace", "0s", "--format", "json"]);
@@ -240,17 +291,32 @@ async fn what_never_arrived_is_named_and_landed() {
         .iter()
         .map(|o| (o["state"].as_str().expect("a state"), o["key"].as_str().expect("a key")))
         .collect();
-    let expected =
-        [("changed", CHANGED), ("missing", LOST), ("missing", AFTER_A_GAP), ("rejected_unread", ANNOUNCED), ("missing", UNNAMED)];
+    let expected = [
+        ("changed", CHANGED),
+        ("missing", LOST),
+        ("missing", AFTER_A_GAP),
+        ("rejected_unread", ANNOUNCED),
+        ("missing", UNNAMED),
+    ];
     assert_eq!(absent, expected);
-    assert_eq!((&told["listed"]["objects"], &told["landed"]["objects"], &told["no_log"]["objects"]), (&json!(8), &json!(1), &json!(2)));
+    assert_eq!(
+        (&told["listed"]["objects"], &told["landed"]["objects"], &told["no_log"]["objects"]),
+        (&json!(8), &json!(1), &json!(2))
+    );
     assert_eq!(told["absent"][1]["bytes"], record("0.test").len());
     assert_eq!((&told["without_time_range"], &told["repaired"]), (&json!(1), &Value::Null));
     let gap = json!({"stream": "http/", "from": "2026-08-10T00:03:00Z", "until": "2026-08-10T03:00:00Z", "seconds": 177 * 60});
     assert_eq!(told["gaps"][0], gap);
-    assert_eq!((&told["gaps"][1]["from"], &told["gaps"][1]["until"]), (&json!("2026-08-10T03:02:00Z"), &Value::Null));
+    assert_eq!(
+        (&told["gaps"][1]["from"], &told["gaps"][1]["until"]),
+        (&json!("2026-08-10T03:02:00Z"), &Value::Null)
+    );
     let (_, out, _) = run(&["reconcile", "s3://logs/http/20260810", "--grace", "0s"]);
-    assert!(out.contains("2026-08-10T00:03:00Z to 2026-08-10T03:00:00Z, 2h 57m") && !out.contains("nothing since"), "{out}");
+    assert!(
+        out.contains("2026-08-10T00:03:00Z to 2026-08-10T03:00:00Z, 2h 57m")
+            && !out.contains("nothing since"),
+        "{out}"
+    );
     assert!(out.contains("run the same with --repair") && !out.contains(UNNAMED), "{out}");
     assert_eq!(files(&lake), before);
     // Nothing was written in the last moment.
@@ -262,13 +328,17 @@ async fn what_never_arrived_is_named_and_landed() {
 fn repair_and_look_again(run: &impl Fn(&[&str]) -> (Option<i32>, String, String)) {
     let (code, out, err) = run(&["reconcile", "s3://logs/http/", "--grace", "0s", "--repair"]);
     assert!(code == Some(0) && out.contains("repaired\nobjects: 5 landed, 0 already there"), "{out}{err}");
-    let sql = "SELECT ClientRequestHost AS host, p_source_id AS source FROM cloudflare_httprequest ORDER BY host";
+    let sql =
+        "SELECT ClientRequestHost AS host, p_source_id AS source FROM cloudflare_httprequest ORDER BY host";
     let (_, out, _) = run(&["query", "--format", "ndjson", sql]);
     let hosts = ["0.test", "1.test", "2.test", "3.test", "after.test", "before.test", "first.test"];
     assert_eq!(out, hosts.map(|host| format!("{{\"host\":\"{host}\",\"source\":\"cf\"}}\n")).concat());
     for more in [&[][..], &["--repair"]] {
         let (code, out, _) = run(&[&["reconcile", "s3://logs/http/", "--grace", "0s"], more].concat());
-        assert!(code == Some(0) && out.contains("6 landed") && out.ends_with("nothing is missing\n"), "{out}");
+        assert!(
+            code == Some(0) && out.contains("6 landed") && out.ends_with("nothing is missing\n"),
+            "{out}"
+        );
     }
 }
 

@@ -1,4 +1,5 @@
-//! Rejects decoded again: what was mended becomes the rows that it would have been from the start, once, whoever races or dies.
+//! Rejects decoded again: what was mended becomes the rows that it would have been from the start, once,
+//! whoever races or dies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -32,7 +33,8 @@ use tokio::runtime::Handle;
 
 use crate::moto::{Cloud, Moto, python, skipped};
 use crate::support::{
-    FaultStore, Faults, Meanwhile, TimedStore, WRITTEN, flarelake, memory_lake, query_one, read_ledger, read_table, runs,
+    FaultStore, Faults, Meanwhile, TimedStore, WRITTEN, flarelake, memory_lake, query_one, read_ledger,
+    read_table, runs,
 };
 
 /// A log type that came later.
@@ -73,8 +75,15 @@ fn text(path: &Path) -> &str {
 
 /// A lake's files, and when each was written.
 fn files(folder: &Path) -> BTreeSet<String> {
-    let entries = walkdir::WalkDir::new(folder).into_iter().map(|entry| entry.expect("an entry")).filter(|e| e.file_type().is_file());
-    entries.map(|entry| format!("{} {:?}", entry.path().display(), entry.metadata().expect("metadata").modified())).collect()
+    let entries = walkdir::WalkDir::new(folder)
+        .into_iter()
+        .map(|entry| entry.expect("an entry"))
+        .filter(|e| e.file_type().is_file());
+    entries
+        .map(|entry| {
+            format!("{} {:?}", entry.path().display(), entry.metadata().expect("metadata").modified())
+        })
+        .collect()
 }
 
 /// Logs with everything that a limit or a missing schema rejects, and what nothing can mend.
@@ -85,7 +94,8 @@ fn write_logs(logs: &Path) {
         dns("one.test"),
         http("long.test", 3000),
         "{\"EdgeStartTimestamp\":\"2025-03-24T19:10:40Z\",".to_owned(),
-        "{\"EdgeStartTimestamp\":\"2025-03-24T19:10:40Z\",\"RequestHeaders\":{\"a\":{\"b\":{\"c\":1}}}}".to_owned(),
+        "{\"EdgeStartTimestamp\":\"2025-03-24T19:10:40Z\",\"RequestHeaders\":{\"a\":{\"b\":{\"c\":1}}}}"
+            .to_owned(),
         // Among lines an array is no array of records, wherever it stands.
         format!("[{}]", http("in-a-list.test", 0)),
         format!("{} {}", dns("two.test"), http("same-line.test", 0)),
@@ -94,14 +104,17 @@ fn write_logs(logs: &Path) {
     ]
     .join("\n")
     .into_bytes();
-    lines.extend_from_slice(b"\n{\"EdgeStartTimestamp\":\"2025-03-24T19:10:40Z\",\"ClientRequestHost\":\"\xff\"}\n");
+    lines.extend_from_slice(
+        b"\n{\"EdgeStartTimestamp\":\"2025-03-24T19:10:40Z\",\"ClientRequestHost\":\"\xff\"}\n",
+    );
     fs::write(logs.join("lines.log"), lines).expect("written");
     let pretty = |record: String| {
         let value: Value = serde_json::from_str(&record).expect("JSON");
         serde_json::to_string_pretty(&value).expect("JSON").replace('\n', "\n  ")
     };
     let records = [http("array.test", 0), http("long-in-array.test", 3000), dns("array.test")].map(pretty);
-    fs::write(logs.join("array.json.gz"), gzip(format!("[\n  {}\n]", records.join(",\n  ")).as_bytes())).expect("written");
+    fs::write(logs.join("array.json.gz"), gzip(format!("[\n  {}\n]", records.join(",\n  ")).as_bytes()))
+        .expect("written");
     // More than is kept of a record, twice in one object.
     let long = [http("a.test", 1_500_000), dns("between.test"), http("b.test", 0), http("c.test", 1_200_000)];
     fs::write(logs.join("long.log.gz"), gzip(long.join("\n").as_bytes())).expect("written");
@@ -146,7 +159,8 @@ impl Stage {
     fn check_sums(&self, lake: &str) {
         let lake = self.dir.path().join(lake);
         let count = |table: &str| query_one(&lake, &format!("SELECT count(*) FROM {table}"));
-        let told = |sql: &str| query_one(&lake, &format!("SELECT coalesce(sum({sql}), 0) FROM ingested_objects"));
+        let told =
+            |sql: &str| query_one(&lake, &format!("SELECT coalesce(sum({sql}), 0) FROM ingested_objects"));
         assert_eq!(told("rejects"), count("classification_failures"));
         assert_eq!(told("rows['cloudflare_httprequest']"), count("cloudflare_httprequest"));
     }
@@ -161,11 +175,22 @@ fn what_was_mended_becomes_the_rows_that_it_would_have_been_from_the_start() {
     let (code, out, err) = stage.run("strict.toml", "lake", &backfill);
     assert_eq!(code, Some(0), "{err}");
     // A source of this many rejects, and one of a whole object.
-    assert!(out.contains("rejects: 15") && out.contains("object_too_large 1") && out.contains("record_too_large 4"), "{out}");
+    assert!(
+        out.contains("rejects: 15")
+            && out.contains("object_too_large 1")
+            && out.contains("record_too_large 4"),
+        "{out}"
+    );
     let before = files(&stage.dir.path().join("lake"));
     // Nothing was mended: nothing changes.
     let (code, out, _) = stage.run("strict.toml", "lake", &["replay"]);
-    assert!(code == Some(0) && out.contains("rejects: 15 looked at\n         0 are rejects no more\n         15 stay rejected\n"), "{out}");
+    assert!(
+        code == Some(0)
+            && out.contains(
+                "rejects: 15 looked at\n         0 are rejects no more\n         15 stay rejected\n"
+            ),
+        "{out}"
+    );
     let (code, out, _) = stage.run("mended.toml", "lake", &["replay", "--dry-run"]);
     let told = "rejects: 15 looked at\n         10 would be rejects no more\n         5 stay rejected\nrows:    3 010\n         acme_dns 5\n         cloudflare_httprequest 3 005\n";
     assert!(code == Some(0) && out.contains(told), "{out}");
@@ -175,7 +200,11 @@ fn what_was_mended_becomes_the_rows_that_it_would_have_been_from_the_start() {
     let (code, out, err) = stage.run("mended.toml", "lake", &["replay", "--fail-on-reject"]);
     assert_eq!(fs::read_dir(&log).expect("a log").count(), commits + 1, "all of them land together");
     assert_eq!(code, Some(3), "{err}");
-    assert!(out.contains("10 are rejects no more") && out.contains("removed: 10 rejects from classification_failures"), "{out}");
+    assert!(
+        out.contains("10 are rejects no more")
+            && out.contains("removed: 10 rejects from classification_failures"),
+        "{out}"
+    );
     assert!(
         out.contains("stay:    5\n         implausible_event_time 1\n         incomplete_record 1\n         invalid_utf8 1\n"),
         "{out}"
@@ -193,7 +222,12 @@ fn what_was_mended_becomes_the_rows_that_it_would_have_been_from_the_start() {
     // A second replay lands nothing, and neither does a backfill.
     let before = files(&stage.dir.path().join("lake/cloudflare_httprequest"));
     let (code, out, _) = stage.run("mended.toml", "lake", &["replay"]);
-    assert!(code == Some(0) && out.contains("rejects: 6 looked at\n         0 are rejects no more") && !out.contains("removed"), "{out}");
+    assert!(
+        code == Some(0)
+            && out.contains("rejects: 6 looked at\n         0 are rejects no more")
+            && !out.contains("removed"),
+        "{out}"
+    );
     let (_, out, _) = stage.run("mended.toml", "lake", &backfill);
     assert!(out.contains("0 landed, 4 already there"), "{out}");
     assert!(files(&stage.dir.path().join("lake/cloudflare_httprequest")) == before);
@@ -215,16 +249,29 @@ fn only_the_rejects_that_are_meant_are_replayed() {
     assert!(code == Some(2) && err.contains("unclassified, ambiguous"), "{err}");
     let (code, out, _) = stage.run("mended.toml", "lake", &["replay", "--since", "0s"]);
     assert!(code == Some(0) && out.contains("rejects: 0 looked at"), "{out}");
-    let (code, out, _) = stage.run("mended.toml", "lake", &["replay", "--since", "1h", "--reason", "too_deep", "--reason", "unclassified"]);
-    assert!(code == Some(0) && out.contains("rejects: 5 looked at\n         5 are rejects no more") && out.contains("acme_dns 4"), "{out}");
+    let (code, out, _) = stage.run(
+        "mended.toml",
+        "lake",
+        &["replay", "--since", "1h", "--reason", "too_deep", "--reason", "unclassified"],
+    );
+    assert!(
+        code == Some(0)
+            && out.contains("rejects: 5 looked at\n         5 are rejects no more")
+            && out.contains("acme_dns 4"),
+        "{out}"
+    );
     let left = stage.rows("lake", "classification_failures");
-    assert!(left.len() == 10 && left.iter().all(|row| row["reason"] != "too_deep" && row["reason"] != "unclassified"));
+    assert!(
+        left.len() == 10
+            && left.iter().all(|row| row["reason"] != "too_deep" && row["reason"] != "unclassified")
+    );
     stage.check_sums("lake");
     // What no rule tells is told by the caller.
     let odd = stage.dir.path().join("odd.log");
     fs::write(&odd, "{\"Timestamp\":\"2025-03-25T00:00:00Z\",\"Name\":\"odd.test\"}\n").expect("written");
     stage.run("mended.toml", "lake", &["backfill", text(&odd)]);
-    let (_, out, _) = stage.run("mended.toml", "lake", &["replay", "--reason", "unclassified", "--log-type", "Acme.Dns"]);
+    let (_, out, _) =
+        stage.run("mended.toml", "lake", &["replay", "--reason", "unclassified", "--log-type", "Acme.Dns"]);
     assert!(out.contains("1 are rejects no more") && out.contains("acme_dns 1"), "{out}");
 }
 
@@ -244,18 +291,35 @@ fn rejects_that_nobody_will_mend_are_discarded_and_nothing_brings_them_again() {
     let count = || stage.rows("lake", "classification_failures").len();
     assert_eq!(count(), 15);
     let before = files(&stage.dir.path().join("lake"));
-    let (code, out, _) = stage.run("strict.toml", "lake", &["replay", "--discard", "--dry-run", "--reason", "record_too_large"]);
-    assert!(code == Some(0) && out == "rejects: 4 would be discarded\n         record_too_large 4\n", "{out}");
-    let (code, _, err) = stage.run("strict.toml", "lake", &["replay", "--discard", "--log-type", "Cloudflare.Firewall"]);
+    let (code, out, _) = stage.run(
+        "strict.toml",
+        "lake",
+        &["replay", "--discard", "--dry-run", "--reason", "record_too_large"],
+    );
+    assert!(
+        code == Some(0) && out == "rejects: 4 would be discarded\n         record_too_large 4\n",
+        "{out}"
+    );
+    let (code, _, err) =
+        stage.run("strict.toml", "lake", &["replay", "--discard", "--log-type", "Cloudflare.Firewall"]);
     assert!(code == Some(2) && err.contains("--log-type"), "{err}");
     let (code, out, _) = stage.run("strict.toml", "lake", &["replay", "--discard", "--since", "0s"]);
     assert!(code == Some(0) && out == "rejects: 0 discarded\n", "{out}");
     assert!(files(&stage.dir.path().join("lake")) == before, "none of them changed anything");
     // Some, and then all.
-    let (code, out, err) =
-        stage.run("strict.toml", "lake", &["replay", "--discard", "--reason", "record_too_large", "--reason", "too_deep"]);
-    assert!(code == Some(0) && out == "rejects: 5 discarded\n         record_too_large 4\n         too_deep 1\n", "{out}{err}");
-    assert!(count() == 10 && stage.rows("lake", "classification_failures").iter().all(|row| row["reason"] != "too_deep"));
+    let (code, out, err) = stage.run(
+        "strict.toml",
+        "lake",
+        &["replay", "--discard", "--reason", "record_too_large", "--reason", "too_deep"],
+    );
+    assert!(
+        code == Some(0) && out == "rejects: 5 discarded\n         record_too_large 4\n         too_deep 1\n",
+        "{out}{err}"
+    );
+    assert!(
+        count() == 10
+            && stage.rows("lake", "classification_failures").iter().all(|row| row["reason"] != "too_deep")
+    );
     let (code, out, _) = stage.run("strict.toml", "lake", &["replay", "--discard"]);
     assert!(code == Some(0) && out.starts_with("rejects: 10 discarded\n"), "{out}");
     assert_eq!(count(), 0);
@@ -278,10 +342,16 @@ fn objects_that_are_not_what_they_were_stay_rejected() {
     fs::create_dir(&logs).expect("a folder");
     let whole = gzip(http("whole.test", 0).repeat(3).as_bytes());
     fs::write(logs.join("cut.log.gz"), &whole[..whole.len() - 9]).expect("written");
-    fs::write(logs.join("gone.log.gz"), gzip(http("gone.test", 0).repeat(40_000).as_bytes())).expect("written");
+    fs::write(logs.join("gone.log.gz"), gzip(http("gone.test", 0).repeat(40_000).as_bytes()))
+        .expect("written");
     fs::write(logs.join("long.log"), http("long.test", 1_500_000)).expect("written");
     let (_, out, _) = stage.run("strict.toml", "lake", &["backfill", text(&logs)]);
-    assert!(out.contains("corrupt_compression 1") && out.contains("object_too_large 1") && out.contains("record_too_large 1"), "{out}");
+    assert!(
+        out.contains("corrupt_compression 1")
+            && out.contains("object_too_large 1")
+            && out.contains("record_too_large 1"),
+        "{out}"
+    );
     // Broken as it was, it stays, and nothing is wrong with that.
     let (code, out, _) = stage.run("mended.toml", "lake", &["replay", "--reason", "corrupt_compression"]);
     assert!(code == Some(0) && out.contains("stay:    1\n         corrupt_compression 1\n"), "{out}");
@@ -291,9 +361,14 @@ fn objects_that_are_not_what_they_were_stay_rejected() {
     fs::write(logs.join("long.log"), http("other.test", 1_500_000)).expect("written");
     fs::remove_file(logs.join("gone.log.gz")).expect("removed");
     let (code, out, err) = stage.run("mended.toml", "lake", &["replay"]);
-    assert!(code == Some(1) && out.contains("3 could not be read again") && out.contains("rows:    0\n"), "{out}");
     assert!(
-        err.contains("cut.log.gz: it was ") && err.contains("long.log: it was ") && err.contains("gone.log.gz: can't be read"),
+        code == Some(1) && out.contains("3 could not be read again") && out.contains("rows:    0\n"),
+        "{out}"
+    );
+    assert!(
+        err.contains("cut.log.gz: it was ")
+            && err.contains("long.log: it was ")
+            && err.contains("gone.log.gz: can't be read"),
         "{err}"
     );
     assert_eq!(stage.rows("lake", "classification_failures"), before);
@@ -308,7 +383,8 @@ fn what_is_foreign_still_stays_without_being_read_again() {
     let stage = Stage::new();
     let logs = stage.dir.path().join("logs");
     fs::create_dir(&logs).expect("a folder");
-    let table = |rows: usize| format!("time,host,status\n{}", "2025-03-24T19:10:40Z,table.test,200\n".repeat(rows));
+    let table =
+        |rows: usize| format!("time,host,status\n{}", "2025-03-24T19:10:40Z,table.test,200\n".repeat(rows));
     // Of one all is kept, of one the first MiB, and one is longer than a record may be, too.
     for (name, rows) in [("small.csv", 10), ("large.csv", 60_000), ("larger.csv", 600_000)] {
         fs::write(logs.join(name), table(rows)).expect("written");
@@ -317,7 +393,10 @@ fn what_is_foreign_still_stays_without_being_read_again() {
     assert!(out.contains("rejects: 3") && out.contains("foreign_format 3"), "{out}{err}");
     fs::remove_dir_all(&logs).expect("removed");
     let (code, out, err) = stage.run("mended.toml", "lake", &["replay"]);
-    assert!(code == Some(0) && out.contains("stay:    3\n") && !out.contains("could not be read"), "{code:?} {out}{err}");
+    assert!(
+        code == Some(0) && out.contains("stay:    3\n") && !out.contains("could not be read"),
+        "{code:?} {out}{err}"
+    );
     assert!(out.contains("         foreign_format 3\n"), "{out}");
     assert_eq!(stage.rows("lake", "classification_failures").len(), 3);
 }
@@ -335,9 +414,15 @@ fn settings(records: RecordLimits, max_object: u64, flush_rows: u64) -> WorkerSe
     WorkerSettings { records, objects, flush_bytes, flush_rows, max_age: Duration::MAX, whole_bytes }
 }
 
-/// An object with a row, a record that is too long by the old limit, one that nothing can mend, and another too long one.
+/// An object with a row, a record that is too long by the old limit, one that nothing can mend, and another
+/// too long one.
 fn object(n: u64) -> (Object, Vec<u8>) {
-    let lines = [http("short.test", 0), http(&format!("{n}.test"), 300), "{broken".to_owned(), http("last.test", 300)];
+    let lines = [
+        http("short.test", 0),
+        http(&format!("{n}.test"), 300),
+        "{broken".to_owned(),
+        http("last.test", 300),
+    ];
     let key = format!("logs/{n}.log");
     let object = Object {
         id: ObjectId::of_s3("bucket", &key, "etag"),
@@ -369,7 +454,14 @@ pub async fn land(store: Store, objects: Objects) {
     let work = move || {
         let catalog = Catalog::embedded();
         let tables = Arc::new(Tables::new(&catalog, Partitioning::Day));
-        let mut worker = Worker::new(&catalog, tables, Some(lake), settings(OLD, OLD_OBJECT, 1), Arc::default(), Handle::current());
+        let mut worker = Worker::new(
+            &catalog,
+            tables,
+            Some(lake),
+            settings(OLD, OLD_OBJECT, 1),
+            Arc::default(),
+            Handle::current(),
+        );
         for (object, bytes) in objects {
             worker.work(object, Input::Memory(bytes.into()), Place::START, None).expect("decodes");
         }
@@ -397,7 +489,8 @@ pub async fn replay(store: Store, flush_rows: u64) -> Result<Summary, String> {
     replay.run().await.map_err(|e| e.to_string())
 }
 
-/// The tables are those of a lake that knew the limits from the start, and the ledger's sums are what they hold.
+/// The tables are those of a lake that knew the limits from the start, and the ledger's sums are what they
+/// hold.
 async fn check(inner: &InMemory, objects: &Objects, context: &str) {
     let ledger = read_ledger(inner).await;
     for (table, rows) in check_rows(inner, objects, context).await {
@@ -415,7 +508,11 @@ pub async fn check_rows(inner: &InMemory, objects: &Objects, context: &str) -> B
     for (object, bytes) in objects {
         let mut offset = 0;
         for line in bytes.split_inclusive(|b| *b == b'\n') {
-            let table = if line.starts_with(b"{broken") { "classification_failures" } else { "cloudflare_httprequest" };
+            let table = if line.starts_with(b"{broken") {
+                "classification_failures"
+            } else {
+                "cloudflare_httprequest"
+            };
             expected.entry(table).or_default().insert(format!("{}{offset:012x}", object.id));
             offset += line.len();
         }
@@ -441,14 +538,23 @@ async fn a_death_at_any_step_is_healed_by_the_next_replay() {
     assert_eq!(summary.new_rejects, BTreeMap::from([("invalid_json", 1)]));
     let (operations, puts) = (whole.operations.load(Ordering::SeqCst), whole.puts.lock().clone());
     assert!(puts.len() > 5, "{operations} operations, {puts:?} of them puts");
-    // Before and after everything that is written, and now and then in what is read, of which most is the end of a log.
+    // Before and after everything that is written, and now and then in what is read, of which most is the end
+    // of a log.
     let lost = puts.iter().map(|k| Faults { loses_answer_at: *k, ..Faults::default() });
-    let deaths: BTreeSet<u64> = puts.iter().flat_map(|k| [*k, k + 1]).chain((1..=operations).step_by(20)).collect();
+    let deaths: BTreeSet<u64> =
+        puts.iter().flat_map(|k| [*k, k + 1]).chain((1..=operations).step_by(20)).collect();
     // One operation fails, or its put lands later: whatever the replay makes of it.
-    let once = deaths.iter().step_by(2).map(|k| Faults { fails_at: *k, ..Faults::default() }).collect::<Vec<_>>();
+    let once =
+        deaths.iter().step_by(2).map(|k| Faults { fails_at: *k, ..Faults::default() }).collect::<Vec<_>>();
     let late = puts.iter().map(|k| Faults { late_at: (*k, 1 + k % 5), ..Faults::default() });
     let mut removals = 0;
-    for faults in deaths.into_iter().map(|k| Faults { dies_at: k, ..Faults::default() }).chain(lost).chain(once).chain(late) {
+    for faults in deaths
+        .into_iter()
+        .map(|k| Faults { dies_at: k, ..Faults::default() })
+        .chain(lost)
+        .chain(once)
+        .chain(late)
+    {
         let context = format!("{operations} operations, {faults:?}");
         let inner = Arc::new(landed.fork());
         let died = replay(memory_lake(FaultStore::with(inner.clone(), faults)), u64::MAX).await;
@@ -470,14 +576,18 @@ async fn a_replay_that_is_paused_for_a_day_lands_each_reject_once() {
     replay(memory_lake(whole.clone()), u64::MAX).await.expect("nothing fails");
     let operations = whole.operations.load(Ordering::SeqCst);
     let mut random = SmallRng::seed_from_u64(operations);
-    let steps: Vec<u64> =
-        if runs(1) > 1 { (1..=operations).collect() } else { (0..8).map(|_| random.random_range(1..=operations)).collect() };
+    let steps: Vec<u64> = if runs(1) > 1 {
+        (1..=operations).collect()
+    } else {
+        (0..8).map(|_| random.random_range(1..=operations)).collect()
+    };
     for k in steps {
         let context = format!("paused before operation {k} of {operations}");
         let (inner, time) = (Arc::new(landed.fork()), Clock::movable());
         let store = TimedStore::new(inner.clone(), time.clone());
         let others = Store { clock: time.clone(), ..memory_lake(store.clone()) };
-        // Meanwhile another replays, and a day later what was left over is vacuumed. Logs are kept, to be read by.
+        // Meanwhile another replays, and a day later what was left over is vacuumed. Logs are kept, to be
+        // read by.
         let meanwhile: Meanwhile = Arc::new(move || {
             let (time, others) = (time.clone(), others.clone());
             async move {
@@ -541,17 +651,21 @@ async fn objects_of_buckets_are_read_again_as_what_they_are() {
     let write = |limits: &str, buckets: &str| {
         let source = format!("[[source]]\nid = \"cf\"\nqueue = \"{queue}\"\nbuckets = [{buckets}]\n");
         let route = "[[source.route]]\nprefix = \"routed/\"\nlog_type = \"Cloudflare.HttpRequest\"\n";
-        fs::write(&config, format!("lake = \"{}\"\n[limits]\n{limits}\n{source}{route}", lake.display())).expect("written");
+        fs::write(&config, format!("lake = \"{}\"\n[limits]\n{limits}\n{source}{route}", lake.display()))
+            .expect("written");
     };
     let run = |arguments: &[&str]| {
-        let output = moto.flarelake(&[&["--config", text(&config)], arguments].concat()).output().expect("started");
+        let output =
+            moto.flarelake(&[&["--config", text(&config)], arguments].concat()).output().expect("started");
         let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code(), said(&output.stdout), said(&output.stderr))
     };
-    // What becomes a reject: too much in all, too long, announced before it was there (twice), of another bucket, a notification
-    // that says nothing, and a message's body with a record that is too long.
+    // What becomes a reject: too much in all, too long, announced before it was there (twice), of another
+    // bucket, a notification that says nothing, and a message's body with a record that is too long.
     write("max_object = \"100KB\"\nmax_record = \"2KiB\"", "\"logs\"");
-    cloud.put("logs", "routed/large.log", format!("{}\n", http("large.test", 100)).repeat(1000).into_bytes()).await;
+    cloud
+        .put("logs", "routed/large.log", format!("{}\n", http("large.test", 100)).repeat(1000).into_bytes())
+        .await;
     cloud.put("logs", "routed/long.log", http("long.test", 3000).into_bytes()).await;
     cloud.put("other", "foreign.log", http("foreign.test", 0).into_bytes()).await;
     for (bucket, key, etag) in [
@@ -569,11 +683,21 @@ async fn objects_of_buckets_are_read_again_as_what_they_are() {
     assert_eq!(run(&["ingest", "--until-idle", "1s"]).0, Some(0));
     let reasons = "SELECT reason, count(*) AS n FROM classification_failures GROUP BY reason ORDER BY reason";
     let told = |expected: &[(&str, u64)]| {
-        let lines = expected.iter().map(|(reason, n)| format!("{{\"reason\":\"{reason}\",\"n\":{n}}}\n")).collect::<String>();
+        let lines = expected
+            .iter()
+            .map(|(reason, n)| format!("{{\"reason\":\"{reason}\",\"n\":{n}}}\n"))
+            .collect::<String>();
         assert_eq!(run(&["query", "--format", "ndjson", reasons]).1, lines);
     };
-    told(&[("foreign_bucket", 2), ("invalid_message", 1), ("missing", 2), ("object_too_large", 1), ("record_too_large", 2)]);
-    // Mended; but what was announced is not there yet, and the other bucket is not the source's: nothing of it is fetched.
+    told(&[
+        ("foreign_bucket", 2),
+        ("invalid_message", 1),
+        ("missing", 2),
+        ("object_too_large", 1),
+        ("record_too_large", 2),
+    ]);
+    // Mended; but what was announced is not there yet, and the other bucket is not the source's: nothing of
+    // it is fetched.
     write("", "\"logs\"");
     let (code, out, err) = run(&["replay"]);
     assert!(code == Some(0) && out.contains("3 are rejects no more\n         5 stay rejected"), "{out}{err}");
@@ -584,7 +708,8 @@ async fn objects_of_buckets_are_read_again_as_what_they_are() {
     let (code, out, err) = run(&["replay"]);
     assert!(code == Some(1) && out.contains("2 are rejects no more"), "{out}{err}");
     assert!(
-        err.contains("late.log: it was a09a6a3e02f0b5a2d5e5d2a0b7f3b1c4 when it was rejected") && err.contains("never-there.log"),
+        err.contains("late.log: it was a09a6a3e02f0b5a2d5e5d2a0b7f3b1c4 when it was rejected")
+            && err.contains("never-there.log"),
         "{err}"
     );
     told(&[("foreign_bucket", 1), ("invalid_message", 1), ("missing", 1)]);
@@ -592,8 +717,10 @@ async fn objects_of_buckets_are_read_again_as_what_they_are() {
     let (_, out, _) = run(&["backfill", "s3://logs/", "s3://other/"]);
     assert!(out.contains("objects: 0 landed, 4 already there"), "{out}");
     let sql = "SELECT ClientRequestHost AS host, count(*) AS n, min(p_source_id) AS source FROM cloudflare_httprequest GROUP BY host ORDER BY host";
-    let hosts = [("body.test", 1), ("foreign.test", 1), ("large.test", 1000), ("late.test", 1), ("long.test", 1)];
-    let lines = hosts.map(|(host, n)| format!("{{\"host\":\"{host}\",\"n\":{n},\"source\":\"cf\"}}\n")).concat();
+    let hosts =
+        [("body.test", 1), ("foreign.test", 1), ("large.test", 1000), ("late.test", 1), ("long.test", 1)];
+    let lines =
+        hosts.map(|(host, n)| format!("{{\"host\":\"{host}\",\"n\":{n},\"source\":\"cf\"}}\n")).concat();
     assert_eq!(run(&["query", "--format", "ndjson", sql]).1, lines);
     assert_eq!(query_one(&lake, "SELECT sum(rejects) FROM ingested_objects"), 3);
     assert_eq!(query_one(&lake, "SELECT sum(rows['cloudflare_httprequest']) FROM ingested_objects"), 1004);

@@ -1,5 +1,5 @@
-//! A repair that makes tables whole from the files in their folders, and the ledger from what is left of one of before: whatever
-//! merges had made of the files, each row is there once.
+//! A repair that makes tables whole from the files in their folders, and the ledger from what is left of one
+//! of before: whatever merges had made of the files, each row is there once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -35,11 +35,18 @@ async fn named(inner: &Arc<InMemory>, name: &str) -> BTreeSet<Path> {
 
 async fn data_files(inner: &InMemory, name: &str) -> BTreeSet<Path> {
     let files = below(inner, &format!("lake/{name}")).await.into_iter().map(|meta| meta.location);
-    files.filter(|path| path.extension() == Some("parquet") && !path.to_string().contains("_delta_log")).collect()
+    files
+        .filter(|path| path.extension() == Some("parquet") && !path.to_string().contains("_delta_log"))
+        .collect()
 }
 
 async fn keep_up(inner: &Arc<InMemory>) {
-    maintainer(memory_lake(inner.clone()), BTreeMap::new()).await.expect("a lake").once().await.expect("upkeep");
+    maintainer(memory_lake(inner.clone()), BTreeMap::new())
+        .await
+        .expect("a lake")
+        .once()
+        .await
+        .expect("upkeep");
 }
 
 /// What clean-up takes of a log: its entries below the newest checkpoint.
@@ -49,7 +56,10 @@ async fn clean_up(inner: &InMemory, name: &str) {
     let version = |path: &Path| path.filename().and_then(|name| name.get(..20)?.parse::<u64>().ok());
     let checkpoints = files.iter().filter(|meta| meta.location.to_string().contains(".checkpoint."));
     let newest = checkpoints.filter_map(|meta| version(&meta.location)).max().expect("a checkpoint");
-    for meta in files.iter().filter(|meta| meta.location.extension() == Some("json") && version(&meta.location) < Some(newest)) {
+    for meta in files
+        .iter()
+        .filter(|meta| meta.location.extension() == Some("json") && version(&meta.location) < Some(newest))
+    {
         inner.delete(&meta.location).await.expect("deleted");
     }
 }
@@ -71,11 +81,13 @@ async fn a_table_without_its_log_is_made_whole_whatever_merges_left_in_its_folde
         keep_up(&inner).await;
         let merged: BTreeSet<Path> = named(&inner, REQUESTS).await.difference(&before).cloned().collect();
         assert!(!merged.is_empty(), "something was merged");
-        for path in data_files(&late, REQUESTS).await.difference(&before).filter(|_| random.random_bool(0.5)) {
+        for path in data_files(&late, REQUESTS).await.difference(&before).filter(|_| random.random_bool(0.5))
+        {
             let bytes = late.get(path).await.expect("a file").bytes().await.expect("bytes");
             inner.put(path, bytes.into()).await.expect("put");
         }
-        // Each of the two, what was merged and what came of it, has all rows: of one of them any file may be gone.
+        // Each of the two, what was merged and what came of it, has all rows: of one of them any file may be
+        // gone.
         let inputs: Vec<Path> = before.difference(&named(&inner, REQUESTS).await).cloned().collect();
         let mut gone: Vec<Path> = if random.random_bool(0.7) { inputs } else { merged.into_iter().collect() };
         gone.shuffle(&mut random);
@@ -92,7 +104,10 @@ async fn a_table_without_its_log_is_made_whole_whatever_merges_left_in_its_folde
         if is_restored {
             copy(&early, "lake", &inner).await;
         }
-        let context = format!("round {round}: {} files gone, ledger cleaned up {is_cleaned}, log restored {is_restored}", gone.len());
+        let context = format!(
+            "round {round}: {} files gone, ledger cleaned up {is_cleaned}, log restored {is_restored}",
+            gone.len()
+        );
         let findings = mends(&inner, &context).await;
         assert_eq!(findings.lost, Vec::<String>::new(), "{context}");
     }
@@ -124,7 +139,11 @@ async fn rows_of_a_broken_file_are_taken_from_the_others() {
             copy(&early, "lake", &damaged).await;
         }
         let findings = repair(memory_lake(damaged.clone()), &[]).await.expect("mends");
-        let left_out = findings.lost.iter().filter(|what| what.contains("left out is") && what.contains("can't be read")).count();
+        let left_out = findings
+            .lost
+            .iter()
+            .filter(|what| what.contains("left out is") && what.contains("can't be read"))
+            .count();
         let is_whole = findings.lost.len() == left_out && (1..=broken).contains(&left_out);
         assert!(is_whole && (is_restored || left_out == broken), "{what}: {broken} broken, {findings:?}");
         check(&damaged, &rows(&(0..7).collect()), &format!("{what} is broken")).await;
@@ -135,7 +154,12 @@ async fn rows_of_a_broken_file_are_taken_from_the_others() {
 fn column(file: &Bytes, name: &str) -> Option<std::ops::Range<usize>> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(file.clone()).expect("a Parquet file");
     let metadata = builder.metadata().clone();
-    let (start, length) = metadata.row_group(0).columns().iter().find(|column| column.column_path().string() == name)?.byte_range();
+    let (start, length) = metadata
+        .row_group(0)
+        .columns()
+        .iter()
+        .find(|column| column.column_path().string() == name)?
+        .byte_range();
     Some(start as usize..(start + length) as usize)
 }
 
@@ -154,27 +178,40 @@ async fn what_is_gone_is_counted_and_comes_back_with_its_files() {
     assert!(left < all);
     let lost = format!("of {all} rows that landed, {} are in no file", all - left);
     assert!(
-        findings.lost.len() == 1 && findings.lost[0].contains(&lost) && findings.lost[0].contains("--table cloudflare_httprequest"),
+        findings.lost.len() == 1
+            && findings.lost[0].contains(&lost)
+            && findings.lost[0].contains("--table cloudflare_httprequest"),
         "{findings:?}"
     );
-    assert!(findings.mended.iter().any(|what| what.contains(path.filename().expect("a name"))), "{findings:?}");
+    assert!(
+        findings.mended.iter().any(|what| what.contains(path.filename().expect("a name"))),
+        "{findings:?}"
+    );
     // It is put back.
     inner.put(&path, bytes.into()).await.expect("put");
     let findings = repair(memory_lake(inner.clone()), &[REQUESTS]).await.expect("mends");
     assert_eq!(findings.lost, Vec::<String>::new());
     check(&inner, &rows(&(0..7).collect()), "put back").await;
-    let error = repair(memory_lake(inner.clone()), &["cloudflare_httprequests"]).await.expect_err("a typo").to_string();
+    let error = repair(memory_lake(inner.clone()), &["cloudflare_httprequests"])
+        .await
+        .expect_err("a typo")
+        .to_string();
     assert!(error.contains("no table cloudflare_httprequests") && error.contains(REQUESTS), "{error}");
 }
 
 /// Lands an object in copies of a lake, by writers of whom each dies an operation later than the one before.
-async fn dying(inner: &Arc<InMemory>, object: u64, mut found: impl AsyncFnMut(&Arc<InMemory>) -> bool) -> Arc<InMemory> {
+async fn dying(
+    inner: &Arc<InMemory>,
+    object: u64,
+    mut found: impl AsyncFnMut(&Arc<InMemory>) -> bool,
+) -> Arc<InMemory> {
     let opening = FaultStore::with(Arc::new(inner.fork()), Faults::default());
     drop(Lake::open(memory_lake(opening.clone())).await.expect("opens"));
     let opened = opening.operations.load(Ordering::SeqCst);
     for operation in 1..100 {
         let copy = Arc::new(inner.fork());
-        let dying = FaultStore::with(copy.clone(), Faults { dies_at: opened + operation, ..Faults::default() });
+        let dying =
+            FaultStore::with(copy.clone(), Faults { dies_at: opened + operation, ..Faults::default() });
         drop(life(memory_lake(dying), vec![object], 7).await);
         if found(&copy).await {
             return copy;
@@ -207,12 +244,17 @@ async fn a_ledger_made_anew_knows_what_the_old_one_knew() {
     refused(&inner, "it was removed, or not copied").await;
     let findings = repair(memory_lake(inner.clone()), &[]).await.expect("mends");
     assert!(findings.mended.iter().any(|what| what.contains("told of 7 objects")), "{findings:?}");
-    assert!(findings.lost.len() == 1 && findings.lost[0].contains("what only it knew is gone"), "{findings:?}");
+    assert!(
+        findings.lost.len() == 1 && findings.lost[0].contains("what only it knew is gone"),
+        "{findings:?}"
+    );
     assert_eq!(read_ledger(inner.as_ref()).await, before);
     let mut keys = BTreeSet::new();
     for path in named(&inner, "ingested_objects").await {
         let bytes = inner.get(&path).await.expect("a file").bytes().await.expect("bytes");
-        let reader = ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|reader| reader.build()).expect("a Parquet file");
+        let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)
+            .and_then(|reader| reader.build())
+            .expect("a Parquet file");
         for batch in reader {
             let batch = batch.expect("rows");
             let column = cast(batch.column_by_name("key").expect("a column"), &DataType::Utf8).expect("text");
@@ -238,7 +280,10 @@ async fn what_a_table_still_lacked_when_its_ledger_was_lost_comes_in() {
     .await;
     remove(&inner, "lake/ingested_objects/_delta_log").await;
     let findings = repair(memory_lake(inner.clone()), &[]).await.expect("mends");
-    assert!(findings.mended.iter().any(|what| what.contains("rows that had landed are brought in")), "{findings:?}");
+    assert!(
+        findings.mended.iter().any(|what| what.contains("rows that had landed are brought in")),
+        "{findings:?}"
+    );
     life(memory_lake(inner.clone()), vec![12], 7).await.expect("lands");
     check(&inner, &rows(&[0, 1, 2, 3, 12].into()), "brought in").await;
 }
@@ -255,13 +300,20 @@ async fn a_replay_that_died_lands_nothing_twice_though_the_ledger_is_lost() {
     let mut removals = 0;
     for (n, dies_at) in puts.iter().map(|put| put + 1).enumerate() {
         let inner = Arc::new(landed.fork());
-        drop(replay::replay(memory_lake(FaultStore::with(inner.clone(), Faults { dies_at, ..Faults::default() })), u64::MAX).await);
+        drop(
+            replay::replay(
+                memory_lake(FaultStore::with(inner.clone(), Faults { dies_at, ..Faults::default() })),
+                u64::MAX,
+            )
+            .await,
+        );
         // Of the old ledger its rows are left, or nothing.
         let lost = if n % 2 == 0 { "lake/ingested_objects/_delta_log" } else { "lake/ingested_objects" };
         remove(&inner, lost).await;
         let context = format!("dies at {dies_at}, {lost} lost");
         repair(memory_lake(inner.clone()), &[]).await.unwrap_or_else(|e| panic!("{context}: {e}"));
-        let healed = replay::replay(memory_lake(inner.clone()), 2).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+        let healed =
+            replay::replay(memory_lake(inner.clone()), 2).await.unwrap_or_else(|e| panic!("{context}: {e}"));
         removals += u64::from(healed.already_there == 7 && healed.removed.rows == 7);
         replay::check_rows(&inner, &objects, &context).await;
     }
@@ -298,12 +350,30 @@ fn a_table_by_the_hour_is_made_anew_without_its_configuration() {
     let path = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
     let (lake, logs, config) = (path("lake"), path("logs"), path("flarelake.toml"));
     std::fs::write(&config, "partition = \"hour\"\n").expect("written");
-    stdout(&flarelake(&["generate", "--log-type", "Cloudflare.Firewall", "--rows", "90", "--files", "3", "--odd", "0", "--out", &logs]));
+    stdout(&flarelake(&[
+        "generate",
+        "--log-type",
+        "Cloudflare.Firewall",
+        "--rows",
+        "90",
+        "--files",
+        "3",
+        "--odd",
+        "0",
+        "--out",
+        &logs,
+    ]));
     stdout(&flarelake(&["--config", &config, "--lake", &lake, "backfill", &logs]));
     std::fs::remove_dir_all(dir.path().join("lake/cloudflare_firewall/_delta_log")).expect("removed");
     let said = stdout(&flarelake(&["--lake", &lake, "repair"]));
-    assert!(said.contains("mended: cloudflare_firewall: it was not there; it is made anew, with 90 rows in"), "{said}");
+    assert!(
+        said.contains("mended: cloudflare_firewall: it was not there; it is made anew, with 90 rows in"),
+        "{said}"
+    );
     stdout(&flarelake(&["--config", &config, "--lake", &lake, "backfill", &logs]));
-    let count = query_one(dir.path().join("lake").as_path(), "SELECT count(*) - count(DISTINCT p_row_id) * 1000 FROM cloudflare_firewall");
+    let count = query_one(
+        dir.path().join("lake").as_path(),
+        "SELECT count(*) - count(DISTINCT p_row_id) * 1000 FROM cloudflare_firewall",
+    );
     assert_eq!(count, 90 - 90_000);
 }

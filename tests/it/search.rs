@@ -1,5 +1,5 @@
-//! Search: one value in every table. What is found is compared with what SQL counts over the same tables without any of
-//! the shortcuts, and what was read with what there is.
+//! Search: one value in every table. What is found is compared with what SQL counts over the same tables
+//! without any of the shortcuts, and what was read with what there is.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -54,7 +54,8 @@ impl Stage {
         let lake = dir.path().join("lake");
         stdout(&flarelake(&["--lake", text(&lake), "backfill", text(&logs)]));
         let store = Store::open(text(&lake), &Default::default()).await.expect("a folder");
-        let session = Session::open(&store, &Catalog::embedded(), Partitioning::Day, 1 << 28).await.expect("a lake");
+        let session =
+            Session::open(&store, &Catalog::embedded(), Partitioning::Day, 1 << 28).await.expect("a lake");
         Self { dir, store, session }
     }
 
@@ -63,7 +64,8 @@ impl Stage {
     }
 
     async fn searched(&self, values: &[&str], since: i64) -> Searched {
-        let needles: Vec<Needle> = values.iter().map(|value| Needle::parse(value).expect("a value")).collect();
+        let needles: Vec<Needle> =
+            values.iter().map(|value| Needle::parse(value).expect("a value")).collect();
         search(&self.store, &Catalog::embedded(), &needles, since, 5).await.expect("an answer")
     }
 
@@ -75,9 +77,12 @@ impl Stage {
             let batch = batch.expect("rows");
             if batch.num_rows() > 0 {
                 let column = batch.column(0);
-                return column
-                    .is_valid(0)
-                    .then(|| ArrayFormatter::try_new(column, &FormatOptions::default()).expect("shown").value(0).to_string());
+                return column.is_valid(0).then(|| {
+                    ArrayFormatter::try_new(column, &FormatOptions::default())
+                        .expect("shown")
+                        .value(0)
+                        .to_string()
+                });
             }
         }
         None
@@ -95,7 +100,8 @@ async fn what_is_found_is_what_sql_counts() {
         .one("SELECT ClientIP FROM cloudflare_httprequest GROUP BY ClientIP ORDER BY count(*) DESC, ClientIP LIMIT 1")
         .await
         .expect("an address");
-    let rare = stage.one("SELECT RayID FROM cloudflare_firewall ORDER BY RayID LIMIT 1").await.expect("a ray");
+    let rare =
+        stage.one("SELECT RayID FROM cloudflare_firewall ORDER BY RayID LIMIT 1").await.expect("a ray");
     let host = stage
         .one("SELECT ClientRequestHost FROM cloudflare_httprequest WHERE ClientRequestHost LIKE '%.%.%' LIMIT 1")
         .await
@@ -104,7 +110,8 @@ async fn what_is_found_is_what_sql_counts() {
     let network = format!("{}.0.0/16", common.split('.').take(2).collect::<Vec<_>>().join("."));
     let pattern = common.split('.').take(2).collect::<Vec<_>>().join(r"\.");
     let list = |column: &str| format!("' ' || array_to_string({column}, ' ') || ' '");
-    let (ips, hosts, rays) = (list("p_any_ip_addresses"), list("p_any_domain_names"), list("p_any_trace_ids"));
+    let (ips, hosts, rays) =
+        (list("p_any_ip_addresses"), list("p_any_domain_names"), list("p_any_trace_ids"));
     for (value, condition) in [
         (common.clone(), format!("{ips} LIKE '% {common} %'")),
         (rare.clone(), format!("{rays} LIKE '% {rare} %'")),
@@ -117,22 +124,39 @@ async fn what_is_found_is_what_sql_counts() {
         let mut total = 0;
         for table in &found.tables {
             let of = |what: &str| format!("SELECT {what} FROM {} WHERE {condition}", table.table);
-            assert_eq!(stage.one(&of("count(*)")).await, Some(table.rows.to_string()), "{value} in {}", table.table);
+            assert_eq!(
+                stage.one(&of("count(*)")).await,
+                Some(table.rows.to_string()),
+                "{value} in {}",
+                table.table
+            );
             let times = (
                 stage.one(&of("arrow_cast(min(p_event_time), 'Int64')")).await,
                 stage.one(&of("arrow_cast(max(p_event_time), 'Int64')")).await,
             );
-            assert_eq!(times, (Some(table.times.0.to_string()), Some(table.times.1.to_string())), "{value} in {}", table.table);
+            assert_eq!(
+                times,
+                (Some(table.times.0.to_string()), Some(table.times.1.to_string())),
+                "{value} in {}",
+                table.table
+            );
             for (day, rows) in &table.days {
-                let counted = stage.one(&of(&format!("count(*) FILTER (WHERE p_event_date = date '{day}')"))).await;
+                let counted =
+                    stage.one(&of(&format!("count(*) FILTER (WHERE p_event_date = date '{day}')"))).await;
                 assert_eq!(counted, Some(rows.to_string()), "{value} in {} on {day}", table.table);
             }
             assert_eq!(table.days.values().sum::<u64>(), table.rows);
             total += table.rows;
         }
-        assert_eq!(stage.one(&format!("SELECT count(*) FROM all_logs WHERE {condition}")).await, Some(total.to_string()), "{value}");
-        let newest =
-            stage.one(&format!("SELECT arrow_cast(max(p_event_time), 'Utf8') FROM all_logs WHERE {condition}")).await.expect("a time");
+        assert_eq!(
+            stage.one(&format!("SELECT count(*) FROM all_logs WHERE {condition}")).await,
+            Some(total.to_string()),
+            "{value}"
+        );
+        let newest = stage
+            .one(&format!("SELECT arrow_cast(max(p_event_time), 'Utf8') FROM all_logs WHERE {condition}"))
+            .await
+            .expect("a time");
         let first = &found.newest[0].row["p_event_time"];
         assert!(newest.starts_with(&first.as_str().expect("text")[..19]), "{value}: {first}, not {newest}");
         assert_eq!(found.newest.len() as u64, total.min(5));
@@ -145,9 +169,14 @@ async fn a_value_is_found_in_any_spelling() {
     for value in ["fd77:db8::1", "FD77:0DB8:0000::0001", "[fd77:db8::1]"] {
         assert_eq!(rows(&stage.search(value, 0).await), [("cloudflare_httprequest", 1)], "{value}");
     }
-    for value in
-        ["203.0.113.77", "::ffff:203.0.113.77", "203.0.113.77:443", "http://203.0.113.77/x", "::ffff:203.0.113.0/120", "203.0.113.0/24"]
-    {
+    for value in [
+        "203.0.113.77",
+        "::ffff:203.0.113.77",
+        "203.0.113.77:443",
+        "http://203.0.113.77/x",
+        "::ffff:203.0.113.0/120",
+        "203.0.113.0/24",
+    ] {
         assert_eq!(stage.search(value, 0).await.tables.len(), 2, "{value}");
     }
     assert_eq!(rows(&stage.search("fd77:db8::/32", 0).await), [("cloudflare_httprequest", 2)]);
@@ -155,7 +184,11 @@ async fn a_value_is_found_in_any_spelling() {
     assert_eq!(rows(&stage.search("DEEP.below.needle.test", 0).await), [("cloudflare_httprequest", 1)]);
     assert_eq!(rows(&stage.search("https://needle.test/path", 0).await), [("cloudflare_httprequest", 1)]);
     let below = stage.search("*.Needle.test", 0).await;
-    assert_eq!(rows(&below), [("cloudflare_httprequest", 2), ("cloudflare_firewall", 1)], "not notneedle.test");
+    assert_eq!(
+        rows(&below),
+        [("cloudflare_httprequest", 2), ("cloudflare_firewall", 1)],
+        "not notneedle.test"
+    );
     assert_eq!(below.newest[0].row["RayID"], Value::from("needle3"));
     assert_eq!(
         below.newest.iter().map(|n| n.table.as_str()).collect::<Vec<_>>(),
@@ -185,20 +218,36 @@ async fn what_is_nowhere_costs_footers_and_a_few_bytes_a_filter() {
         let searched = stage.searched(&[value], 0).await;
         assert!(searched.found[0].tables.is_empty());
         let most = searched.files as u64 * (24 << 10);
-        assert!(searched.bytes_read <= most, "{value}: {} bytes of {}", searched.bytes_read, searched.bytes_total);
+        assert!(
+            searched.bytes_read <= most,
+            "{value}: {} bytes of {}",
+            searched.bytes_read,
+            searched.bytes_total
+        );
     }
     // Several values at once: each footer is read once.
     let (one, all) = (stage.searched(&values[..1], 0).await, stage.searched(&values, 0).await);
-    assert!(all.bytes_read < one.bytes_read + one.files as u64 * 256, "{} bytes, and {} for one", all.bytes_read, one.bytes_read);
+    assert!(
+        all.bytes_read < one.bytes_read + one.files as u64 * 256,
+        "{} bytes, and {} for one",
+        all.bytes_read,
+        one.bytes_read
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_shows_people_and_machines_the_same() {
     let stage = Arc::new(Stage::new().await);
     let lake = stage.dir.path().join("lake");
-    let ask = |arguments: &[&str]| flarelake(&[&["--lake", text(&lake), "search", "--since", "3000d"], arguments].concat());
+    let ask = |arguments: &[&str]| {
+        flarelake(&[&["--lake", text(&lake), "search", "--since", "3000d"], arguments].concat())
+    };
     let shown = stdout(&ask(&["needle3", "--rows", "1"]));
-    assert!(shown.contains("cloudflare_httprequest          1 rows  2026-02-03T10:00:00Z to 2026-02-03T10:00:00Z"), "{shown}");
+    assert!(
+        shown
+            .contains("cloudflare_httprequest          1 rows  2026-02-03T10:00:00Z to 2026-02-03T10:00:00Z"),
+        "{shown}"
+    );
     assert!(
         shown.contains(
             "2026-02-03T11:00:00Z  cloudflare_firewall  Action=block ClientIP=203.0.113.77 ClientRequestHost=a.needle.test RayID=needle3"
@@ -206,8 +255,12 @@ async fn the_command_shows_people_and_machines_the_same() {
         "{shown}"
     );
     assert!(!shown.contains("Action=block ClientIP=::ffff"), "{shown}");
-    let told: Value = serde_json::from_str(&stdout(&ask(&["needle3", "nothing", "--format", "json"]))).expect("JSON");
-    assert_eq!((told[0]["tables"].as_array().map(Vec::len), told[1]["tables"].as_array().map(Vec::len)), (Some(2), Some(0)));
+    let told: Value =
+        serde_json::from_str(&stdout(&ask(&["needle3", "nothing", "--format", "json"]))).expect("JSON");
+    assert_eq!(
+        (told[0]["tables"].as_array().map(Vec::len), told[1]["tables"].as_array().map(Vec::len)),
+        (Some(2), Some(0))
+    );
     assert_eq!(told[0]["tables"][0]["days"], serde_json::json!([{"day": "2026-02-03", "rows": 1}]));
     assert_eq!(told[0]["newest"][0]["row"]["Action"], Value::from("block"));
     assert_eq!(stdout(&ask(&["a", "b", "--format", "ndjson"])).lines().count(), 2);

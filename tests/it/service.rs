@@ -1,4 +1,5 @@
-//! How an ingest treats what it is told to read: over a queue and a bucket in memory, where every request is seen.
+//! How an ingest treats what it is told to read: over a queue and a bucket in memory, where every request is
+//! seen.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,7 +39,11 @@ struct Stage {
 
 impl Stage {
     fn new(visibility: Duration) -> Self {
-        Self { queue: Arc::new(MemoryQueue::new("logs", visibility)), buckets: Arc::default(), lake: Arc::default() }
+        Self {
+            queue: Arc::new(MemoryQueue::new("logs", visibility)),
+            buckets: Arc::default(),
+            lake: Arc::default(),
+        }
     }
 
     /// Puts an object and announces it.
@@ -64,7 +69,9 @@ impl Stage {
     /// How many rows each table has.
     async fn rows(&self) -> BTreeMap<&'static str, usize> {
         let mut rows = BTreeMap::new();
-        for table in ["cloudflare_httprequest", "cloudflare_firewall", "classification_failures", "ingested_objects"] {
+        for table in
+            ["cloudflare_httprequest", "cloudflare_firewall", "classification_failures", "ingested_objects"]
+        {
             let count = read_table(self.lake.as_ref(), table).await.values().map(Vec::len).sum();
             if count > 0 {
                 rows.insert(table, count);
@@ -117,7 +124,10 @@ async fn a_key_that_only_looks_encoded_is_found_by_its_literal_name() {
     );
     stage.run().await.expect("ends");
     let known = read_ledger(stage.lake.as_ref()).await;
-    assert!(known.contains_key(&ObjectId::of_s3("bucket", "logs%2F1+1.log", "etag").to_string()), "{known:?}");
+    assert!(
+        known.contains_key(&ObjectId::of_s3("bucket", "logs%2F1+1.log", "etag").to_string()),
+        "{known:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -126,8 +136,12 @@ async fn a_slow_answer_is_not_an_empty_queue() {
     stage.put("logs/1.log", 1);
     let store = FaultStore::with(stage.lake.clone(), Faults::default());
     let lake = Arc::new(Lake::open(memory_lake(store.clone())).await.expect("opens"));
-    let queue = SeveredQueue { slow: Duration::from_secs(1), ..SeveredQueue::over(stage.queue.clone(), store) };
-    ingest(lake, vec![feed(Arc::new(queue), stage.buckets.clone())]).run(CancellationToken::new()).await.expect("ends");
+    let queue =
+        SeveredQueue { slow: Duration::from_secs(1), ..SeveredQueue::over(stage.queue.clone(), store) };
+    ingest(lake, vec![feed(Arc::new(queue), stage.buckets.clone())])
+        .run(CancellationToken::new())
+        .await
+        .expect("ends");
     assert_eq!(stage.rows().await["cloudflare_httprequest"], 2, "ended before the queue had answered");
 }
 
@@ -201,7 +215,11 @@ async fn others_land_in_time_while_a_large_object_is_read_slowly() {
     stage.announce("logs/long.log");
     // Three ranges of two seconds.
     tokio::time::sleep(Duration::from_millis(4300)).await;
-    assert_eq!(stage.rows().await.get("ingested_objects"), Some(&1), "the short one has landed, the long one is on its way");
+    assert_eq!(
+        stage.rows().await.get("ingested_objects"),
+        Some(&1),
+        "the short one has landed, the long one is on its way"
+    );
     run.await.expect("no panic").expect("ends");
     assert_eq!(stage.rows().await["ingested_objects"], 2);
 }
@@ -266,7 +284,12 @@ async fn a_source_of_which_nothing_may_be_read_stops_the_run_and_says_why() {
     }
     *stage.buckets.refuses.lock() = Some(("logs/", FailureKind::Denied));
     let error = stage.run().await.expect_err("it stops").to_string();
-    assert!(error.contains("s3://bucket/logs/") && error.contains("allow s3:GetObject") && error.contains("source cf"), "{error}");
+    assert!(
+        error.contains("s3://bucket/logs/")
+            && error.contains("allow s3:GetObject")
+            && error.contains("source cf"),
+        "{error}"
+    );
     assert_eq!(stage.queue.len(), 5, "nothing is lost");
     assert_eq!(stage.rows().await, BTreeMap::new(), "and nothing rejected");
 }
@@ -282,8 +305,14 @@ async fn a_route_says_what_the_records_below_a_prefix_are() {
     }
     let mut ingest = stage.ingest(Faults::default()).await;
     let route = |prefix: &str, log_type: &str| Route { prefix: prefix.into(), log_type: log_type.into() };
-    ingest.feeds[0].source.route = vec![route("spect", "Cloudflare.Firewall"), route("spectrum/", "Cloudflare.Spectrum")];
-    ingest.feeds[0].log_types = ingest.feeds[0].source.route.iter().map(|r| ingest.catalog.index_of(&r.log_type).expect("known")).collect();
+    ingest.feeds[0].source.route =
+        vec![route("spect", "Cloudflare.Firewall"), route("spectrum/", "Cloudflare.Spectrum")];
+    ingest.feeds[0].log_types = ingest.feeds[0]
+        .source
+        .route
+        .iter()
+        .map(|r| ingest.catalog.index_of(&r.log_type).expect("known"))
+        .collect();
     ingest.run(CancellationToken::new()).await.expect("ends");
     assert_eq!(read_table(stage.lake.as_ref(), "cloudflare_spectrum").await.values().flatten().count(), 1);
     assert_eq!(stage.rows().await, BTreeMap::from([("classification_failures", 1), ("ingested_objects", 2)]));
@@ -369,7 +398,11 @@ impl Queue for GatedQueue {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_poll_brings_after_a_stop_goes_back_at_once_and_no_poll_is_begun() {
     let stage = Stage::new(Duration::from_secs(600));
-    let queue = Arc::new(GatedQueue { inner: stage.queue.clone(), polls: Semaphore::new(0), gate: Semaphore::new(0) });
+    let queue = Arc::new(GatedQueue {
+        inner: stage.queue.clone(),
+        polls: Semaphore::new(0),
+        gate: Semaphore::new(0),
+    });
     let lake = Arc::new(Lake::open(memory_lake(stage.lake.clone())).await.expect("opens"));
     let mut ingest = ingest(lake, vec![feed(queue.clone(), stage.buckets.clone())]);
     (ingest.pace.until_idle, ingest.pace.drain) = (None, Duration::from_secs(20));
@@ -412,7 +445,10 @@ async fn bombs_and_lies_about_sizes_cost_themselves_only() {
     stage.announce("wide.zst");
     stage.put("logs/1.log", 1);
     stage.queue.send(format!("{}1{}", "[".repeat(20_000), "]".repeat(20_000)));
-    stage.queue.send(json!({"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": {}}]}).to_string());
+    stage.queue.send(
+        json!({"Records": [{"eventSource": "aws:s3", "eventName": "ObjectCreated:Put", "s3": {}}]})
+            .to_string(),
+    );
     stage.run().await.expect("ends");
     assert!(stage.queue.is_empty());
     let rows = stage.rows().await;
@@ -464,8 +500,16 @@ async fn what_was_overwritten_before_it_was_read_lands_as_it_is_now_and_is_count
 
 /// An ingest over a queue whose client panics so many times over receives, deletes and leases.
 async fn panicking(stage: &Stage, [receives, deletes, hides]: [u64; 3]) -> Ingest {
-    let queue = PanickingQueue { inner: stage.queue.clone(), receives: receives.into(), deletes: deletes.into(), hides: hides.into() };
-    Ingest { feeds: vec![feed(Arc::new(queue), stage.buckets.clone())], ..stage.ingest(Faults::default()).await }
+    let queue = PanickingQueue {
+        inner: stage.queue.clone(),
+        receives: receives.into(),
+        deletes: deletes.into(),
+        hides: hides.into(),
+    };
+    Ingest {
+        feeds: vec![feed(Arc::new(queue), stage.buckets.clone())],
+        ..stage.ingest(Faults::default()).await
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -496,9 +540,14 @@ async fn a_receiver_that_panics_ends_the_run_and_what_was_held_lands_or_goes_bac
     let mut ingest = panicking(&stage, [1, 0, 0]).await;
     ingest.pace.until_idle = None;
     let metrics = ingest.metrics.clone();
-    let ended = tokio::time::timeout(Duration::from_secs(60), ingest.run(CancellationToken::new())).await.expect("it is noticed");
+    let ended = tokio::time::timeout(Duration::from_secs(60), ingest.run(CancellationToken::new()))
+        .await
+        .expect("it is noticed");
     let error = ended.expect_err("it is said").to_string();
-    assert!(error.contains("receiving panicked: a fault of the queue's client") && error.contains("report"), "{error}");
+    assert!(
+        error.contains("receiving panicked: a fault of the queue's client") && error.contains("report"),
+        "{error}"
+    );
     assert_eq!(metrics.panics.get(), 1);
     assert_eq!((stage.queue.len(), stage.queue.visible()), (20, 20), "all can be received at once");
 }
@@ -518,7 +567,11 @@ async fn a_panic_over_one_object_costs_no_other() {
     let metrics = ingest.metrics.clone();
     let ended = ingest.run(CancellationToken::new()).await.expect("goes on");
     assert_eq!((ended.given_up, metrics.panics.get()), (2, 2));
-    assert_eq!((stage.queue.len(), stage.rows().await["ingested_objects"]), (2, 10), "their messages stay, and all else lands");
+    assert_eq!(
+        (stage.queue.len(), stage.rows().await["ingested_objects"]),
+        (2, 10),
+        "their messages stay, and all else lands"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -600,7 +653,8 @@ async fn a_source_that_is_refused_stops_itself_and_is_tried_again() {
     for queue_is_closed in [false, true] {
         let context = format!("queue is closed: {queue_is_closed}");
         let (stage, other) = (Stage::new(Duration::from_secs(2)), Stage::new(Duration::from_secs(30)));
-        let closed = Arc::new(ClosedQueue { inner: stage.queue.clone(), is_open: AtomicBool::new(!queue_is_closed) });
+        let closed =
+            Arc::new(ClosedQueue { inner: stage.queue.clone(), is_open: AtomicBool::new(!queue_is_closed) });
         if !queue_is_closed {
             *stage.buckets.refuses.lock() = Some(("logs/", FailureKind::Denied));
         }
@@ -609,7 +663,10 @@ async fn a_source_that_is_refused_stops_itself_and_is_tried_again() {
             other.put(&format!("others/{n}.log"), 10 + n);
         }
         let mut ingest = stage.ingest(Faults::default()).await;
-        ingest.feeds = vec![feed(closed.clone(), stage.buckets.clone()), feed(other.queue.clone(), other.buckets.clone())];
+        ingest.feeds = vec![
+            feed(closed.clone(), stage.buckets.clone()),
+            feed(other.queue.clone(), other.buckets.clone()),
+        ];
         ingest.feeds[1].source.id = "other".into();
         ingest.pace.until_idle = None;
         let (metrics, stop) = (ingest.metrics.clone(), CancellationToken::new());
@@ -622,9 +679,16 @@ async fn a_source_that_is_refused_stops_itself_and_is_tried_again() {
             };
             tokio::time::timeout(Duration::from_secs(60), waiting).await.is_ok()
         };
-        assert!(until(&|| other.queue.is_empty() && metrics.sources_refused.get() == 1).await, "{context}: {:?}", metrics.readiness());
+        assert!(
+            until(&|| other.queue.is_empty() && metrics.sources_refused.get() == 1).await,
+            "{context}: {:?}",
+            metrics.readiness()
+        );
         let told = metrics.readiness().expect_err("it is told");
-        assert!(told.contains(if queue_is_closed { "allow sqs:" } else { "allow s3:GetObject" }), "{context}: {told}");
+        assert!(
+            told.contains(if queue_is_closed { "allow sqs:" } else { "allow s3:GetObject" }),
+            "{context}: {told}"
+        );
         assert_eq!(stage.queue.len(), 5, "{context}: its messages stay");
         // A person mends it.
         *stage.buckets.refuses.lock() = None;

@@ -20,8 +20,8 @@ use futures::stream::BoxStream;
 use futures::{FutureExt as _, StreamExt as _};
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt as _,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use serde_json::Value;
 
@@ -85,7 +85,9 @@ pub fn decode(bytes: &[u8]) -> Outcome {
 
 /// A batch as JSON objects, nulls included, written by arrow's own writer.
 pub fn json_rows(batch: &arrow::record_batch::RecordBatch) -> Vec<Value> {
-    let mut writer = arrow_json::WriterBuilder::new().with_explicit_nulls(true).build::<_, arrow_json::writer::JsonArray>(Vec::new());
+    let mut writer = arrow_json::WriterBuilder::new()
+        .with_explicit_nulls(true)
+        .build::<_, arrow_json::writer::JsonArray>(Vec::new());
     writer.write(batch).expect("rows can be written as JSON");
     writer.finish().expect("rows can be written as JSON");
     serde_json::from_slice(&writer.into_inner()).expect("arrow writes JSON")
@@ -98,7 +100,8 @@ pub struct Faults {
     pub fails_at: u64,
     /// The operation whose put lands but is reported as failed.
     pub loses_answer_at: u64,
-    /// The operation whose put is reported as failed, and lands this many operations later if what it creates is still absent.
+    /// The operation whose put is reported as failed, and lands this many operations later if what it creates
+    /// is still absent.
     pub late_at: (u64, u64),
     /// The operation whose put lands, whose answer is lost, and that a client repeats by itself.
     pub repeats_at: u64,
@@ -150,7 +153,15 @@ impl FaultStore {
 
     fn of(inner: Arc<dyn ObjectStore>, faults: Faults, meanwhile: Option<(u64, Meanwhile)>) -> Self {
         let left = AtomicI64::new(faults.dies_at as i64 - 1);
-        Self { inner, left, faults, meanwhile, late: Default::default(), operations: AtomicU64::new(0), puts: Default::default() }
+        Self {
+            inner,
+            left,
+            faults,
+            meanwhile,
+            late: Default::default(),
+            operations: AtomicU64::new(0),
+            puts: Default::default(),
+        }
     }
 
     /// Whether it has died.
@@ -161,7 +172,8 @@ impl FaultStore {
     /// What has to happen before an operation is done.
     fn before(&self, number: u64) -> BoxFuture<'static, ()> {
         let slow = if self.faults.slow_ms > 0 { number * 7919 % (self.faults.slow_ms + 1) } else { 0 };
-        let meanwhile = self.meanwhile.as_ref().filter(|(at, _)| *at == number).map(|(_, meanwhile)| meanwhile.clone());
+        let meanwhile =
+            self.meanwhile.as_ref().filter(|(at, _)| *at == number).map(|(_, meanwhile)| meanwhile.clone());
         let late = self.late.lock().take_if(|(at, ..)| *at <= number);
         let inner = self.inner.clone();
         async move {
@@ -226,7 +238,11 @@ impl ObjectStore for FaultStore {
         put
     }
 
-    async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        opts: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
         let number = self.step()?;
         self.before(number).await;
         self.inner.put_multipart_opts(location, opts).await
@@ -280,7 +296,12 @@ impl ObjectStore for FaultStore {
 }
 
 pub fn memory_lake(objects: Arc<dyn ObjectStore>) -> Store {
-    Store { objects, url: "memory:///lake/".parse().expect("a URL"), root: Path::from("lake"), clock: Clock::system() }
+    Store {
+        objects,
+        url: "memory:///lake/".parse().expect("a URL"),
+        root: Path::from("lake"),
+        clock: Clock::system(),
+    }
 }
 
 /// A store as it is at another time: what is put through it is of that time, and so is the machine's clock.
@@ -330,7 +351,11 @@ impl ObjectStore for TimedStore {
         Ok(put)
     }
 
-    async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        opts: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
         let upload = self.inner.put_multipart_opts(location, opts).await?;
         self.set_written(location, self.clock.now_micros());
         Ok(upload)
@@ -378,8 +403,10 @@ pub async fn read_table(store: &dyn ObjectStore, table: &str) -> BTreeMap<String
         for line in text.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
             let action: Value = serde_json::from_slice(line).expect("an entry is JSON");
             if let Some(path) = action["add"]["path"].as_str() {
-                let bytes =
-                    store.get(&Path::from(format!("lake/{table}/{path}"))).await.unwrap_or_else(|e| panic!("{table} names {path}: {e}"));
+                let bytes = store
+                    .get(&Path::from(format!("lake/{table}/{path}")))
+                    .await
+                    .unwrap_or_else(|e| panic!("{table} names {path}: {e}"));
                 let ids = row_ids(bytes.bytes().await.expect("a file can be read"));
                 assert!(files.insert(path.to_owned(), ids).is_none(), "{path} was added to {table} twice");
             }
@@ -399,14 +426,16 @@ pub async fn read_ledger(store: &dyn ObjectStore) -> BTreeMap<String, (BTreeMap<
     for path in read_table(store, "ingested_objects").await.into_keys() {
         let path = Path::from(format!("lake/ingested_objects/{path}"));
         let bytes = store.get(&path).await.expect("a file").bytes().await.expect("bytes");
-        let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|b| b.build());
+        let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes)
+            .and_then(|b| b.build());
         for batch in reader.expect("a Parquet file") {
             let batch = batch.expect("rows");
             let column = |name: &str| batch.column_by_name(name).expect("a column").clone();
             let (ids, rows, rejects) = (column("object_id"), column("rows"), column("rejects"));
             for n in 0..batch.num_rows() {
                 let entries = rows.as_map().value(n);
-                let tables = entries.column(0).as_string::<i32>().iter().map(|t| t.expect("a name").to_owned());
+                let tables =
+                    entries.column(0).as_string::<i32>().iter().map(|t| t.expect("a name").to_owned());
                 let counts = entries.column(1).as_primitive::<Int64Type>().values().iter().copied();
                 let told = (tables.zip(counts).collect(), rejects.as_primitive::<Int64Type>().value(n));
                 let id = ids.as_string::<i32>().value(n).to_owned();
@@ -419,12 +448,14 @@ pub async fn read_ledger(store: &dyn ObjectStore) -> BTreeMap<String, (BTreeMap<
 
 pub fn row_ids(bytes: Bytes) -> Vec<String> {
     use arrow::array::AsArray as _;
-    let reader =
-        parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|b| b.build()).expect("a Parquet file");
+    let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes)
+        .and_then(|b| b.build())
+        .expect("a Parquet file");
     let mut ids = Vec::new();
     for batch in reader {
         let batch = batch.expect("rows");
-        let column = batch.column_by_name("p_row_id").or(batch.column_by_name("object_id")).expect("an id column");
+        let column =
+            batch.column_by_name("p_row_id").or(batch.column_by_name("object_id")).expect("an id column");
         // Other engines write text in other forms.
         let column = arrow::compute::cast(column, &arrow::datatypes::DataType::Utf8).expect("text");
         ids.extend(column.as_string::<i32>().iter().flatten().map(str::to_owned));
@@ -444,7 +475,12 @@ pub fn command(arguments: &[&str]) -> Command {
 }
 
 pub fn stdout(output: &Output) -> String {
-    assert!(output.status.success(), "{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout.clone()).expect("text")
 }
 
@@ -452,7 +488,8 @@ pub fn stdout(output: &Output) -> String {
 pub fn query_one(lake: &FilePath, sql: &str) -> Value {
     let lake = lake.to_str().expect("a path in UTF-8");
     let rows: Vec<BTreeMap<String, Value>> =
-        serde_json::from_str(&stdout(&flarelake(&["--lake", lake, "query", "--format", "json", sql]))).expect("JSON");
+        serde_json::from_str(&stdout(&flarelake(&["--lake", lake, "query", "--format", "json", sql])))
+            .expect("JSON");
     rows[0].values().next().expect("a column").clone()
 }
 
@@ -464,13 +501,19 @@ pub fn runs(by_default: u64) -> u64 {
 /// The most memory, in MiB, that a command takes, which succeeds.
 #[cfg(target_os = "linux")]
 pub fn peak_mib(mut command: Command) -> u64 {
-    let mut child = command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().expect("started");
+    let mut child = command
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("started");
     let status = format!("/proc/{}/status", child.id());
     let mut peak_kb = 0;
     let ended = loop {
         // The system keeps the peak; it is gone with the process.
         let told = std::fs::read_to_string(&status).unwrap_or_default();
-        let peak = told.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.trim().parse().ok());
+        let peak = told
+            .lines()
+            .find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.trim().parse().ok());
         peak_kb = peak_kb.max(peak.unwrap_or(0_u64));
         match child.try_wait().expect("it can be waited for") {
             Some(ended) => break ended,

@@ -1,5 +1,6 @@
-//! Queues worked off while everything goes wrong: stores that fail, die, are slow, or lose answers; messages that come twice;
-//! leases that end. All in one process, over a queue and a bucket in memory. Seeds are printed by whatever fails.
+//! Queues worked off while everything goes wrong: stores that fail, die, are slow, or lose answers; messages
+//! that come twice; leases that end. All in one process, over a queue and a bucket in memory. Seeds are
+//! printed by whatever fails.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -62,7 +63,10 @@ impl MemoryBuckets {
     /// Panics over keys that hold the text and say how.
     fn panic(&self, key: &str, how: &str) {
         let text = *self.panics.lock();
-        assert!(!(text.is_some_and(|text| key.contains(text)) && key.contains(how)), "a fault of the bucket's client");
+        assert!(
+            !(text.is_some_and(|text| key.contains(text)) && key.contains(how)),
+            "a fault of the bucket's client"
+        );
     }
 
     fn find(&self, wanted: &Wanted) -> Result<Bytes, Failure> {
@@ -273,7 +277,8 @@ pub fn s3_record(key: &str) -> serde_json::Value {
         "s3": {"bucket": {"name": "bucket"}, "object": {"key": key, "eTag": "etag", "size": 300}}})
 }
 
-/// A world with so many objects: in a bucket, announced in every envelope, every fifth twice; and some bodies that are records.
+/// A world with so many objects: in a bucket, announced in every envelope, every fifth twice; and some bodies
+/// that are records.
 struct World {
     queue: Arc<MemoryQueue>,
     lake: Arc<InMemory>,
@@ -333,7 +338,8 @@ impl World {
                 Err(_) => {}
             }
         };
-        let queue = Arc::new(SeveredQueue { frozen, ..SeveredQueue::over(self.queue.clone(), store.clone()) });
+        let queue =
+            Arc::new(SeveredQueue { frozen, ..SeveredQueue::over(self.queue.clone(), store.clone()) });
         let stop = CancellationToken::new();
         let (dead, stopping) = (store.clone(), stop.clone());
         let watch = tokio::spawn(async move {
@@ -370,7 +376,11 @@ async fn operations() -> u64 {
 /// Runs many at a time.
 async fn each<F: Future<Output = ()> + Send + 'static>(runs: impl Iterator<Item = F>) {
     use futures::StreamExt as _;
-    let done: Vec<()> = futures::stream::iter(runs.map(tokio::spawn)).buffer_unordered(16).map(|r| r.expect("no panic")).collect().await;
+    let done: Vec<()> = futures::stream::iter(runs.map(tokio::spawn))
+        .buffer_unordered(16)
+        .map(|r| r.expect("no panic"))
+        .collect()
+        .await;
     assert!(!done.is_empty());
 }
 
@@ -380,7 +390,10 @@ async fn a_failure_of_any_operation_is_tried_again_by_the_worker_itself() {
     assert!(operations > 30, "{operations} operations");
     each((1..=operations).map(|k| async move {
         let world = World::new(8, Duration::from_secs(30), &mut SmallRng::seed_from_u64(k));
-        world.live(Faults { fails_at: k, ..Faults::default() }, false, 0).await.unwrap_or_else(|e| panic!("operation {k}: {e}"));
+        world
+            .live(Faults { fails_at: k, ..Faults::default() }, false, 0)
+            .await
+            .unwrap_or_else(|e| panic!("operation {k}: {e}"));
         // Nobody else came to help: what is not done now would wait for its lease to end.
         assert_eq!(world.queue.len(), 0, "operation {k}");
         world.finish(&format!("operation {k} failed")).await;
@@ -393,7 +406,10 @@ async fn a_lost_answer_to_any_operation_lands_nothing_twice() {
     let operations = operations().await;
     each((1..=operations).map(|k| async move {
         let world = World::new(8, Duration::from_secs(30), &mut SmallRng::seed_from_u64(k));
-        world.live(Faults { loses_answer_at: k, ..Faults::default() }, false, 0).await.unwrap_or_else(|e| panic!("operation {k}: {e}"));
+        world
+            .live(Faults { loses_answer_at: k, ..Faults::default() }, false, 0)
+            .await
+            .unwrap_or_else(|e| panic!("operation {k}: {e}"));
         assert_eq!(world.queue.len(), 0, "operation {k}");
         world.finish(&format!("the answer to operation {k} was lost")).await;
     }))
@@ -405,7 +421,10 @@ async fn a_death_at_any_operation_is_finished_by_the_next_worker() {
     let operations = operations().await;
     each((1..=operations).map(|k| async move {
         let world = World::new(8, Duration::from_millis(300), &mut SmallRng::seed_from_u64(k));
-        world.live(Faults { dies_at: k, ..Faults::default() }, false, 0).await.unwrap_or_else(|e| panic!("operation {k}: {e}"));
+        world
+            .live(Faults { dies_at: k, ..Faults::default() }, false, 0)
+            .await
+            .unwrap_or_else(|e| panic!("operation {k}: {e}"));
         world.finish(&format!("death at operation {k}")).await;
     }))
     .await;
@@ -416,10 +435,13 @@ async fn three_workers_in_trouble_land_every_record_once() {
     each((0..runs(24)).map(|seed| async move {
         let mut random = SmallRng::seed_from_u64(seed);
         let objects = random.random_range(10..60);
-        let world = Arc::new(World::new(objects, Duration::from_millis(random.random_range(200..500)), &mut random));
+        let world =
+            Arc::new(World::new(objects, Duration::from_millis(random.random_range(200..500)), &mut random));
         let lives: Vec<_> = (0..3)
             .map(|_| {
-                let mut sometimes = |often: f64, most: u64| if random.random_bool(often) { random.random_range(1..most) } else { 0 };
+                let mut sometimes = |often: f64, most: u64| {
+                    if random.random_bool(often) { random.random_range(1..most) } else { 0 }
+                };
                 let faults = Faults {
                     dies_at: sometimes(0.6, 150),
                     fails_at: sometimes(0.5, 80),
@@ -427,7 +449,8 @@ async fn three_workers_in_trouble_land_every_record_once() {
                     slow_ms: sometimes(0.4, 40),
                     ..Faults::default()
                 };
-                let (frozen, fails_every) = (random.random_bool(0.3), if random.random_bool(0.3) { 3 } else { 0 });
+                let (frozen, fails_every) =
+                    (random.random_bool(0.3), if random.random_bool(0.3) { 3 } else { 0 });
                 let world = world.clone();
                 tokio::spawn(async move { world.live(faults, frozen, fails_every).await })
             })

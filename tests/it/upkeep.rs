@@ -1,5 +1,5 @@
-//! Upkeep of real tables: what is merged, dropped, deleted and cleaned up while others write, die, and do the same. Rows are
-//! counted by their ids, out of the files that the log names.
+//! Upkeep of real tables: what is merged, dropped, deleted and cleaned up while others write, die, and do the
+//! same. Rows are counted by their ids, out of the files that the log names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,12 +26,19 @@ use crate::support::{FaultStore, Faults, at, memory_lake, row_ids, runs};
 const DAY: i64 = 86_400_000_000;
 
 /// A maintainer as the command line makes it, but for what would take time.
-pub async fn maintainer(store: Store, retention: BTreeMap<String, Duration>) -> Result<Maintainer, MaintainError> {
+pub async fn maintainer(
+    store: Store,
+    retention: BTreeMap<String, Duration>,
+) -> Result<Maintainer, MaintainError> {
     let lake = Arc::new(Lake::open(store.clone()).await?);
     Ok(maintainer_of(store, Some(lake), retention))
 }
 
-pub fn maintainer_of(store: Store, lake: Option<Arc<Lake>>, retention: BTreeMap<String, Duration>) -> Maintainer {
+pub fn maintainer_of(
+    store: Store,
+    lake: Option<Arc<Lake>>,
+    retention: BTreeMap<String, Duration>,
+) -> Maintainer {
     let Tables { log_types, failures, ledger } = Tables::new(&Catalog::embedded(), Partitioning::Day);
     Maintainer {
         store,
@@ -50,7 +57,11 @@ pub fn maintainer_of(store: Store, lake: Option<Arc<Lake>>, retention: BTreeMap<
     }
 }
 
-async fn maintain(store: Store, retention: BTreeMap<String, Duration>, now: i64) -> Result<(Compacted, Tidied), MaintainError> {
+async fn maintain(
+    store: Store,
+    retention: BTreeMap<String, Duration>,
+    now: i64,
+) -> Result<(Compacted, Tidied), MaintainError> {
     maintainer(at(store, now), retention).await?.once().await
 }
 
@@ -61,12 +72,17 @@ type File = (Vec<String>, Option<(i64, i64)>);
 async fn files(inner: &Arc<InMemory>) -> BTreeMap<String, Vec<File>> {
     let store = memory_lake(inner.clone());
     let names: Vec<String> =
-        ["cloudflare_firewall", "cloudflare_httprequest", "classification_failures", "ingested_objects"].map(str::to_owned).to_vec();
+        ["cloudflare_firewall", "cloudflare_httprequest", "classification_failures", "ingested_objects"]
+            .map(str::to_owned)
+            .to_vec();
     let mut tables = BTreeMap::new();
     for (name, table) in names.iter().zip(open_tables(&store, &names).await.expect("a lake")) {
         let mut files = Vec::new();
         for file in table.map_or(Vec::new(), |table| table.files().expect("files")) {
-            let bytes = inner.get(&file.location(&store, name)).await.unwrap_or_else(|e| panic!("{name} names {}: {e}", file.path));
+            let bytes = inner
+                .get(&file.location(&store, name))
+                .await
+                .unwrap_or_else(|e| panic!("{name} names {}: {e}", file.path));
             files.push((row_ids(bytes.bytes().await.expect("bytes")), file.times));
         }
         files.sort_by_key(|(_, times)| *times);
@@ -86,10 +102,12 @@ pub async fn check(inner: &Arc<InMemory>, rows: &BTreeMap<&str, BTreeSet<String>
     }
 }
 
-/// Lands objects one by one and keeps the lake up after every so many, a week passing every fifty objects. What landed.
+/// Lands objects one by one and keeps the lake up after every so many, a week passing every fifty objects.
+/// What landed.
 pub async fn land_and_keep_up(folder: &std::path::Path, objects: u64, every: u64) -> BTreeSet<u64> {
     let open = async |now| {
-        let store = Store::open(folder.to_str().expect("a path"), &Default::default()).await.expect("a folder");
+        let store =
+            Store::open(folder.to_str().expect("a path"), &Default::default()).await.expect("a folder");
         maintainer(at(store, now), BTreeMap::new()).await.expect("a lake")
     };
     let mut now = now_micros();
@@ -110,7 +128,9 @@ pub async fn land_and_keep_up(folder: &std::path::Path, objects: u64, every: u64
 /// All rows of these objects, by table.
 pub fn rows(objects: &BTreeSet<u64>) -> BTreeMap<&'static str, BTreeSet<String>> {
     let mut rows = expected(objects.iter().map(|n| object(*n)).map(|(object, bytes)| (object.id, bytes)));
-    for table in ["cloudflare_firewall", "cloudflare_httprequest", "classification_failures", "ingested_objects"] {
+    for table in
+        ["cloudflare_firewall", "cloudflare_httprequest", "classification_failures", "ingested_objects"]
+    {
         rows.entry(table).or_default();
     }
     rows
@@ -125,28 +145,56 @@ async fn small_files_become_one_a_day_in_order_with_all_that_lookups_need() {
     }
     let before = files(&inner).await;
     assert!(before["cloudflare_httprequest"].len() > 30, "{}", before["cloudflare_httprequest"].len());
-    let (compacted, tidied) = maintain(memory_lake(inner.clone()), BTreeMap::new(), now_micros()).await.expect("upkeep");
+    let (compacted, tidied) =
+        maintain(memory_lake(inner.clone()), BTreeMap::new(), now_micros()).await.expect("upkeep");
     assert!(compacted.merges > 3 && compacted.files_in > compacted.files_out, "{compacted:?}");
     assert!(tidied.deleted.is_empty(), "nothing is old enough: {tidied:?}");
     check(&inner, &rows(&all), "compacted").await;
     let after = files(&inner).await;
     // Hours 0 to 59 and, doubled, to 118 from 2022-05-31T05:23:43Z on: six days.
     assert_eq!(after["cloudflare_httprequest"].len(), 6);
-    assert!(after["cloudflare_httprequest"].windows(2).all(|pair| pair[0].1.expect("times").1 < pair[1].1.expect("times").0));
-    assert!(after["ingested_objects"].len() < 12, "the ledger's own files too: {}", after["ingested_objects"].len());
+    assert!(
+        after["cloudflare_httprequest"]
+            .windows(2)
+            .all(|pair| pair[0].1.expect("times").1 < pair[1].1.expect("times").0)
+    );
+    assert!(
+        after["ingested_objects"].len() < 12,
+        "the ledger's own files too: {}",
+        after["ingested_objects"].len()
+    );
     let store = memory_lake(inner.clone());
-    let table = open_tables(&store, &["cloudflare_httprequest".into()]).await.expect("a lake").remove(0).expect("a table");
+    let table = open_tables(&store, &["cloudflare_httprequest".into()])
+        .await
+        .expect("a lake")
+        .remove(0)
+        .expect("a table");
     for file in table.files().expect("files") {
-        let bytes = inner.get(&file.location(&store, "cloudflare_httprequest")).await.expect("a file").bytes().await.expect("bytes");
-        let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).expect("Parquet");
+        let bytes = inner
+            .get(&file.location(&store, "cloudflare_httprequest"))
+            .await
+            .expect("a file")
+            .bytes()
+            .await
+            .expect("bytes");
+        let reader =
+            parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).expect("Parquet");
         let group = reader.metadata().row_group(0);
-        let blooms = group.columns().iter().filter(|c| c.bloom_filter_offset().is_some()).map(|c| c.column_path().string());
+        let blooms = group
+            .columns()
+            .iter()
+            .filter(|c| c.bloom_filter_offset().is_some())
+            .map(|c| c.column_path().string());
         assert!(blooms.collect::<Vec<_>>().contains(&"RayID".to_owned()));
         assert!(group.sorting_columns().is_some_and(|columns| columns.len() == 1));
         assert_eq!(reader.metadata().file_metadata().num_rows() as u64, file.rows);
     }
     let again = maintain(memory_lake(inner.clone()), BTreeMap::new(), now_micros()).await.expect("upkeep");
-    assert_eq!((again.0, again.1.deleted), (Compacted::default(), BTreeMap::new()), "a second run does nothing");
+    assert_eq!(
+        (again.0, again.1.deleted),
+        (Compacted::default(), BTreeMap::new()),
+        "a second run does nothing"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,28 +206,37 @@ async fn what_crashes_and_merges_left_is_deleted_when_it_is_old_and_nothing_else
     }
     // Writers that die everywhere, some with their files uploaded; then one that lives.
     for dies in (200..440).step_by(6) {
-        let store = memory_lake(FaultStore::with(inner.clone(), Faults { dies_at: dies, ..Faults::default() }));
+        let store =
+            memory_lake(FaultStore::with(inner.clone(), Faults { dies_at: dies, ..Faults::default() }));
         drop(life(store, vec![20, 21, 22], 7).await);
     }
     life(memory_lake(inner.clone()), vec![20, 21, 22], 7).await.expect("lands");
     maintain(memory_lake(inner.clone()), BTreeMap::new(), now_micros()).await.expect("upkeep");
     let count = async || {
         let listed: Vec<_> = futures::TryStreamExt::try_collect(inner.list(None)).await.expect("a listing");
-        listed.iter().filter(|meta: &&object_store::ObjectMeta| meta.location.extension() == Some("parquet")).count()
+        listed
+            .iter()
+            .filter(|meta: &&object_store::ObjectMeta| meta.location.extension() == Some("parquet"))
+            .count()
     };
     let before = count().await;
     // Two days on only what no table ever named is old enough; in eight days what merges took out is, too.
-    let (_, two) = maintain(memory_lake(inner.clone()), BTreeMap::new(), now_micros() + 2 * DAY).await.expect("upkeep");
+    let (_, two) =
+        maintain(memory_lake(inner.clone()), BTreeMap::new(), now_micros() + 2 * DAY).await.expect("upkeep");
     let deleted = |tidied: &Tidied| tidied.deleted.values().flatten().count();
     let orphans = deleted(&two);
     assert!(orphans > 0, "{two:?}");
-    let (_, eight) = maintain(memory_lake(inner.clone()), BTreeMap::new(), now_micros() + 8 * DAY).await.expect("upkeep");
+    let (_, eight) =
+        maintain(memory_lake(inner.clone()), BTreeMap::new(), now_micros() + 8 * DAY).await.expect("upkeep");
     assert!(deleted(&eight) > 30, "{}", deleted(&eight));
     assert!(eight.log_entries > 20, "{}", eight.log_entries);
     let live: usize = files(&inner).await.values().map(Vec::len).sum();
     let checkpoints = {
         let listed: Vec<_> = futures::TryStreamExt::try_collect(inner.list(None)).await.expect("a listing");
-        listed.iter().filter(|meta: &&object_store::ObjectMeta| meta.location.as_ref().contains(".checkpoint.")).count()
+        listed
+            .iter()
+            .filter(|meta: &&object_store::ObjectMeta| meta.location.as_ref().contains(".checkpoint."))
+            .count()
     };
     assert_eq!(count().await, live + checkpoints, "nothing but what is named is left of {before}");
     check(&inner, &rows(&all), "vacuumed").await;
@@ -210,11 +267,14 @@ async fn whatever_happens_at_once_and_dies_rows_stay_what_they_are() {
                 let store = memory_lake(FaultStore::with(inner.clone(), faults));
                 if random.random_bool(0.6) {
                     let some = random.random_range(1..6);
-                    let todo: Vec<u64> = (0..40).collect::<Vec<_>>().sample(&mut random, some).copied().collect();
+                    let todo: Vec<u64> =
+                        (0..40).collect::<Vec<_>>().sample(&mut random, some).copied().collect();
                     begun.extend(todo.iter().copied());
                     lives.push((todo.clone(), tokio::spawn(life(store, todo, random.random()))));
                 } else {
-                    upkeeps.push(tokio::spawn(async move { maintain(store, BTreeMap::new(), now_micros()).await }));
+                    upkeeps.push(tokio::spawn(async move {
+                        maintain(store, BTreeMap::new(), now_micros()).await
+                    }));
                 }
             }
             for (todo, life) in lives {
@@ -228,18 +288,26 @@ async fn whatever_happens_at_once_and_dies_rows_stay_what_they_are() {
             // When all is quiet, days pass.
             if random.random_bool(0.4) {
                 let later = now_micros() + 9 * DAY;
-                maintain(memory_lake(inner.clone()), BTreeMap::new(), later).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+                maintain(memory_lake(inner.clone()), BTreeMap::new(), later)
+                    .await
+                    .unwrap_or_else(|e| panic!("{context}: {e}"));
             }
         }
         // What a dead writer had begun may have landed or not; then all of it does.
-        life(memory_lake(inner.clone()), begun.iter().copied().collect(), seed).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+        life(memory_lake(inner.clone()), begun.iter().copied().collect(), seed)
+            .await
+            .unwrap_or_else(|e| panic!("{context}: {e}"));
         assert!(landed.is_subset(&begun));
         check(&inner, &rows(&begun), &context).await;
-        maintain(memory_lake(inner.clone()), BTreeMap::new(), now_micros()).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+        maintain(memory_lake(inner.clone()), BTreeMap::new(), now_micros())
+            .await
+            .unwrap_or_else(|e| panic!("{context}: {e}"));
         check(&inner, &rows(&begun), &context).await;
-        let (again, _) = maintain(memory_lake(inner.clone()), BTreeMap::new(), now_micros()).await.expect("upkeep");
+        let (again, _) =
+            maintain(memory_lake(inner.clone()), BTreeMap::new(), now_micros()).await.expect("upkeep");
         assert_eq!(again, Compacted::default(), "{context}: a second run merges nothing");
-        let days = |files: &[File]| files.iter().map(|f| f.1.expect("times").0 / DAY).collect::<BTreeSet<_>>().len();
+        let days =
+            |files: &[File]| files.iter().map(|f| f.1.expect("times").0 / DAY).collect::<BTreeSet<_>>().len();
         let requests = &files(&inner).await["cloudflare_httprequest"];
         assert_eq!(requests.len(), days(requests), "{context}: one file a day");
     }
@@ -253,23 +321,38 @@ async fn retention_drops_whole_days_and_a_reader_of_the_ledger_lands_nothing_aga
     life(then, (0..60).collect(), 1).await.expect("lands");
     let day = |time: i64| time.div_euclid(DAY);
     let before = files(&inner).await;
-    let first = before["cloudflare_httprequest"].iter().map(|f| day(f.1.expect("times").0)).min().expect("files");
+    let first =
+        before["cloudflare_httprequest"].iter().map(|f| day(f.1.expect("times").0)).min().expect("files");
     // A day is over at its end, and is dropped when even its last moment is older than is kept.
     let keep = BTreeMap::from([("cloudflare_httprequest".to_owned(), Duration::from_secs(30 * 86_400))]);
     let minute = DAY / 1440;
-    for (now, dropped) in [((first + 31) * DAY - minute, 0), ((first + 31) * DAY, 1), ((first + 33) * DAY, 2), ((first + 33) * DAY, 0)] {
+    for (now, dropped) in [
+        ((first + 31) * DAY - minute, 0),
+        ((first + 31) * DAY, 1),
+        ((first + 33) * DAY, 2),
+        ((first + 33) * DAY, 0),
+    ] {
         let (_, tidied) = maintain(memory_lake(inner.clone()), keep.clone(), now).await.expect("upkeep");
-        let days: BTreeSet<i64> = tidied.dropped.values().flatten().map(|f| day(f.times.expect("times").0)).collect();
+        let days: BTreeSet<i64> =
+            tidied.dropped.values().flatten().map(|f| day(f.times.expect("times").0)).collect();
         assert_eq!(days.len(), dropped, "at {now}");
     }
     let after = files(&inner).await;
-    let left: BTreeSet<i64> = after["cloudflare_httprequest"].iter().map(|f| day(f.1.expect("times").0)).collect();
+    let left: BTreeSet<i64> =
+        after["cloudflare_httprequest"].iter().map(|f| day(f.1.expect("times").0)).collect();
     assert_eq!(left, (first + 3..first + 6).collect());
-    assert_eq!(after["cloudflare_firewall"].len(), before["cloudflare_firewall"].len().min(1), "other tables keep theirs");
+    assert_eq!(
+        after["cloudflare_firewall"].len(),
+        before["cloudflare_firewall"].len().min(1),
+        "other tables keep theirs"
+    );
     life(memory_lake(inner.clone()), (0..60).collect(), 2).await.expect("lands");
     assert_eq!(files(&inner).await["cloudflare_httprequest"].len(), 3, "what was dropped does not come back");
     let wrong = BTreeMap::from([("ingested_objects".to_owned(), Duration::from_secs(86_400))]);
-    let refused = maintain(memory_lake(inner.clone()), wrong, now_micros()).await.expect_err("the ledger is kept").to_string();
+    let refused = maintain(memory_lake(inner.clone()), wrong, now_micros())
+        .await
+        .expect_err("the ledger is kept")
+        .to_string();
     assert!(refused.contains("no table ingested_objects whose rows could be dropped"), "{refused}");
 }
 
@@ -284,11 +367,13 @@ async fn one_maintainer_works_and_others_wait_until_it_is_done_or_dead() {
     tokio::time::sleep(term * 2).await;
     assert!(Lease::take(&store, "second", term, None).await.expect("a store").is_none(), "it was renewed");
     first.give_back().await;
-    let second = Lease::take(&store, "second", term, None).await.expect("a store").expect("it was given back");
+    let second =
+        Lease::take(&store, "second", term, None).await.expect("a store").expect("it was given back");
     // Dies without giving it back.
     drop(second);
-    let waited =
-        tokio::time::timeout(term * 5, Lease::take(&store, "third", term, Some(&going))).await.expect("a dead holder is not waited for");
+    let waited = tokio::time::timeout(term * 5, Lease::take(&store, "third", term, Some(&going)))
+        .await
+        .expect("a dead holder is not waited for");
     let third = waited.expect("a store").expect("a lease");
     assert!(!third.lost.is_cancelled());
     third.give_back().await;
@@ -320,14 +405,26 @@ async fn columns_of_another_engine_stay_through_a_merge() {
     }
     inner.put(&entry(next), metadata.to_string().into_bytes().into()).await.expect("an entry");
     let all: BTreeSet<u64> = (0..10).collect();
-    let (compacted, _) = maintain(memory_lake(inner.clone()), BTreeMap::new(), now_micros()).await.expect("upkeep");
+    let (compacted, _) =
+        maintain(memory_lake(inner.clone()), BTreeMap::new(), now_micros()).await.expect("upkeep");
     assert!(compacted.merges > 0);
     check(&inner, &rows(&all), "with a column more").await;
     let store = memory_lake(inner.clone());
-    let table = open_tables(&store, &["cloudflare_httprequest".into()]).await.expect("a lake").remove(0).expect("a table");
+    let table = open_tables(&store, &["cloudflare_httprequest".into()])
+        .await
+        .expect("a lake")
+        .remove(0)
+        .expect("a table");
     let merged = table.files().expect("files").into_iter().max_by_key(|f| f.rows).expect("files");
-    let bytes = inner.get(&merged.location(&store, "cloudflare_httprequest")).await.expect("a file").bytes().await.expect("bytes");
-    let reader = parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).expect("Parquet");
+    let bytes = inner
+        .get(&merged.location(&store, "cloudflare_httprequest"))
+        .await
+        .expect("a file")
+        .bytes()
+        .await
+        .expect("bytes");
+    let reader =
+        parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(bytes).expect("Parquet");
     assert!(reader.schema().field_with_name("verdict").is_ok(), "{:?}", reader.schema().fields().last());
 }
 
@@ -337,7 +434,8 @@ fn what_may_be_deleted_goes_by_what_the_log_tells_of_each_file() {
     const HOUR: i64 = 3_600_000;
     let ages = Ages { taken_out: Duration::from_secs(7 * 86_400), never_named: Duration::from_secs(86_400) };
     let now = 1_000_000 * HOUR;
-    let file = |path: &str, hours: i64| ListedFile { path: path.into(), size: 1, written_ms: now - hours * HOUR };
+    let file =
+        |path: &str, hours: i64| ListedFile { path: path.into(), size: 1, written_ms: now - hours * HOUR };
     let files = [
         file("named", 9000),
         file("never named, of today", 23),
@@ -347,8 +445,10 @@ fn what_may_be_deleted_goes_by_what_the_log_tells_of_each_file() {
     ];
     let named = ["named".to_owned()].into();
     let taken_out = [("old, taken out yesterday", 24), ("old, taken out a week ago", 7 * 24)];
-    let taken_out = taken_out.into_iter().map(|(path, hours)| (path.to_owned(), now - hours * HOUR)).collect();
-    let gone: Vec<String> = deletable(&files, &named, &taken_out, now, ages).into_iter().map(|f| f.path).collect();
+    let taken_out =
+        taken_out.into_iter().map(|(path, hours)| (path.to_owned(), now - hours * HOUR)).collect();
+    let gone: Vec<String> =
+        deletable(&files, &named, &taken_out, now, ages).into_iter().map(|f| f.path).collect();
     assert_eq!(gone, ["never named, of yesterday", "old, taken out a week ago"]);
 }
 
@@ -359,12 +459,21 @@ async fn a_file_that_is_missing_is_named_and_stops_nothing_else() {
         life(memory_lake(inner.clone()), vec![n], n).await.expect("lands");
     }
     let store = memory_lake(inner.clone());
-    let table = open_tables(&store, &["cloudflare_httprequest".into()]).await.expect("a lake").remove(0).expect("a table");
+    let table = open_tables(&store, &["cloudflare_httprequest".into()])
+        .await
+        .expect("a lake")
+        .remove(0)
+        .expect("a table");
     let lost = table.files().expect("files").remove(0);
     inner.delete(&lost.location(&store, "cloudflare_httprequest")).await.expect("deleted");
-    let (compacted, tidied) = maintain(store.clone(), BTreeMap::new(), now_micros()).await.expect("upkeep goes on");
+    let (compacted, tidied) =
+        maintain(store.clone(), BTreeMap::new(), now_micros()).await.expect("upkeep goes on");
     assert_eq!(compacted.failed.len(), 1, "{compacted:?}");
-    assert!(compacted.failed[0].contains(&lost.path) && compacted.failed[0].contains("restore it"), "{}", compacted.failed[0]);
+    assert!(
+        compacted.failed[0].contains(&lost.path) && compacted.failed[0].contains("restore it"),
+        "{}",
+        compacted.failed[0]
+    );
     assert_eq!(compacted.overtaken, 0);
     assert!(compacted.merges > 2 && !tidied.checkpoints.is_empty(), "{compacted:?} {tidied:?}");
 }
@@ -374,7 +483,10 @@ async fn a_holder_that_slept_learns_that_others_hold_by_higher_numbers() {
     use flarelake::maintain::lease::Lease;
     let inner = Arc::new(InMemory::new());
     let term = Duration::from_millis(300);
-    let slept = Lease::take(&memory_lake(inner.clone()), "slept", term, None).await.expect("a store").expect("it is free");
+    let slept = Lease::take(&memory_lake(inner.clone()), "slept", term, None)
+        .await
+        .expect("a store")
+        .expect("it is free");
     // Meanwhile others had the lease, gave it back, have it again, and removed what was below.
     let entry = |number: u64| object_store::path::Path::from(format!("lake/_lease/{number:020}.json"));
     let until = now_micros() / 1000 + 10_000;
@@ -395,11 +507,13 @@ async fn what_a_dry_run_tells_is_what_a_run_then_does() {
     let mut dies = 40;
     while Lake::missing(&store()).await.expect("a ledger").is_empty() {
         dies += 1;
-        let dying = memory_lake(FaultStore::with(inner.clone(), Faults { dies_at: dies, ..Faults::default() }));
+        let dying =
+            memory_lake(FaultStore::with(inner.clone(), Faults { dies_at: dies, ..Faults::default() }));
         drop(life(dying, vec![1000 + dies], 7).await);
     }
     let listing = async || {
-        let mut listed: Vec<_> = futures::TryStreamExt::try_collect(inner.list(None)).await.expect("a listing");
+        let mut listed: Vec<_> =
+            futures::TryStreamExt::try_collect(inner.list(None)).await.expect("a listing");
         listed.sort_by_key(|meta: &object_store::ObjectMeta| meta.location.to_string());
         listed
     };
@@ -417,8 +531,12 @@ async fn what_a_dry_run_tells_is_what_a_run_then_does() {
     // Two days on what dead writers left is old enough to go; but not what has landed.
     let now = now_micros() + 2 * DAY;
     let told = outlook(now).await;
-    let count = |files: &BTreeMap<String, Vec<DataFile>>| files.values().flatten().map(|file| file.rows).sum::<u64>();
-    assert!(count(&told.missing) > 0 && count(&told.tidied.dropped) > 0 && !told.tidied.deleted.is_empty(), "{told:?}");
+    let count =
+        |files: &BTreeMap<String, Vec<DataFile>>| files.values().flatten().map(|file| file.rows).sum::<u64>();
+    assert!(
+        count(&told.missing) > 0 && count(&told.tidied.dropped) > 0 && !told.tidied.deleted.is_empty(),
+        "{told:?}"
+    );
     let counted = async || {
         let tables = files(&inner).await;
         let data = tables.iter().filter(|(name, _)| *name != "ingested_objects");
@@ -429,9 +547,15 @@ async fn what_a_dry_run_tells_is_what_a_run_then_does() {
     assert_eq!(counted().await, before + count(&told.missing) - count(&told.tidied.dropped));
     let merges = |told: &Outlook| told.merges.iter().map(|(_, bins)| bins.len() as u64).sum::<u64>();
     assert!(merges(&told) > 0 && compacted.merges >= merges(&told), "{compacted:?}");
-    assert_eq!(told.tidied.checkpoints.keys().collect::<Vec<_>>(), tidied.checkpoints.keys().collect::<Vec<_>>());
+    assert_eq!(
+        told.tidied.checkpoints.keys().collect::<Vec<_>>(),
+        tidied.checkpoints.keys().collect::<Vec<_>>()
+    );
     let checkpoints = BTreeMap::new();
-    assert_eq!(sorted(Tidied { checkpoints: checkpoints.clone(), ..told.tidied }), sorted(Tidied { checkpoints, ..tidied }));
+    assert_eq!(
+        sorted(Tidied { checkpoints: checkpoints.clone(), ..told.tidied }),
+        sorted(Tidied { checkpoints, ..tidied })
+    );
     // From now on there is nothing to merge: what is told is what is done, to the file.
     for days in [4, 10] {
         let now = now + days * DAY;
@@ -447,8 +571,14 @@ async fn what_a_dry_run_tells_is_what_a_run_then_does() {
 fn what_may_go_from_a_log_leaves_every_young_version_readable() {
     use LogFileKind::{Checkpoint, Entry, Part};
     use proptest::prelude::*;
-    let file = |version: u64, kind, written_ms: i64| LogFile { version, kind, written_ms, location: format!("{version}{kind:?}").into() };
-    // How long after the one before each entry was put, and whether a checkpoint of it was written some time later, whole or in parts.
+    let file = |version: u64, kind, written_ms: i64| LogFile {
+        version,
+        kind,
+        written_ms,
+        location: format!("{version}{kind:?}").into(),
+    };
+    // How long after the one before each entry was put, and whether a checkpoint of it was written some time
+    // later, whole or in parts.
     let checkpoint = (0..6_i64, prop_oneof![9 => Just(Checkpoint), 1 => Just(Part)]);
     let log = proptest::collection::vec((0..3_i64, proptest::option::of(checkpoint)), 1..14);
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4000) };
@@ -475,7 +605,8 @@ fn what_may_go_from_a_log_leaves_every_young_version_readable() {
         for entry in entries.iter().filter(|file| file.written_ms >= before_ms || Some(file.version) == newest_then) {
             prop_assert!(readable(entry.version), "version {} can't be read: {gone:?} of {files:?}", entry.version);
         }
-        // Nothing that is there could go as well: below a checkpoint of then that is no newer than what came since.
+        // Nothing that is there could go as well: below a checkpoint of then that is no newer than what came
+        // since.
         let could_stand = |base: &&LogFile| {
             let is_then = base.kind == Checkpoint && base.written_ms < before_ms;
             is_then && files.iter().all(|file| file.written_ms < before_ms || file.version >= base.version)
@@ -491,24 +622,54 @@ fn a_dry_run_writes_nothing_and_a_wrong_url_makes_no_lake() {
     use crate::support::{flarelake, stdout};
     let dir = tempfile::tempdir().expect("a folder");
     let path = |name: &str| dir.path().join(name).to_str().expect("a path").to_owned();
-    for command in [&["compact"][..], &["compact", "--dry-run"], &["maintain", "--once"], &["maintain", "--dry-run"]] {
+    for command in
+        [&["compact"][..], &["compact", "--dry-run"], &["maintain", "--once"], &["maintain", "--dry-run"]]
+    {
         let output = flarelake(&[&["--lake", &path("typo")], command].concat());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.code() == Some(1) && said.contains("there is no lake"), "{command:?}: {said}");
         assert!(!dir.path().join("typo").exists(), "{command:?}");
     }
     let (lake, logs) = (path("lake"), path("logs"));
-    stdout(&flarelake(&["generate", "--log-type", "Cloudflare.Firewall", "--rows", "90", "--files", "9", "--odd", "0", "--out", &logs]));
-    for entry in walkdir::WalkDir::new(&logs).into_iter().flatten().filter(|entry| entry.file_type().is_file()) {
+    stdout(&flarelake(&[
+        "generate",
+        "--log-type",
+        "Cloudflare.Firewall",
+        "--rows",
+        "90",
+        "--files",
+        "9",
+        "--odd",
+        "0",
+        "--out",
+        &logs,
+    ]));
+    for entry in
+        walkdir::WalkDir::new(&logs).into_iter().flatten().filter(|entry| entry.file_type().is_file())
+    {
         stdout(&flarelake(&["--lake", &lake, "backfill", entry.path().to_str().expect("a path")]));
     }
-    let names = || walkdir::WalkDir::new(&lake).into_iter().flatten().map(|entry| entry.into_path()).collect::<BTreeSet<_>>();
+    let names = || {
+        walkdir::WalkDir::new(&lake)
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.into_path())
+            .collect::<BTreeSet<_>>()
+    };
     let before = names();
     let plan = stdout(&flarelake(&["--lake", &lake, "compact", "--dry-run", "--format", "csv"]));
-    assert!(plan.starts_with("table,partition,files_in,bytes_in,rows,files_out,why\ncloudflare_firewall,p_event_date=2026-01-1"), "{plan}");
+    assert!(
+        plan.starts_with(
+            "table,partition,files_in,bytes_in,rows,files_out,why\ncloudflare_firewall,p_event_date=2026-01-1"
+        ),
+        "{plan}"
+    );
     let told = stdout(&flarelake(&["--lake", &lake, "maintain", "--dry-run"]));
     let lines: Vec<&str> = told.lines().collect();
-    assert!(lines[0].starts_with("would be merged: cloudflare_firewall: ") && lines[0].ends_with(" into 2"), "{told}");
+    assert!(
+        lines[0].starts_with("would be merged: cloudflare_firewall: ") && lines[0].ends_with(" into 2"),
+        "{told}"
+    );
     assert_eq!(lines.last(), Some(&"nothing to free"), "{told}");
     assert_eq!(names(), before);
     let wrong = flarelake(&["--lake", &lake, "compact", "--table", "cloudflare_http"]);

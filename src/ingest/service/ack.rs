@@ -31,7 +31,11 @@ const READ_AGAIN: Duration = Duration::from_secs(300);
 
 impl Shared {
     /// Deletes a queue's messages as they become complete.
-    pub(super) async fn delete_all(self: Arc<Self>, feed: usize, complete: Arc<Mutex<mpsc::UnboundedReceiver<MessageKey>>>) {
+    pub(super) async fn delete_all(
+        self: Arc<Self>,
+        feed: usize,
+        complete: Arc<Mutex<mpsc::UnboundedReceiver<MessageKey>>>,
+    ) {
         let mut complete = complete.lock().await;
         // Those that one held who panicked.
         let left = self.book.lock().complete(feed);
@@ -54,14 +58,18 @@ impl Shared {
 
     async fn delete(&self, feed: usize, mut keys: Vec<MessageKey>) {
         for attempt in 1..=DELETE_ATTEMPTS {
-            let requests: Vec<_> = keys.chunks(BATCH).map(|batch| self.delete_batch(feed, batch.to_vec())).collect();
+            let requests: Vec<_> =
+                keys.chunks(BATCH).map(|batch| self.delete_batch(feed, batch.to_vec())).collect();
             keys = stream::iter(requests).buffer_unordered(REQUESTS).concat().await;
             if keys.is_empty() {
                 return;
             }
             tokio::time::sleep(patience(attempt)).await;
         }
-        tracing::warn!(messages = keys.len(), "landed, but could not be deleted: they come again, and are recognized then");
+        tracing::warn!(
+            messages = keys.len(),
+            "landed, but could not be deleted: they come again, and are recognized then"
+        );
         let mut book = self.book.lock();
         for key in keys {
             book.forget(&key);
@@ -100,7 +108,11 @@ impl Shared {
                     book.forget(&key);
                 }
                 Entry::Failed(message) => {
-                    tracing::warn!(queue = queue.url(), message = key.id, "not deleted: {message}; trying again");
+                    tracing::warn!(
+                        queue = queue.url(),
+                        message = key.id,
+                        "not deleted: {message}; trying again"
+                    );
                     again.push(key);
                 }
             }
@@ -147,7 +159,8 @@ impl Shared {
     /// Batch by batch, many at once: one that fails or hangs costs its own leases a try, and no others.
     async fn extend(&self, feed: usize, due: Vec<(MessageKey, String)>) {
         let timeout = *self.state[feed].visibility.lock();
-        let requests: Vec<_> = due.chunks(BATCH).map(|batch| self.extend_batch(feed, batch.to_vec(), timeout)).collect();
+        let requests: Vec<_> =
+            due.chunks(BATCH).map(|batch| self.extend_batch(feed, batch.to_vec(), timeout)).collect();
         let answers: Vec<_> = stream::iter(requests).buffer_unordered(REQUESTS).collect().await;
         if let Some(why) = answers.into_iter().flatten().next() {
             tracing::warn!("{why}; leases could not be extended, trying again");
@@ -157,7 +170,12 @@ impl Shared {
     }
 
     /// What kept a batch of leases from being extended.
-    async fn extend_batch(&self, feed: usize, due: Vec<(MessageKey, String)>, timeout: Duration) -> Option<String> {
+    async fn extend_batch(
+        &self,
+        feed: usize,
+        due: Vec<(MessageKey, String)>,
+        timeout: Duration,
+    ) -> Option<String> {
         let queue = &self.run.feeds[feed].queue;
         let began = Instant::now();
         let (keys, receipts): (Vec<_>, Vec<_>) = due.into_iter().unzip();
@@ -177,7 +195,9 @@ impl Shared {
             match answer {
                 Entry::Done => book.extended(&key, &receipt, Lease::new(began, timeout)),
                 Entry::Lost => lost += u64::from(book.lost(&key, &receipt)),
-                Entry::Failed(message) => failed = Some(format!("queue {}: message {}: {message}", queue.url(), key.id)),
+                Entry::Failed(message) => {
+                    failed = Some(format!("queue {}: message {}: {message}", queue.url(), key.id))
+                }
             }
         }
         drop(book);
@@ -203,11 +223,13 @@ impl Shared {
         let held = self.book.lock().held();
         let mut released = 0;
         for (feed, of) in self.run.feeds.iter().enumerate() {
-            let (keys, receipts) = self.receipts(held.iter().filter(|key| key.queue == feed).cloned().collect());
+            let (keys, receipts) =
+                self.receipts(held.iter().filter(|key| key.queue == feed).cloned().collect());
             if keys.is_empty() {
                 continue;
             }
-            let requests: Vec<_> = receipts.chunks(BATCH).map(|batch| of.queue.hide(batch, Duration::ZERO)).collect();
+            let requests: Vec<_> =
+                receipts.chunks(BATCH).map(|batch| of.queue.hide(batch, Duration::ZERO)).collect();
             // Whatever one queue's client does, the others' messages go back.
             match caught(stream::iter(requests).buffer_unordered(REQUESTS).collect::<Vec<_>>()).await {
                 Ok(answers) => {
@@ -216,7 +238,10 @@ impl Shared {
                     }
                 }
                 Err(said) => {
-                    tracing::error!(queue = of.queue.url(), "giving back panicked: {said}; messages come again when their leases end")
+                    tracing::error!(
+                        queue = of.queue.url(),
+                        "giving back panicked: {said}; messages come again when their leases end"
+                    )
                 }
             }
             released += keys.len();

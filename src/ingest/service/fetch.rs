@@ -1,5 +1,5 @@
-//! From what is announced to its bytes. A failure is told apart by what it asks for: another try soon, a longer wait, a
-//! reject, or a person.
+//! From what is announced to its bytes. A failure is told apart by what it asks for: another try soon, a
+//! longer wait, a reject, or a person.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,7 +32,11 @@ type Got = (Wanted, Head, Body, OwnedSemaphorePermit);
 
 impl Shared {
     /// A fetcher's life. On a stop, what waits to be fetched goes back to its queue.
-    pub(super) async fn fetch_all(self: Arc<Self>, jobs: Arc<Mutex<mpsc::UnboundedReceiver<Job>>>, ready: mpsc::Sender<Ready>) {
+    pub(super) async fn fetch_all(
+        self: Arc<Self>,
+        jobs: Arc<Mutex<mpsc::UnboundedReceiver<Job>>>,
+        ready: mpsc::Sender<Ready>,
+    ) {
         let _stops_all = self.stop.clone().drop_guard();
         loop {
             let job = async { jobs.lock().await.recv().await };
@@ -91,7 +95,12 @@ impl Shared {
         Object { id, bucket, key, etag, size, last_modified, source_id, source_label }
     }
 
-    async fn fetch_announced(self: &Arc<Self>, mut job: Job, feed: usize, announced: Announced) -> Option<Ready> {
+    async fn fetch_announced(
+        self: &Arc<Self>,
+        mut job: Job,
+        feed: usize,
+        announced: Announced,
+    ) -> Option<Ready> {
         if let (Some(etag), None) = (&announced.etag, &announced.version)
             && self.run.lake.contains(ObjectId::of_s3(&announced.bucket, &announced.key, etag).0)
         {
@@ -121,8 +130,8 @@ impl Shared {
         self.admit_object(job, object, Content::Input(input), log_type, Some(room)).await
     }
 
-    /// What is there lands, whatever was announced. That this is not what was announced is told once: unless its bucket keeps versions,
-    /// nobody ever reads that.
+    /// What is there lands, whatever was announced. That this is not what was announced is told once: unless
+    /// its bucket keeps versions, nobody ever reads that.
     fn note_overwritten(&self, job: &mut Job, announced: &Announced, wanted: &Wanted, head: &Head) {
         let Some(told) = announced.etag.as_ref().filter(|_| announced.version.is_none()) else { return };
         if job.is_told_overwritten || is_same_etag(told, &head.etag) {
@@ -139,7 +148,8 @@ impl Shared {
         );
     }
 
-    /// Lets an object pass once: what is on its way already is waited for, and what has landed is acknowledged.
+    /// Lets an object pass once: what is on its way already is waited for, and what has landed is
+    /// acknowledged.
     async fn admit_object(
         self: &Arc<Self>,
         job: Job,
@@ -159,8 +169,8 @@ impl Shared {
         Some(Ready { job, object, content, log_type, room })
     }
 
-    /// An object had landed before. Its messages go when the tables that it touches are at the ledger's version: whoever landed
-    /// it may have died in between.
+    /// An object had landed before. Its messages go when the tables that it touches are at the ledger's
+    /// version: whoever landed it may have died in between.
     pub(super) async fn already_there(self: &Arc<Self>, mut job: Job) {
         match self.run.lake.project_all().await {
             Ok(()) => {
@@ -178,21 +188,34 @@ impl Shared {
 
     /// The object by its decoded key, or by its literal one if there is none of the decoded.
     async fn get(&self, feed: usize, announced: &Announced) -> Result<Got, (Wanted, Failure)> {
-        let wanted = |key: &String| Wanted { bucket: announced.bucket.clone(), key: key.clone(), version: announced.version.clone() };
+        let wanted = |key: &String| Wanted {
+            bucket: announced.bucket.clone(),
+            key: key.clone(),
+            version: announced.version.clone(),
+        };
         let first = self.get_in_room(feed, wanted(&announced.key), announced.size).await;
         match (first, &announced.literal_key) {
             (Err((_, failure)), Some(literal)) if failure.kind == FailureKind::NotFound => {
                 let second = self.get_in_room(feed, wanted(literal), announced.size).await;
                 second.map_err(|(tried, other)| {
                     // Of two that are not there, the decoded key is the one to tell of.
-                    if other.kind == FailureKind::NotFound { (wanted(&announced.key), failure) } else { (tried, other) }
+                    if other.kind == FailureKind::NotFound {
+                        (wanted(&announced.key), failure)
+                    } else {
+                        (tried, other)
+                    }
                 })
             }
             (first, _) => first,
         }
     }
 
-    async fn get_in_room(&self, feed: usize, wanted: Wanted, hint: Option<u64>) -> Result<Got, (Wanted, Failure)> {
+    async fn get_in_room(
+        &self,
+        feed: usize,
+        wanted: Wanted,
+        hint: Option<u64>,
+    ) -> Result<Got, (Wanted, Failure)> {
         let mut reserve = hint.unwrap_or(UNKNOWN_SIZE).clamp(1 << 10, self.whole);
         loop {
             let kib = reserve.div_ceil(1 << 10) as u32;
@@ -200,7 +223,9 @@ impl Shared {
             match self.run.feeds[feed].buckets.get(&wanted, reserve).await {
                 Err(failure) => return Err((wanted, failure)),
                 // The notice was wrong: again, with room enough.
-                Ok((head, Body::Larger)) if head.size > reserve && head.size <= self.whole => reserve = head.size,
+                Ok((head, Body::Larger)) if head.size > reserve && head.size <= self.whole => {
+                    reserve = head.size
+                }
                 Ok((head, body)) => return Ok((wanted, head, body, room)),
             }
         }
@@ -216,7 +241,15 @@ impl Shared {
     ) -> Option<Ready> {
         self.count_fetch_error(failure.kind);
         if names_nothing(&failure, announced) {
-            return self.unread(job, feed, announced, Reason::InvalidMessage, &format!("no object can have this name: {failure}")).await;
+            return self
+                .unread(
+                    job,
+                    feed,
+                    announced,
+                    Reason::InvalidMessage,
+                    &format!("no object can have this name: {failure}"),
+                )
+                .await;
         }
         if failure.kind == FailureKind::NotFound && !failure.message.starts_with("NoSuchBucket") {
             job.misses += 1;
@@ -233,7 +266,14 @@ impl Shared {
     }
 
     /// An object that there is nothing to read of becomes a reject.
-    async fn unread(self: &Arc<Self>, job: Job, feed: usize, announced: &Announced, reason: Reason, why: &str) -> Option<Ready> {
+    async fn unread(
+        self: &Arc<Self>,
+        job: Job,
+        feed: usize,
+        announced: &Announced,
+        reason: Reason,
+        why: &str,
+    ) -> Option<Ready> {
         let Announced { bucket, key, etag, size, version, .. } = announced.clone();
         let etag = etag.or(version).unwrap_or_default();
         let id = ObjectId::of_unread(reason.code(), &bucket, &key, &etag);
@@ -244,17 +284,26 @@ impl Shared {
     }
 
     /// An object can't be read: soon again, later again, given up for now, or reason to stop.
-    pub(super) async fn read_failed(self: &Arc<Self>, mut job: Job, feed: usize, location: &str, failure: &Failure) {
+    pub(super) async fn read_failed(
+        self: &Arc<Self>,
+        mut job: Job,
+        feed: usize,
+        location: &str,
+        failure: &Failure,
+    ) {
         let of = &self.run.feeds[feed];
         let state = &self.state[feed];
         job.failures += 1;
         let first = *job.first_failure.get_or_insert_with(Instant::now);
         // The same answer for every object of the source, or for this one alone.
-        let refused = matches!(failure.kind, FailureKind::Denied | FailureKind::NotFound | FailureKind::Wrong);
+        let refused =
+            matches!(failure.kind, FailureKind::Denied | FailureKind::NotFound | FailureKind::Wrong);
         let is_final = refused || failure.kind == FailureKind::Unreadable;
         job.refusals += u32::from(is_final);
         let advice = match failure.kind {
-            FailureKind::Denied => "allow s3:GetObject (and kms:Decrypt, for keys of KMS) on it to the role that reads this source",
+            FailureKind::Denied => {
+                "allow s3:GetObject (and kms:Decrypt, for keys of KMS) on it to the role that reads this source"
+            }
             FailureKind::NotFound => "check the bucket's name, its region and its endpoint",
             FailureKind::Unreadable => {
                 "restore it if it is archived; what is encrypted with a key that the reader has to bring can't be read"
@@ -262,27 +311,37 @@ impl Shared {
             FailureKind::Wrong => "check the source's region and endpoint",
             _ => "it is tried again",
         };
-        tracing::warn!(source = of.source.id, failures = job.failures, "{location}: can't be read: {failure}; {advice}");
+        tracing::warn!(
+            source = of.source.id,
+            failures = job.failures,
+            "{location}: can't be read: {failure}; {advice}"
+        );
         if refused {
             self.run.metrics.tell(&of.problem(), Some(format!("{location}: {failure}; {advice}")));
         }
         let others_are_read = state.last_read.lock().is_some_and(|at| at > first);
-        let give_up = if is_final { job.refusals >= REFUSALS } else { job.failures >= FAILURES && others_are_read };
+        let give_up =
+            if is_final { job.refusals >= REFUSALS } else { job.failures >= FAILURES && others_are_read };
         if !give_up {
             let delay = patience(job.failures);
             return self.later(vec![job], delay);
         }
         self.give_up(job, location);
         if refused && state.denied.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSED_OBJECTS {
-            let (source_id, location, message) = (of.source.id.clone(), location.to_owned(), failure.to_string());
+            let (source_id, location, message) =
+                (of.source.id.clone(), location.to_owned(), failure.to_string());
             self.refuse(feed, IngestError::Source { source_id, location, message, advice });
         }
     }
 
-    /// Leaves an object's messages to their queue: they come again when their leases end, or go where its redrive policy says.
+    /// Leaves an object's messages to their queue: they come again when their leases end, or go where its
+    /// redrive policy says.
     pub(super) fn give_up(&self, job: Job, location: &str) {
         let messages = self.book.lock().give_up(job.no);
-        tracing::error!(messages = messages.len(), "{location}: given up for now; its messages stay in their queue and come again");
+        tracing::error!(
+            messages = messages.len(),
+            "{location}: given up for now; its messages stay in their queue and come again"
+        );
         self.run.metrics.given_up.inc();
         self.lighter.notify_waiters();
     }
@@ -291,5 +350,6 @@ impl Shared {
 /// Whether no object can be what the notice names: it is S3 that says so.
 fn names_nothing(failure: &Failure, announced: &Announced) -> bool {
     let version = announced.version.is_some() && failure.message.to_lowercase().contains("version id");
-    failure.message.starts_with("KeyTooLongError") || (failure.message.starts_with("InvalidArgument") && version)
+    failure.message.starts_with("KeyTooLongError")
+        || (failure.message.starts_with("InvalidArgument") && version)
 }

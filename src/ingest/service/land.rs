@@ -1,4 +1,5 @@
-//! The workers: each has a thread and a batch, and lands it when it is full, old enough, or others wait for it.
+//! The workers: each has a thread and a batch, and lands it when it is full, old enough, or others wait for
+//! it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,7 +37,14 @@ struct Holding {
 impl Shared {
     fn new_worker(&self) -> Worker {
         let run = &self.run;
-        Worker::new(&run.catalog, run.tables.clone(), Some(run.lake.clone()), run.settings.clone(), run.meter.clone(), Handle::current())
+        Worker::new(
+            &run.catalog,
+            run.tables.clone(),
+            Some(run.lake.clone()),
+            run.settings.clone(),
+            run.meter.clone(),
+            Handle::current(),
+        )
     }
 
     /// A worker's life: until the last fetcher has gone.
@@ -69,7 +77,9 @@ impl Shared {
         holding.jobs.insert(id, job);
         let worked = caught_here(|| match content {
             Content::Input(input) => holding.worker.work(object, input, Place::START, log_type),
-            Content::Reject { reason, message, payload } => Ok(holding.worker.reject(object, reason, message, payload)?),
+            Content::Reject { reason, message, payload } => {
+                Ok(holding.worker.reject(object, reason, message, payload)?)
+            }
         });
         drop(room);
         let worked = match worked {
@@ -90,7 +100,8 @@ impl Shared {
         }
     }
 
-    /// One object is given up; the others of the batch are decoded again: what the worker held may be half of something.
+    /// One object is given up; the others of the batch are decoded again: what the worker held may be half of
+    /// something.
     fn work_panicked(self: &Arc<Self>, holding: &mut Holding, id: ObjectId, said: &str) {
         self.account(holding);
         holding.worker = self.new_worker();
@@ -157,7 +168,8 @@ impl Shared {
         self.later(again, Duration::ZERO);
     }
 
-    /// The lake could not be written. What the batch held is decoded again: whether it landed all the same, the ledger tells.
+    /// The lake could not be written. What the batch held is decoded again: whether it landed all the same,
+    /// the ledger tells.
     fn landing_failed(self: &Arc<Self>, holding: &mut Holding, error: BatchError) {
         self.account(holding);
         holding.worker = self.new_worker();
@@ -168,7 +180,10 @@ impl Shared {
             return self.fail(error.into());
         }
         let delay = patience(holding.failures + 1);
-        tracing::warn!(objects = holding.jobs.len(), "{error}; what the batch held is decoded again in {delay:.1?}");
+        tracing::warn!(
+            objects = holding.jobs.len(),
+            "{error}; what the batch held is decoded again in {delay:.1?}"
+        );
         self.later(holding.jobs.drain().map(|(_, job)| job).collect(), delay);
     }
 }

@@ -1,5 +1,5 @@
-//! Queues worked off, for months: what messages announce is fetched, decoded and landed, and a message is deleted when
-//! every table that it touches is at its ledger version.
+//! Queues worked off, for months: what messages announce is fetched, decoded and landed, and a message is
+//! deleted when every table that it touches is at its ledger version.
 //!
 //! ```text
 //! receive → notice → (ack book) → fetch → work → land → ack
@@ -64,11 +64,13 @@ pub struct Feed {
 impl Feed {
     /// The log type of everything below a prefix that fits the key; the longest counts.
     fn log_type(&self, key: &str) -> Option<usize> {
-        let routes = self.source.route.iter().zip(&self.log_types).filter(|(route, _)| key.starts_with(&route.prefix));
+        let routes =
+            self.source.route.iter().zip(&self.log_types).filter(|(route, _)| key.starts_with(&route.prefix));
         routes.max_by_key(|(route, _)| route.prefix.len()).map(|(_, log_type)| *log_type)
     }
 
-    /// What trouble with its objects is told under: whatever the source is called, not that of a queue, or of the lake.
+    /// What trouble with its objects is told under: whatever the source is called, not that of a queue, or of
+    /// the lake.
     fn problem(&self) -> String {
         format!("source {}", self.source.id)
     }
@@ -125,7 +127,9 @@ pub enum IngestError {
     #[error(transparent)]
     Queue(#[from] QueueError),
     /// Nothing of a source can be read.
-    #[error("source {source_id}: {location}: can't be read: {message}; nothing else of this source could be read either: {advice}")]
+    #[error(
+        "source {source_id}: {location}: can't be read: {message}; nothing else of this source could be read either: {advice}"
+    )]
     Source {
         /// The source's id.
         source_id: String,
@@ -140,7 +144,9 @@ pub enum IngestError {
     #[error(transparent)]
     Lake(#[from] BatchError),
     /// A fault of this program.
-    #[error("{task} panicked: {said}; the run ends, and what it held goes back to its queues: please report this")]
+    #[error(
+        "{task} panicked: {said}; the run ends, and what it held goes back to its queues: please report this"
+    )]
     Panicked {
         /// Which task.
         task: String,
@@ -192,7 +198,9 @@ impl What {
     /// What it costs in memory while it is held, besides its message: its names, in the book twice.
     fn weight(&self) -> usize {
         let text = match self {
-            Self::Announced(_, a) => a.bucket.len() + a.key.len() + a.literal_key.as_ref().map_or(0, String::len),
+            Self::Announced(_, a) => {
+                a.bucket.len() + a.key.len() + a.literal_key.as_ref().map_or(0, String::len)
+            }
             Self::Body(..) => 0,
             Self::Reject(_, r) => r.key.len() + r.message.len() + r.payload.as_ref().map_or(0, Bytes::len),
         };
@@ -279,7 +287,8 @@ struct FeedState {
     refused: Mutex<Option<Instant>>,
 }
 
-/// How long to wait after the n-th failure in a row: shorter at first, with a bit of chance in it, and up to a minute.
+/// How long to wait after the n-th failure in a row: shorter at first, with a bit of chance in it, and up to
+/// a minute.
 fn patience(failures: u32) -> Duration {
     let delays = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(250))
@@ -290,10 +299,12 @@ fn patience(failures: u32) -> Duration {
 }
 
 impl Ingest {
-    /// Works until `stop` is cancelled, or nothing comes any more; then lands what was fetched and gives back the rest.
+    /// Works until `stop` is cancelled, or nothing comes any more; then lands what was fetched and gives back
+    /// the rest.
     pub async fn run(self, stop: CancellationToken) -> Result<Ended, IngestError> {
         let (jobs, to_fetch) = mpsc::unbounded_channel();
-        let (complete, to_delete): (Vec<_>, Vec<_>) = self.feeds.iter().map(|_| mpsc::unbounded_channel()).unzip();
+        let (complete, to_delete): (Vec<_>, Vec<_>) =
+            self.feeds.iter().map(|_| mpsc::unbounded_channel()).unzip();
         let (ready, to_work) = mpsc::channel(1);
         let shared = Arc::new(Shared::new(self, jobs, complete, stop));
         tokio::select! {
@@ -364,10 +375,13 @@ impl Shared {
         }
     }
 
-    /// Whether nothing was received for so long, and every queue that can be read has said so itself: a slow answer is not an empty one.
+    /// Whether nothing was received for so long, and every queue that can be read has said so itself: a slow
+    /// answer is not an empty one.
     fn nothing_comes(&self, idle: Duration) -> bool {
         let received = *self.received.lock();
-        let is_quiet = |feed: &FeedState| feed.refused.lock().is_some() || feed.quiet.lock().is_some_and(|began| began > received);
+        let is_quiet = |feed: &FeedState| {
+            feed.refused.lock().is_some() || feed.quiet.lock().is_some_and(|began| began > received)
+        };
         received.elapsed() >= idle && self.state.iter().all(is_quiet)
     }
 
@@ -384,7 +398,9 @@ impl Shared {
         tokio::spawn(async move {
             tokio::select! {
                 () = shared.stop.cancelled() => {}
-                () = tokio::time::sleep(delay) => jobs.into_iter().for_each(|job| drop(shared.jobs.send(job))),
+                () = tokio::time::sleep(delay) => {
+                    jobs.into_iter().for_each(|job| drop(shared.jobs.send(job)));
+                }
             }
         });
     }
@@ -437,20 +453,29 @@ impl Stages {
         // One for each queue: trouble with one keeps no other waiting.
         let to_delete = to_delete.into_iter().map(|keys| Arc::new(tokio::sync::Mutex::new(keys)));
         Self {
-            receivers: receivers.map(|feed| shared.stage("receiving", shared.clone().receive_all(feed))).collect(),
+            receivers: receivers
+                .map(|feed| shared.stage("receiving", shared.clone().receive_all(feed)))
+                .collect(),
             fetchers: fetchers.map(|fetching| shared.stage("fetching", fetching)).collect(),
-            workers: (0..pace.workers).map(|_| shared.blocking_stage("a worker", to_work.clone(), Shared::work_all)).collect(),
+            workers: (0..pace.workers)
+                .map(|_| shared.blocking_stage("a worker", to_work.clone(), Shared::work_all))
+                .collect(),
             deleters: feeds
                 .clone()
                 .zip(to_delete)
-                .map(|(feed, keys)| shared.lasting("deleting", feed, move |shared| shared.delete_all(feed, keys.clone())))
+                .map(|(feed, keys)| {
+                    shared.lasting("deleting", feed, move |shared| shared.delete_all(feed, keys.clone()))
+                })
                 .collect(),
-            keepers: feeds.map(|feed| shared.lasting("keeping leases", feed, move |shared| shared.keep_leases(feed))).collect(),
+            keepers: feeds
+                .map(|feed| shared.lasting("keeping leases", feed, move |shared| shared.keep_leases(feed)))
+                .collect(),
             gauges: shared.lasting("keeping gauges", None, Shared::keep_gauges),
         }
     }
 
-    /// Lets every stage finish what it has begun, one after the other; what has not landed by then is given back.
+    /// Lets every stage finish what it has begun, one after the other; what has not landed by then is given
+    /// back.
     async fn drain(mut self, shared: &Arc<Shared>) -> Ended {
         shared.run.metrics.stopping();
         let deadline = tokio::time::Instant::now() + shared.run.pace.drain;
@@ -472,11 +497,15 @@ impl Stages {
             shared.all_deleted().await;
             told("what landed is deleted from the queues");
         };
-        if tokio::time::timeout_at(deadline - RELEASE_TIME.min(shared.run.pace.drain / 4), landing).await.is_err() {
+        if tokio::time::timeout_at(deadline - RELEASE_TIME.min(shared.run.pace.drain / 4), landing)
+            .await
+            .is_err()
+        {
             tracing::warn!("stopping: not everything landed in time; what did not goes back to its queue");
         }
         self.keepers.iter().for_each(JoinHandle::abort);
-        // A poll that is cut off may have been given messages, which then stay hidden: the polls get a moment.
+        // A poll that is cut off may have been given messages, which then stay hidden: the polls get a
+        // moment.
         let polls = Duration::from_secs(2).min(shared.run.pace.drain / 4);
         let _ = tokio::time::timeout(polls, join(&mut self.receivers)).await;
         // Else one would receive what is given back now.

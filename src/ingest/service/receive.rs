@@ -100,7 +100,8 @@ impl Shared {
         }
     }
 
-    /// A queue can be read that could not be when the run began: its messages are hidden for as long as it says.
+    /// A queue can be read that could not be when the run began: its messages are hidden for as long as it
+    /// says.
     async fn heard_first(&self, feed: usize) {
         let was_refused = self.state[feed].refused.lock().is_some();
         if was_refused && let Ok(timeout) = self.run.feeds[feed].queue.visibility_timeout().await {
@@ -140,7 +141,11 @@ impl Shared {
 
     async fn admit_all(&self, feed: usize, messages: Vec<Message>) {
         let of = &self.run.feeds[feed];
-        self.run.metrics.received.get_or_create(&BySource { source: of.source.id.clone() }).inc_by(messages.len() as u64);
+        self.run
+            .metrics
+            .received
+            .get_or_create(&BySource { source: of.source.id.clone() })
+            .inc_by(messages.len() as u64);
         if self.stop.is_cancelled() && !messages.is_empty() {
             let receipts: Vec<String> = messages.into_iter().map(|m| m.receipt).collect();
             let _ = of.queue.hide(&receipts, Duration::ZERO).await;
@@ -189,7 +194,10 @@ impl Shared {
             }
             Notice::Records(text) => {
                 let (hash, id) = self.identity(feed, &text);
-                vec![What::Body(feed, BodyObject { hash, id, sent: message.sent, bytes: text.into_bytes().into() })]
+                vec![What::Body(
+                    feed,
+                    BodyObject { hash, id, sent: message.sent, bytes: text.into_bytes().into() },
+                )]
             }
             Notice::Nothing(why) => {
                 tracing::debug!(queue, message = message.id, "acknowledged: {why}");
@@ -236,7 +244,8 @@ impl Shared {
 
     fn announced_all(&self, feed: usize, announced: Vec<Announced>, message: &Message) -> Vec<What> {
         let source = &self.run.feeds[feed].source;
-        let (listed, foreign): (Vec<_>, Vec<_>) = announced.into_iter().partition(|a| source.buckets.contains(&a.bucket));
+        let (listed, foreign): (Vec<_>, Vec<_>) =
+            announced.into_iter().partition(|a| source.buckets.contains(&a.bucket));
         if let Some(Announced { bucket, key, .. }) = foreign.first() {
             tracing::warn!(
                 source = source.id,
@@ -255,11 +264,15 @@ impl Shared {
         let source = &self.run.feeds[feed].source;
         let Announced { bucket, key, etag, .. } = announced;
         let etag = etag.unwrap_or_default();
-        let lists = if source.buckets.is_empty() { "no bucket".to_owned() } else { source.buckets.join(", ") };
+        let lists =
+            if source.buckets.is_empty() { "no bucket".to_owned() } else { source.buckets.join(", ") };
         let rejected = RejectedObject {
             id: ObjectId::of_unread(Reason::ForeignBucket.code(), &bucket, &key, &etag).0,
             reason: Reason::ForeignBucket,
-            message: format!("s3://{bucket}/{key}: not fetched: source {} lists {lists}; add the bucket to it if it is yours", source.id),
+            message: format!(
+                "s3://{bucket}/{key}: not fetched: source {} lists {lists}; add the bucket to it if it is yours",
+                source.id
+            ),
             bucket: Some(bucket),
             key,
             etag,

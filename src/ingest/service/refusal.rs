@@ -1,11 +1,12 @@
-//! A source of which nothing can be read: it stops by itself, is told of, and is tried again; the others go on. If all are refused before one
-//! of them was ever read, a person has to see it, and the run ends.
+//! A source of which nothing can be read: it stops by itself, is told of, and is tried again; the others go
+//! on. If all are refused before one of them was ever read, a person has to see it, and the run ends.
 
 use std::time::{Duration, Instant};
 
 use super::{IngestError, Shared};
 
-/// How often a refused source is tried again, unless [`Pace`](super::Pace) says otherwise: a person who mends a policy waits so long at most.
+/// How often a refused source is tried again, unless [`Pace`](super::Pace) says otherwise: a person who mends
+/// a policy waits so long at most.
 pub const TRIED_EVERY: Duration = Duration::from_secs(60);
 
 impl Shared {
@@ -21,7 +22,10 @@ impl Shared {
         }
         if !was_refused {
             let every = self.run.pace.refused_every;
-            tracing::error!(source = of.source.id, "{error}; the other sources go on, and this one is tried again every {every:.0?}");
+            tracing::error!(
+                source = of.source.id,
+                "{error}; the other sources go on, and this one is tried again every {every:.0?}"
+            );
         }
     }
 

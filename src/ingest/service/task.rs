@@ -1,9 +1,10 @@
 //! Tasks, and what becomes of a panic in one. It is noticed at once and told, whichever task it is.
 //!
-//! A task that holds nothing between two turns (leases, deletions, gauges) is begun again: ending the run would cost every source, and
-//! a supervisor's restart no less, for what may be one odd answer of one queue. A panic over one object gives that object up, whose
-//! messages stay in their queue: no other is to blame. Whatever else panics may have held messages or rows, which only a drain gives
-//! back: the run ends, with an error.
+//! A task that holds nothing between two turns (leases, deletions, gauges) is begun again: ending the run
+//! would cost every source, and a supervisor's restart no less, for what may be one odd answer of one queue.
+//! A panic over one object gives that object up, whose messages stay in their queue: no other is to blame.
+//! Whatever else panics may have held messages or rows, which only a drain gives back: the run ends, with an
+//! error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,11 @@ use crate::source::bucket::Wanted;
 
 impl Shared {
     /// A stage of the journey: its panic ends the run.
-    pub(super) fn stage(self: &Arc<Self>, task: &'static str, work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    pub(super) fn stage(
+        self: &Arc<Self>,
+        task: &'static str,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> JoinHandle<()> {
         let shared = self.clone();
         tokio::spawn(async move {
             if let Err(said) = caught(work).await {
@@ -53,14 +58,19 @@ impl Shared {
         feed: impl Into<Option<usize>>,
         work: impl Fn(Arc<Self>) -> F + Send + Sync + 'static,
     ) -> JoinHandle<()> {
-        let queue = feed.into().map(|feed: usize| self.run.feeds[feed].queue.url().to_owned()).unwrap_or_default();
+        let queue =
+            feed.into().map(|feed: usize| self.run.feeds[feed].queue.url().to_owned()).unwrap_or_default();
         let (shared, panicking) = (self.clone(), self.clone());
         let mut panics = 0;
         let panicked = move |said: String| -> Duration {
             panics += 1;
             panicking.run.metrics.panics.inc();
             let wait = patience(panics);
-            tracing::error!(queue, panics, "{task} panicked: {said}; it is begun again in {wait:.1?}: please report this");
+            tracing::error!(
+                queue,
+                panics,
+                "{task} panicked: {said}; it is begun again in {wait:.1?}: please report this"
+            );
             wait
         };
         tokio::spawn(async move { to_the_end(|| work(shared.clone()), panicked).await })

@@ -1,4 +1,5 @@
-//! Rows of the ledger that stand in it more than once, because another engine added them once more: one of each stays.
+//! Rows of the ledger that stand in it more than once, because another engine added them once more: one of
+//! each stays.
 
 use std::sync::Arc;
 
@@ -39,8 +40,10 @@ pub struct Undoubled {
 impl Doubles<'_> {
     /// Looks through the ledger's files.
     pub async fn run(&self, files: Vec<DataFile>) -> Result<Undoubled, RepairError> {
-        // By object, the file that it was last met in; and those files and objects that something is to be done about.
-        let (mut met, mut doubled, mut meant) = (FxHashMap::default(), FxHashSet::default(), FxHashSet::default());
+        // By object, the file that it was last met in; and those files and objects that something is to be
+        // done about.
+        let (mut met, mut doubled, mut meant) =
+            (FxHashMap::default(), FxHashSet::default(), FxHashSet::default());
         for (at, file) in files.iter().enumerate() {
             let each = |id: ObjectId| {
                 if let Some(before) = met.insert(id, at) {
@@ -48,16 +51,26 @@ impl Doubles<'_> {
                     meant.extend([before, at]);
                 }
             };
-            let failed = |source| RepairError::Read { location: file.location(self.store, &self.spec.name).to_string(), source };
+            let failed = |source| RepairError::Read {
+                location: file.location(self.store, &self.spec.name).to_string(),
+                source,
+            };
             self.ids(file, each).await.map_err(failed)?;
         }
         if doubled.is_empty() {
             return Ok(Undoubled::default());
         }
-        let removes: Vec<DataFile> = files.into_iter().enumerate().filter(|(at, _)| meant.contains(at)).map(|(_, file)| file).collect();
+        let removes: Vec<DataFile> = files
+            .into_iter()
+            .enumerate()
+            .filter(|(at, _)| meant.contains(at))
+            .map(|(_, file)| file)
+            .collect();
         // Asked once a row: the first of each stays.
         let left = Mutex::new(doubled.clone());
-        let goes = move |id: &str| ObjectId::parse(id).is_some_and(|id| doubled.contains(&id) && !left.lock().remove(&id));
+        let goes = move |id: &str| {
+            ObjectId::parse(id).is_some_and(|id| doubled.contains(&id) && !left.lock().remove(&id))
+        };
         let rewriter = Rewriter {
             store: self.store.clone(),
             spec: self.spec.clone(),
@@ -67,13 +80,15 @@ impl Doubles<'_> {
             threads: None,
             goes: Some(Arc::new(goes)),
         };
-        let bin = Bin { partition: Default::default(), inputs: removes.clone(), cuts: Vec::new(), why: Why::Small };
+        let bin =
+            Bin { partition: Default::default(), inputs: removes.clone(), cuts: Vec::new(), why: Why::Small };
         Ok(Undoubled { removes, adds: rewriter.run(&bin, ()).await? })
     }
 
     async fn ids(&self, file: &DataFile, mut each: impl FnMut(ObjectId)) -> Result<(), ParquetError> {
         let id = self.spec.id_column();
-        let mut batches = read::stream(self.store, &self.spec, file, None, READING, |name| name == id).await?;
+        let mut batches =
+            read::stream(self.store, &self.spec, file, None, READING, |name| name == id).await?;
         while let Some(batch) = batches.next().await {
             let batch = batch?;
             let ids = read::ids(&self.spec, &batch).into_iter().flatten();

@@ -1,5 +1,5 @@
-//! A lake whose parts don't fit together any more: the ledger is filled up from the rows of the tables, and tables from the files in
-//! their folders.
+//! A lake whose parts don't fit together any more: the ledger is filled up from the rows of the tables, and
+//! tables from the files in their folders.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use crate::maintain::compact::as_it_is;
 use crate::maintain::lease;
 use crate::maintain::vacuum::{ListedFile, list};
 use crate::table::{
-    Absent, Change, DataFile, FAILURES_TABLE, Findings, LEDGER_TABLE, Repair, Replaced, TableError, TableSpec, Upkeep, file_location,
+    Absent, Change, DataFile, FAILURES_TABLE, Findings, LEDGER_TABLE, Repair, Replaced, TableError,
+    TableSpec, Upkeep, file_location,
 };
 
 /// What a log alone tells, and files don't.
@@ -36,25 +37,30 @@ pub struct Mender {
 }
 
 impl Mender {
-    /// Makes what can be made of it. What was mended, and what was lost, goes to `tell`: before the last step, after which the lake is
-    /// taken for whole again, so that nothing is lost that nobody was told of; and once more if there is more to tell.
+    /// Makes what can be made of it. What was mended, and what was lost, goes to `tell`: before the last
+    /// step, after which the lake is taken for whole again, so that nothing is lost that nobody was told of;
+    /// and once more if there is more to tell.
     pub async fn run(&self, tell: &mut (dyn FnMut(Findings) + Send)) -> Result<(), RepairError> {
         if !Repair::is_lake(&self.store).await? {
             return Err(TableError::NoLake { url: self.store.url.to_string() }.into());
         }
-        let held = lease::Lease::take(&self.store, "repair", lease::TERM, None).await?.ok_or(RepairError::Busy)?;
+        let held =
+            lease::Lease::take(&self.store, "repair", lease::TERM, None).await?.ok_or(RepairError::Busy)?;
         let done = self.mend(tell).await;
         held.give_back().await;
         done
     }
 
     async fn mend(&self, tell: &mut (dyn FnMut(Findings) + Send)) -> Result<(), RepairError> {
-        let specs: Vec<TableSpec> = self.tables.log_types.iter().chain([&self.tables.failures]).cloned().collect();
+        let specs: Vec<TableSpec> =
+            self.tables.log_types.iter().chain([&self.tables.failures]).cloned().collect();
         let gone = self.drop_gone_of_ledger().await?;
         let mut repair = Repair::open(self.store.clone(), &specs).await?;
         repair.findings.mended.extend(gone);
         let names: Vec<String> = repair.tables().map(str::to_owned).collect();
-        let is_there = |name: &&String| names.contains(name) || repair.absent.iter().any(|absent| absent.spec.name == **name);
+        let is_there = |name: &&String| {
+            names.contains(name) || repair.absent.iter().any(|absent| absent.spec.name == **name)
+        };
         if let Some(name) = self.searched.iter().find(|name| !is_there(name)) {
             return Err(RepairError::NoTable { name: name.clone(), there: names.join(", ") });
         }
@@ -82,7 +88,8 @@ impl Mender {
         Ok(())
     }
 
-    /// Takes files out of the ledger that are gone: its rows are then told of anew, as far as tables and files tell. What was done.
+    /// Takes files out of the ledger that are gone: its rows are then told of anew, as far as tables and
+    /// files tell. What was done.
     async fn drop_gone_of_ledger(&self) -> Result<Vec<String>, RepairError> {
         // One that can't be opened is mended first.
         let Ok(Some((mut ledger, named))) = self.open(LEDGER_TABLE).await else { return Ok(Vec::new()) };
@@ -95,14 +102,17 @@ impl Mender {
     async fn undouble(&self, repair: &mut Repair) -> Result<(), RepairError> {
         let Some((mut ledger, files)) = self.open(LEDGER_TABLE).await? else { return Ok(()) };
         let spec = Arc::new(as_it_is(&ledger, &self.tables.ledger)?);
-        let Undoubled { removes, adds } = Doubles { store: &self.store, spec, target: self.target, memory: self.memory }.run(files).await?;
+        let Undoubled { removes, adds } =
+            Doubles { store: &self.store, spec, target: self.target, memory: self.memory }.run(files).await?;
         if removes.is_empty() {
             return Ok(());
         }
         self.replace(&mut ledger, &removes, &adds).await?;
         repair.goes_past().await?;
         let count = rows(&removes) - rows(&adds);
-        repair.findings.mended.push(format!("{LEDGER_TABLE}: {count} rows of objects that others of its rows are of, too, are taken out"));
+        repair.findings.mended.push(format!(
+            "{LEDGER_TABLE}: {count} rows of objects that others of its rows are of, too, are taken out"
+        ));
         Ok(())
     }
 
@@ -118,19 +128,26 @@ impl Mender {
         }
         repair.make_anew(&spec, &salvaged.files).await?;
         let found = found(&salvaged.files);
-        repair.findings.mended.push(format!("{name}: {}; it is made anew, with {found} in its folder{COMES_BACK}", absent.why));
+        repair
+            .findings
+            .mended
+            .push(format!("{name}: {}; it is made anew, with {found} in its folder{COMES_BACK}", absent.why));
         report(repair, name, salvaged);
         Ok(true)
     }
 
-    /// Makes a table whole from the files in its folder, if some that it names are gone or the ledger's log does not go back far enough. False: there
-    /// was no need.
+    /// Makes a table whole from the files in its folder, if some that it names are gone or the ledger's log
+    /// does not go back far enough. False: there was no need.
     async fn make_whole(&self, repair: &mut Repair, name: &str) -> Result<bool, RepairError> {
         let Some((mut table, named)) = self.open(name).await? else { return Ok(false) };
         let listed = list(&self.store, name).await?;
         let (named, gone) = self.sort_out(name, named, &listed);
         let (_, never) = self.sort_out(name, repair.pending(name), &listed);
-        if gone.is_empty() && never.is_empty() && !repair.is_behind(name) && !self.searched.iter().any(|searched| searched == name) {
+        if gone.is_empty()
+            && never.is_empty()
+            && !repair.is_behind(name)
+            && !self.searched.iter().any(|searched| searched == name)
+        {
             return Ok(false);
         }
         let spec = Arc::new(as_it_is(&table, &self.tables.named(name))?);
@@ -143,20 +160,34 @@ impl Mender {
             repair.findings.mended.push(is_gone(name, file));
         }
         if !salvaged.files.is_empty() {
-            repair.findings.mended.push(format!("{name}: {} in its folder are brought in{COMES_BACK}", found(&salvaged.files)));
+            repair
+                .findings
+                .mended
+                .push(format!("{name}: {} in its folder are brought in{COMES_BACK}", found(&salvaged.files)));
         }
         report(repair, name, salvaged);
         Ok(true)
     }
 
-    /// Brings in what a table lacks of objects that only a ledger of before knew. What was taken out of the table stays out.
-    async fn complete(&self, repair: &mut Repair, name: &str, objects: &HashMap<ObjectId, u64>) -> Result<(), RepairError> {
+    /// Brings in what a table lacks of objects that only a ledger of before knew. What was taken out of the
+    /// table stays out.
+    async fn complete(
+        &self,
+        repair: &mut Repair,
+        name: &str,
+        objects: &HashMap<ObjectId, u64>,
+    ) -> Result<(), RepairError> {
         let Some((mut table, named)) = self.open(name).await? else { return Ok(()) };
         let taken_out = table.tombstones().await?;
-        let listed: Vec<ListedFile> =
-            list(&self.store, name).await?.into_iter().filter(|file| !taken_out.contains_key(&file.path)).collect();
+        let listed: Vec<ListedFile> = list(&self.store, name)
+            .await?
+            .into_iter()
+            .filter(|file| !taken_out.contains_key(&file.path))
+            .collect();
         let spec = Arc::new(as_it_is(&table, &self.tables.named(name))?);
-        let told = |row: RowId| if objects.contains_key(&row.object) { told(repair, name, row) } else { Told::Nothing };
+        let told = |row: RowId| {
+            if objects.contains_key(&row.object) { told(repair, name, row) } else { Told::Nothing }
+        };
         let salvaged = self.salvage(spec, &told).run(&named, &listed).await?;
         self.replace(&mut table, &[], &salvaged.files).await?;
         let (lacks, found) = (objects.values().sum::<u64>(), rows(&salvaged.files));
@@ -183,8 +214,10 @@ impl Mender {
         }
         let landed = Refill { store: &self.store, tables: &self.tables }.landed().await?;
         for name in names {
-            let (landed, there) =
-                (landed.get(name).copied().unwrap_or_default(), self.open(name).await?.map_or(0, |(_, files)| rows(&files)));
+            let (landed, there) = (
+                landed.get(name).copied().unwrap_or_default(),
+                self.open(name).await?.map_or(0, |(_, files)| rows(&files)),
+            );
             if there < landed {
                 findings.lost.push(format!(
                     "{name}: of {landed} rows that landed, {} are in no file of its folder: they expired, were taken out, or are lost; put back \
@@ -213,13 +246,23 @@ impl Mender {
     }
 
     /// Those of these files that are there, and those that are gone.
-    fn sort_out(&self, name: &str, files: Vec<DataFile>, listed: &[ListedFile]) -> (Vec<DataFile>, Vec<DataFile>) {
+    fn sort_out(
+        &self,
+        name: &str,
+        files: Vec<DataFile>,
+        listed: &[ListedFile],
+    ) -> (Vec<DataFile>, Vec<DataFile>) {
         let place = |path: &str| file_location(&self.store, name, path);
         let there: HashSet<_> = listed.iter().map(|file| place(&file.path)).collect();
         files.into_iter().partition(|file| there.contains(&place(&file.path)))
     }
 
-    async fn replace(&self, table: &mut Upkeep, gone: &[DataFile], files: &[DataFile]) -> Result<(), RepairError> {
+    async fn replace(
+        &self,
+        table: &mut Upkeep,
+        gone: &[DataFile],
+        files: &[DataFile],
+    ) -> Result<(), RepairError> {
         if gone.is_empty() && files.is_empty() {
             return Ok(());
         }

@@ -1,7 +1,8 @@
 //! A lake whose parts don't fit together any more, made whole as far as it can be.
 //!
 //! ```text
-//! mender:  doubles (out of the ledger) → refill (the ledger, from tables and old files) → salvage (tables, from files in their folders)
+//! mender:  doubles (out of the ledger) → refill (the ledger, from tables and old files)
+//!                                      → salvage (tables, from the files in their folders)
 //! ```
 
 mod salvage;
@@ -47,7 +48,9 @@ pub enum RepairError {
     #[error(transparent)]
     Time(#[from] StoreError),
     /// A file of a table can't be read.
-    #[error("{location}: can't be read: {source}; restore it, or take it out of the table, then run it again")]
+    #[error(
+        "{location}: can't be read: {source}; restore it, or take it out of the table, then run it again"
+    )]
     Read {
         /// The file's path in the store.
         location: String,

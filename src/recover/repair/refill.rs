@@ -22,7 +22,9 @@ use crate::land::batch::Tables;
 use crate::land::ledger_rows::{ObjectOutcome, ledger_rows};
 use crate::maintain::vacuum::{ListedFile, list};
 use crate::schema::Standard;
-use crate::table::{DataFile, FAILURES_TABLE, LEDGER_TABLE, Landing, Repair, TableError, file_location, open_tables};
+use crate::table::{
+    DataFile, FAILURES_TABLE, LEDGER_TABLE, Landing, Repair, TableError, file_location, open_tables,
+};
 
 /// Objects, and a batch at most, that one commit tells the ledger of.
 const TOGETHER: usize = 20_000;
@@ -57,17 +59,23 @@ struct Told {
 }
 
 impl Told {
-    /// A row of the same record tells that a reject was replayed; and anything else of its object, if it is the whole of that.
+    /// A row of the same record tells that a reject was replayed; and anything else of its object, if it is
+    /// the whole of that.
     fn find_replays(&mut self, id: ObjectId, old: &HashSet<ObjectId>) {
         let has_landed = self.rejects.len() > 1 || !self.rows.is_empty();
-        let was_replayed = old.contains(&ObjectId::of_replay(RowId { object: id, offset: RowId::WHOLE_OBJECT }));
+        let was_replayed =
+            old.contains(&ObjectId::of_replay(RowId { object: id, offset: RowId::WHOLE_OBJECT }));
         if has_landed && (was_replayed || self.rejects.contains(RowId::WHOLE_OBJECT)) {
             self.replayed.insert(RowId::WHOLE_OBJECT);
         }
     }
 
     fn is_there(&self, table: &str) -> u64 {
-        if table == FAILURES_TABLE { self.rejects.len() } else { self.rows.get(table).copied().unwrap_or_default() }
+        if table == FAILURES_TABLE {
+            self.rejects.len()
+        } else {
+            self.rows.get(table).copied().unwrap_or_default()
+        }
     }
 }
 
@@ -80,7 +88,8 @@ impl Refill<'_> {
         let taken_out = repair.taken_out().into_iter().map(|object| (ObjectId(object), Told::default()));
         let mut unknown: Unknown = taken_out.collect();
         // Rejects come first: a row of the same record tells that one was replayed.
-        let (rejects, others): (Vec<_>, Vec<_>) = repair.tables().map(str::to_owned).partition(|name| name == FAILURES_TABLE);
+        let (rejects, others): (Vec<_>, Vec<_>) =
+            repair.tables().map(str::to_owned).partition(|name| name == FAILURES_TABLE);
         for name in rejects.into_iter().chain(others) {
             self.look(repair, &name, &old, &mut unknown).await?;
         }
@@ -100,12 +109,17 @@ impl Refill<'_> {
             self.note(repair, &together).await?;
         }
         let forgotten = unknown.values().filter(|told| !told.is_remembered).count();
-        let mut outcomes: Vec<ObjectOutcome> = unknown.iter().flat_map(|(id, told)| outcomes(*id, told)).collect();
+        let mut outcomes: Vec<ObjectOutcome> =
+            unknown.iter().flat_map(|(id, told)| outcomes(*id, told)).collect();
         outcomes.sort_unstable_by_key(|outcome| outcome.entry().0);
         for outcomes in outcomes.chunks(TOGETHER) {
-            self.note(repair, &[ledger_rows(&self.tables.ledger, outcomes, self.store.clock.now_micros())]).await?;
+            self.note(repair, &[ledger_rows(&self.tables.ledger, outcomes, self.store.clock.now_micros())])
+                .await?;
         }
-        repair.findings.mended.push(format!("{LEDGER_TABLE}: told of {} objects that had landed", unknown.len()));
+        repair
+            .findings
+            .mended
+            .push(format!("{LEDGER_TABLE}: told of {} objects that had landed", unknown.len()));
         if forgotten > 0 {
             repair.findings.lost.push(format!(
                 "{LEDGER_TABLE}: of {forgotten} of these objects it is not known where they came from; the last of them may lack rows in a table \
@@ -126,7 +140,10 @@ impl Refill<'_> {
                 }
             })
             .await
-            .map_err(|source| RepairError::Read { location: file.location(self.store, LEDGER_TABLE).to_string(), source })?;
+            .map_err(|source| RepairError::Read {
+                location: file.location(self.store, LEDGER_TABLE).to_string(),
+                source,
+            })?;
         }
         Ok(landed.into_iter().map(|(table, rows)| (table, rows.max(0) as u64)).collect())
     }
@@ -136,7 +153,11 @@ impl Refill<'_> {
         Ok(ledger.map(|ledger| ledger.files()).transpose()?.unwrap_or_default())
     }
 
-    async fn read_ledger(&self, file: &DataFile, mut each: impl FnMut(&RecordBatch)) -> Result<(), ParquetError> {
+    async fn read_ledger(
+        &self,
+        file: &DataFile,
+        mut each: impl FnMut(&RecordBatch),
+    ) -> Result<(), ParquetError> {
         let spec = &self.tables.ledger;
         let mut batches = read::stream(self.store, spec, file, None, READING, |_| true).await?;
         while let Some(batch) = batches.next().await {
@@ -146,11 +167,20 @@ impl Refill<'_> {
     }
 
     /// Reads which objects a table's rows are of, as far as the ledger does not know them.
-    async fn look(&self, repair: &mut Repair, name: &str, old: &HashSet<ObjectId>, unknown: &mut Unknown) -> Result<(), RepairError> {
+    async fn look(
+        &self,
+        repair: &mut Repair,
+        name: &str,
+        old: &HashSet<ObjectId>,
+        unknown: &mut Unknown,
+    ) -> Result<(), RepairError> {
         let table = match open_tables(self.store, &[name.to_owned()]).await {
             Ok(mut tables) => tables.remove(0),
             Err(error @ TableError::Layout { .. }) => {
-                repair.findings.lost.push(format!("it stays as it is, and what is in it does not count: {error}"));
+                repair
+                    .findings
+                    .lost
+                    .push(format!("it stays as it is, and what is in it does not count: {error}"));
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
@@ -159,8 +189,13 @@ impl Refill<'_> {
         let spec = self.tables.named(name);
         let wanted = [Standard::RowId, Standard::EventTime, Standard::SourceId].map(Standard::name);
         for file in table.files()? {
-            let failed = |source| RepairError::Read { location: file.location(self.store, name).to_string(), source };
-            let mut batches = match read::stream(self.store, &spec, &file, None, READING, |column| wanted.contains(&column)).await {
+            let failed =
+                |source| RepairError::Read { location: file.location(self.store, name).to_string(), source };
+            let mut batches = match read::stream(self.store, &spec, &file, None, READING, |column| {
+                wanted.contains(&column)
+            })
+            .await
+            {
                 // The table is made whole from the other files of its folder.
                 Err(error) if read::is_gone(&error) => continue,
                 other => other.map_err(failed)?,
@@ -172,13 +207,19 @@ impl Refill<'_> {
         Ok(())
     }
 
-    /// The rows that a ledger of before had of these objects, out of files that the ledger's log does not name any more.
+    /// The rows that a ledger of before had of these objects, out of files that the ledger's log does not
+    /// name any more.
     async fn remember(&self, unknown: &mut Unknown) -> Result<Vec<RecordBatch>, RepairError> {
-        let replays = unknown.iter().flat_map(|(id, told)| told.replayed.iter().map(|offset| RowId { object: *id, offset }));
-        let replays: HashMap<ObjectId, RowId> = replays.map(|reject| (ObjectId::of_replay(reject), reject)).collect();
+        let replays = unknown
+            .iter()
+            .flat_map(|(id, told)| told.replayed.iter().map(|offset| RowId { object: *id, offset }));
+        let replays: HashMap<ObjectId, RowId> =
+            replays.map(|reject| (ObjectId::of_replay(reject), reject)).collect();
         let named = self.named().await?;
         let mut remembered = Vec::new();
-        for listed in list(self.store, LEDGER_TABLE).await?.into_iter().filter(|listed| !named.contains(&listed.path)) {
+        for listed in
+            list(self.store, LEDGER_TABLE).await?.into_iter().filter(|listed| !named.contains(&listed.path))
+        {
             // What can't be read tells nothing.
             let Ok(file) = self.describe(&listed).await else { continue };
             drop(self.read_ledger(&file, |rows| remembered.extend(recall(rows, unknown, &replays))).await);
@@ -190,9 +231,13 @@ impl Refill<'_> {
     async fn old_ids(&self, repair: &Repair) -> Result<HashSet<ObjectId>, RepairError> {
         let (named, spec) = (self.named().await?, &self.tables.ledger);
         let mut old = HashSet::new();
-        for listed in list(self.store, LEDGER_TABLE).await?.into_iter().filter(|listed| !named.contains(&listed.path)) {
+        for listed in
+            list(self.store, LEDGER_TABLE).await?.into_iter().filter(|listed| !named.contains(&listed.path))
+        {
             let Ok(file) = self.describe(&listed).await else { continue };
-            let Ok(mut batches) = read::stream(self.store, spec, &file, None, READING, |name| name == spec.id_column()).await else {
+            let Ok(mut batches) =
+                read::stream(self.store, spec, &file, None, READING, |name| name == spec.id_column()).await
+            else {
                 continue;
             };
             // What can't be read tells nothing.
@@ -209,7 +254,9 @@ impl Refill<'_> {
     }
 
     async fn describe(&self, listed: &ListedFile) -> Result<DataFile, ParquetError> {
-        let footer = read::footer(self.store, file_location(self.store, LEDGER_TABLE, &listed.path), listed.size).await?;
+        let footer =
+            read::footer(self.store, file_location(self.store, LEDGER_TABLE, &listed.path), listed.size)
+                .await?;
         Ok(write::describe(&self.tables.ledger, &listed.path, listed.size, listed.written_ms, &footer))
     }
 
@@ -218,11 +265,14 @@ impl Refill<'_> {
         let spec = &self.tables.ledger;
         let ids = rows.iter().filter_map(|rows| read::ids(spec, rows)).flat_map(StringViewArray::iter);
         let objects = ids.flatten().filter_map(ObjectId::parse).map(|object| object.0).collect();
-        let EncodedFile { file, bytes } = write::encode(spec, rows).next().expect("an unpartitioned table's rows are one file")?;
+        let EncodedFile { file, bytes } =
+            write::encode(spec, rows).next().expect("an unpartitioned table's rows are one file")?;
         let path = file.location(self.store, LEDGER_TABLE);
         let put = self.store.objects.put(&path, PutPayload::from(bytes)).await;
         put.map_err(|source| RepairError::Upload { location: path.to_string(), source })?;
-        repair.note(&Landing { batch: new_uuid().to_string(), objects, adds: BTreeMap::new() }, &file).await?;
+        repair
+            .note(&Landing { batch: new_uuid().to_string(), objects, adds: BTreeMap::new() }, &file)
+            .await?;
         Ok(())
     }
 }
@@ -231,16 +281,22 @@ impl Refill<'_> {
 fn tell(repair: &Repair, name: &str, batch: &RecordBatch, old: &HashSet<ObjectId>, unknown: &mut Unknown) {
     let column = |of: Standard| batch.column_by_name(of.name());
     let Some(ids) = column(Standard::RowId).and_then(|ids| ids.as_string_view_opt()) else { return };
-    let times = column(Standard::EventTime).and_then(|times| times.as_primitive_opt::<TimestampMicrosecondType>());
+    let times =
+        column(Standard::EventTime).and_then(|times| times.as_primitive_opt::<TimestampMicrosecondType>());
     let sources = column(Standard::SourceId).and_then(|sources| sources.as_string_view_opt());
     for (row, id) in ids.iter().enumerate() {
         let Some(id) = id.and_then(RowId::parse) else { continue };
         let RowId { object, offset } = id;
-        // Its reject may have left its table long ago: the old ledger tells of the replay, and this row that it landed.
-        let is_replay = |offset| !old.is_empty() && old.contains(&ObjectId::of_replay(RowId { object, offset }));
+        // Its reject may have left its table long ago: the old ledger tells of the replay, and this row that
+        // it landed.
+        let is_replay =
+            |offset| !old.is_empty() && old.contains(&ObjectId::of_replay(RowId { object, offset }));
         let was_replayed = name != FAILURES_TABLE && is_replay(offset);
         if repair.contains(object.0) {
-            for offset in [offset, RowId::WHOLE_OBJECT].into_iter().filter(|offset| name != FAILURES_TABLE && is_replay(*offset)) {
+            for offset in [offset, RowId::WHOLE_OBJECT]
+                .into_iter()
+                .filter(|offset| name != FAILURES_TABLE && is_replay(*offset))
+            {
                 let told = unknown.entry(object).or_default();
                 (told.is_known, told.is_remembered) = (true, true);
                 told.replayed.insert(offset);
@@ -248,7 +304,8 @@ fn tell(repair: &Repair, name: &str, batch: &RecordBatch, old: &HashSet<ObjectId
             continue;
         }
         let told = unknown.entry(object).or_default();
-        told.source_id = sources.filter(|sources| sources.is_valid(row)).map(|sources| sources.value(row).to_owned());
+        told.source_id =
+            sources.filter(|sources| sources.is_valid(row)).map(|sources| sources.value(row).to_owned());
         if name == FAILURES_TABLE {
             told.rejects.insert(offset);
             continue;
@@ -263,7 +320,11 @@ fn tell(repair: &Repair, name: &str, batch: &RecordBatch, old: &HashSet<ObjectId
 }
 
 /// The rows of a ledger of before that are of unknown objects, or of replays of their rejects, each once.
-fn recall(rows: &RecordBatch, unknown: &mut Unknown, replays: &HashMap<ObjectId, RowId>) -> Option<RecordBatch> {
+fn recall(
+    rows: &RecordBatch,
+    unknown: &mut Unknown,
+    replays: &HashMap<ObjectId, RowId>,
+) -> Option<RecordBatch> {
     let ids = rows.column_by_name("object_id")?.as_string_view_opt()?;
     let mut is_wanted = |(row, id): (usize, Option<&str>)| {
         let id = id.and_then(ObjectId::parse)?;
@@ -297,18 +358,25 @@ fn lacking(unknown: &Unknown) -> Lacking {
     lacking
 }
 
-/// How many rows a row of the ledger tells of, by table; of rejects fewer than none if it is that of a replay.
+/// How many rows a row of the ledger tells of, by table; of rejects fewer than none if it is that of a
+/// replay.
 fn landed_rows(ledger: &RecordBatch, row: usize) -> Vec<(String, i64)> {
-    let rows = ledger.column_by_name("rows").and_then(|rows| rows.as_map_opt()).filter(|rows| rows.is_valid(row));
+    let rows =
+        ledger.column_by_name("rows").and_then(|rows| rows.as_map_opt()).filter(|rows| rows.is_valid(row));
     let of_tables = rows.map(|rows| rows.value(row)).into_iter().flat_map(|entries| {
-        let (tables, counts) = (entries.column(0).as_string_view().clone(), entries.column(1).as_primitive::<Int64Type>().clone());
+        let (tables, counts) = (
+            entries.column(0).as_string_view().clone(),
+            entries.column(1).as_primitive::<Int64Type>().clone(),
+        );
         (0..entries.len()).map(move |at| (tables.value(at).to_owned(), counts.value(at))).collect::<Vec<_>>()
     });
-    let rejects = ledger.column_by_name("rejects").and_then(|rejects| rejects.as_primitive_opt::<Int64Type>());
+    let rejects =
+        ledger.column_by_name("rejects").and_then(|rejects| rejects.as_primitive_opt::<Int64Type>());
     of_tables.chain(rejects.map(|rejects| (FAILURES_TABLE.to_owned(), rejects.value(row)))).collect()
 }
 
-/// The rows of the ledger that stand for what is known of an object: its own, unless it is there, and those of its replays.
+/// The rows of the ledger that stand for what is known of an object: its own, unless it is there, and those
+/// of its replays.
 fn outcomes(id: ObjectId, told: &Told) -> Vec<ObjectOutcome> {
     let Told { rows, rejects, replayed, times, source_id, is_remembered, remembered, .. } = told;
     let object = Object {
@@ -322,8 +390,14 @@ fn outcomes(id: ObjectId, told: &Told) -> Vec<ObjectOutcome> {
         source_label: None,
     };
     let counts = BTreeMap::from_iter((!rejects.is_empty()).then_some((Reason::Unclassified, rejects.len())));
-    let own =
-        ObjectOutcome { object: object.clone(), replayed: None, rows: rows.clone(), rejects: counts, skipped: 0, event_times: *times };
+    let own = ObjectOutcome {
+        object: object.clone(),
+        replayed: None,
+        rows: rows.clone(),
+        rejects: counts,
+        skipped: 0,
+        event_times: *times,
+    };
     let replays = (replayed - remembered).into_iter().map(|offset| ObjectOutcome {
         object: object.clone(),
         replayed: Some(RowId { object: id, offset }),

@@ -1,8 +1,9 @@
-//! Rows that landed in a table and that its log does not name any more: looked for in the files below its folder, by their ids.
+//! Rows that landed in a table and that its log does not name any more: looked for in the files below its
+//! folder, by their ids.
 //!
-//! A merge's outputs hold the rows of its inputs, and both may lie there, whole or in part. So nothing is told from the files' names:
-//! each row is taken once, from the largest file that has it. A file all of whose rows are wanted is taken as it is; of another
-//! the wanted rows are written anew.
+//! A merge's outputs hold the rows of its inputs, and both may lie there, whole or in part. So nothing is
+//! told from the files' names: each row is taken once, from the largest file that has it. A file all of whose
+//! rows are wanted is taken as it is; of another the wanted rows are written anew.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -90,14 +91,20 @@ impl Salvage<'_> {
     pub async fn run(&self, named: &[DataFile], listed: &[ListedFile]) -> Result<Salvaged, RepairError> {
         let mut folders: BTreeMap<&str, Vec<&ListedFile>> = BTreeMap::new();
         let known: HashSet<_> = named.iter().map(|file| file.location(self.store, &self.spec.name)).collect();
-        for file in listed.iter().filter(|file| !known.contains(&file_location(self.store, &self.spec.name, &file.path))) {
+        for file in listed
+            .iter()
+            .filter(|file| !known.contains(&file_location(self.store, &self.spec.name, &file.path)))
+        {
             folders.entry(folder(&file.path)).or_default().push(file);
         }
         let mut found = Salvaged::default();
         for (name, mut files) in folders {
             let mut rows = Rows::default();
             for file in named.iter().filter(|file| folder(&file.path) == name) {
-                let failed = |source| RepairError::Read { location: file.location(self.store, &self.spec.name).to_string(), source };
+                let failed = |source| RepairError::Read {
+                    location: file.location(self.store, &self.spec.name).to_string(),
+                    source,
+                };
                 self.ids(file, |id| _ = id.map(|id| rows.insert(id))).await.map_err(failed)?;
             }
             files.sort_unstable_by(|a, b| b.size.cmp(&a.size).then_with(|| a.path.cmp(&b.path)));
@@ -110,9 +117,14 @@ impl Salvage<'_> {
         Ok(found)
     }
 
-    /// Takes what a file has that is wanted and was in none before. Of a file that can't be read nothing is taken, and its rows are still looked
-    /// for in the others.
-    async fn take(&self, listed: &ListedFile, rows: &mut Rows, found: &mut Salvaged) -> Result<Result<(), ParquetError>, RewriteError> {
+    /// Takes what a file has that is wanted and was in none before. Of a file that can't be read nothing is
+    /// taken, and its rows are still looked for in the others.
+    async fn take(
+        &self,
+        listed: &ListedFile,
+        rows: &mut Rows,
+        found: &mut Salvaged,
+    ) -> Result<Result<(), ParquetError>, RewriteError> {
         let place = file_location(self.store, &self.spec.name, &listed.path);
         let footer = match read::footer(self.store, place, listed.size).await {
             Ok(footer) => footer,
@@ -129,7 +141,9 @@ impl Salvage<'_> {
             .ids(&file, |id| {
                 all += 1;
                 match id.map_or(Told::Nothing, self.told) {
-                    Told::Landed => taken += id.map_or(0, |id| u64::from(!rows.contains(id) && fresh.insert(id))),
+                    Told::Landed => {
+                        taken += id.map_or(0, |id| u64::from(!rows.contains(id) && fresh.insert(id)))
+                    }
                     Told::Replayed => {}
                     Told::Nothing => unwanted += 1,
                 }
@@ -173,11 +187,13 @@ impl Salvage<'_> {
     /// Goes through the ids of a file's rows; none for those that are not of our writing.
     async fn ids(&self, file: &DataFile, mut each: impl FnMut(Option<RowId>)) -> Result<(), ParquetError> {
         let id = self.spec.id_column();
-        let mut batches = read::stream(self.store, &self.spec, file, None, READING, |name| name == id).await?;
+        let mut batches =
+            read::stream(self.store, &self.spec, file, None, READING, |name| name == id).await?;
         while let Some(batch) = batches.next().await {
             let batch = batch?;
             match read::ids(&self.spec, &batch) {
-                Some(ids) => (0..ids.len()).for_each(|row| each(ids.is_valid(row).then(|| RowId::parse(ids.value(row))).flatten())),
+                Some(ids) => (0..ids.len())
+                    .for_each(|row| each(ids.is_valid(row).then(|| RowId::parse(ids.value(row))).flatten())),
                 None => (0..batch.num_rows()).for_each(|_| each(None)),
             }
         }
@@ -187,9 +203,15 @@ impl Salvage<'_> {
 
 /// How a table is partitioned whose files lie in these folders; none if they don't tell.
 pub fn partitioning(listed: &[ListedFile]) -> Option<Partitioning> {
-    let columns =
-        |file: &ListedFile| folder(&file.path).split('/').filter_map(|part| Some(part.split_once('=')?.0.to_owned())).collect::<Vec<_>>();
-    listed.iter().find_map(|file| [Partitioning::Hour, Partitioning::Day].into_iter().find(|by| columns(file) == by.columns()))
+    let columns = |file: &ListedFile| {
+        folder(&file.path)
+            .split('/')
+            .filter_map(|part| Some(part.split_once('=')?.0.to_owned()))
+            .collect::<Vec<_>>()
+    };
+    listed.iter().find_map(|file| {
+        [Partitioning::Hour, Partitioning::Day].into_iter().find(|by| columns(file) == by.columns())
+    })
 }
 
 fn folder(path: &str) -> &str {

@@ -34,8 +34,13 @@ impl MemoryQueue {
 
     /// Sends a message.
     pub fn send(&self, body: impl Into<String>) {
-        let message =
-            Message { id: new_uuid().to_string(), receipt: String::new(), body: body.into(), sent: Some(now_micros()), receives: 0 };
+        let message = Message {
+            id: new_uuid().to_string(),
+            receipt: String::new(),
+            body: body.into(),
+            sent: Some(now_micros()),
+            receives: 0,
+        };
         self.held.lock().push(Held { message, hidden_until: Instant::now() });
     }
 

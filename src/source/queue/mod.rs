@@ -1,7 +1,7 @@
 //! Queues of messages: what is asked of them, of whatever make.
 //!
-//! A message that was received is hidden from others for a while (its lease): until then it has to be deleted, or the
-//! lease extended, or it comes again.
+//! A message that was received is hidden from others for a while (its lease): until then it has to be
+//! deleted, or the lease extended, or it comes again.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -78,12 +78,14 @@ pub trait Queue: Send + Sync + Debug {
     /// How long a received message stays hidden.
     async fn visibility_timeout(&self) -> Result<Duration, QueueError>;
 
-    /// Up to [`BATCH`] messages, as soon as there is one; none after `wait`. The queue says for how long they are hidden.
+    /// Up to [`BATCH`] messages, as soon as there is one; none after `wait`. The queue says for how long they
+    /// are hidden.
     async fn receive(&self, wait: Duration) -> Result<Vec<Message>, QueueError>;
 
     /// Deletes up to [`BATCH`] messages: what became of each, in the order of `receipts`.
     async fn delete(&self, receipts: &[String]) -> Result<Vec<Entry>, QueueError>;
 
-    /// Hides up to [`BATCH`] messages for `timeout` from now; zero gives them back at once. What became of each, in the order of `receipts`.
+    /// Hides up to [`BATCH`] messages for `timeout` from now; zero gives them back at once. What became of
+    /// each, in the order of `receipts`.
     async fn hide(&self, receipts: &[String], timeout: Duration) -> Result<Vec<Entry>, QueueError>;
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::{
-    BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry, MessageSystemAttributeName,
-    QueueAttributeName,
+    BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry,
+    MessageSystemAttributeName, QueueAttributeName,
 };
 use url::Url;
 
@@ -41,7 +41,8 @@ impl SqsQueue {
         let mut builder = aws_sdk_sqs::config::Builder::from(&config);
         if !at_aws && !elsewhere && access.endpoint.is_none() {
             // Not AWS, and nobody says where: where its URL is.
-            builder = builder.endpoint_url(parsed.map_or_else(String::new, |u| u.origin().ascii_serialization()));
+            builder =
+                builder.endpoint_url(parsed.map_or_else(String::new, |u| u.origin().ascii_serialization()));
         }
         Self::new(url, Client::from_conf(builder.build()))
     }
@@ -79,7 +80,8 @@ impl SqsQueue {
         Ok(answer.messages.unwrap_or_default().into_iter().map(message).collect())
     }
 
-    /// Tries each right that reading the queue needs, by IAM action. A message that it receives is given back at once.
+    /// Tries each right that reading the queue needs, by IAM action. A message that it receives is given back
+    /// at once.
     pub async fn permissions(&self) -> Vec<Permission> {
         let told = |error: QueueError| error.failure.to_string();
         let attributes = self.visibility_timeout().await.map(drop).map_err(told);
@@ -95,7 +97,12 @@ impl SqsQueue {
         // A receipt that is nobody's: whoever may ask is told that it is no good.
         let receipt = "AQEB-flarelake-check".to_owned();
         let deleted = self.client.delete_message().queue_url(&self.url).receipt_handle(&receipt).send().await;
-        let hidden = self.client.change_message_visibility().queue_url(&self.url).receipt_handle(&receipt).visibility_timeout(0);
+        let hidden = self
+            .client
+            .change_message_visibility()
+            .queue_url(&self.url)
+            .receipt_handle(&receipt)
+            .visibility_timeout(0);
         let hidden = hidden.send().await;
         let asked = |result: Result<(), Failure>| match result {
             Err(failure) if failure.kind == FailureKind::Wrong => Ok(()),
@@ -118,7 +125,8 @@ fn region_of(host: &str) -> Option<&str> {
 
 /// What became of each entry of a batch, by what the answer says of some.
 fn entries(count: usize, failed: Vec<BatchResultErrorEntry>) -> Vec<Entry> {
-    let mut failed: HashMap<String, BatchResultErrorEntry> = failed.into_iter().map(|f| (f.id.clone(), f)).collect();
+    let mut failed: HashMap<String, BatchResultErrorEntry> =
+        failed.into_iter().map(|f| (f.id.clone(), f)).collect();
     let entry = |n: usize| match failed.remove(&n.to_string()) {
         None => Entry::Done,
         Some(f) if is_lost(f.code()) => Entry::Lost,
@@ -129,7 +137,9 @@ fn entries(count: usize, failed: Vec<BatchResultErrorEntry>) -> Vec<Entry> {
 
 fn is_lost(code: &str) -> bool {
     // Also in the older protocol's spelling, and for a message that was deleted meanwhile.
-    ["ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidParameterValue"].iter().any(|lost| code.contains(lost))
+    ["ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidParameterValue"]
+        .iter()
+        .any(|lost| code.contains(lost))
 }
 
 #[async_trait]
@@ -153,7 +163,8 @@ impl Queue for SqsQueue {
     async fn delete(&self, receipts: &[String]) -> Result<Vec<Entry>, QueueError> {
         let mut request = self.client.delete_message_batch().queue_url(&self.url);
         for (n, receipt) in receipts.iter().enumerate() {
-            let entry = DeleteMessageBatchRequestEntry::builder().id(n.to_string()).receipt_handle(receipt).build();
+            let entry =
+                DeleteMessageBatchRequestEntry::builder().id(n.to_string()).receipt_handle(receipt).build();
             request = request.entries(entry.expect("id and receipt are set"));
         }
         let answer = request.send().await.map_err(self.failed(DELETE))?;
@@ -164,8 +175,10 @@ impl Queue for SqsQueue {
         let seconds = timeout.as_secs().min(MOST_SECONDS) as i32;
         let mut request = self.client.change_message_visibility_batch().queue_url(&self.url);
         for (n, receipt) in receipts.iter().enumerate() {
-            let entry = ChangeMessageVisibilityBatchRequestEntry::builder().id(n.to_string()).receipt_handle(receipt);
-            request = request.entries(entry.visibility_timeout(seconds).build().expect("id and receipt are set"));
+            let entry =
+                ChangeMessageVisibilityBatchRequestEntry::builder().id(n.to_string()).receipt_handle(receipt);
+            request =
+                request.entries(entry.visibility_timeout(seconds).build().expect("id and receipt are set"));
         }
         let answer = request.send().await.map_err(self.failed(HIDE))?;
         Ok(entries(receipts.len(), answer.failed))

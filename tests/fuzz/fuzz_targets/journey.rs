@@ -1,5 +1,5 @@
-//! Any bytes through inflate, split and decode: no panic, no record lost track of, and the same rows and rejects
-//! whether the bytes come whole or in pieces.
+//! Any bytes through inflate, split and decode: no panic, no record lost track of, and the same rows and
+//! rejects whether the bytes come whole or in pieces.
 #![no_main]
 
 use flarelake::decode::decoder::{Counts, Decoder, RecordLimits};

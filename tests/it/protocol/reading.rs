@@ -18,7 +18,15 @@ enum Standing {
 impl Stage {
     /// Whether it is the ledger that is read, or the table.
     pub fn is_of_ledger(self) -> bool {
-        !matches!(self, Self::Project | Self::Snapshot | Self::Compact | Self::Candidates | Self::FenceTable | Self::KeepTable)
+        !matches!(
+            self,
+            Self::Project
+                | Self::Snapshot
+                | Self::Compact
+                | Self::Candidates
+                | Self::FenceTable
+                | Self::KeepTable
+        )
     }
 
     pub fn log(self) -> usize {
@@ -48,8 +56,9 @@ impl Process {
 }
 
 impl Protocol {
-    /// Whether a log's entries can vanish, or a checkpoint stand for them. Where they can't, reading to the end in one step is as good as in many, and there is
-    /// nothing to be learned from lists: what was absent was the end.
+    /// Whether a log's entries can vanish, or a checkpoint stand for them. Where they can't, reading to the
+    /// end in one step is as good as in many, and there is nothing to be learned from lists: what was absent
+    /// was the end.
     pub fn vanish(&self, log: usize) -> bool {
         let vanish = |role: &Role| match role {
             Role::Keeper(logs) => logs.contains(&log),
@@ -158,7 +167,8 @@ impl Protocol {
             Standing::Outrun => {
                 if !self.rules.forgets && stage.log() == LEDGER {
                     let cursor = state.processes[who].cursors[LEDGER];
-                    let read = state.landings(&cursor).fold(cursor.kept, |read, (_, objects, _)| read | objects);
+                    let read =
+                        state.landings(&cursor).fold(cursor.kept, |read, (_, objects, _)| read | objects);
                     state.processes[who].cursor(stage).kept = read;
                 }
                 self.begin_anew(state, who, stage);
@@ -167,10 +177,12 @@ impl Protocol {
         }
     }
 
-    /// What was read beyond where the cursor began, or put, by a listing of the log from there on that was made after it.
+    /// What was read beyond where the cursor began, or put, by a listing of the log from there on that was
+    /// made after it.
     fn standing(&self, log: &Log, cursor: &Cursor) -> Standing {
         let newest = log.newest_checkpoint().map(|(version, _)| version);
-        let is_its_own = if cursor.starting { log.find(cursor.base) == cursor.base_entry } else { log.is_its_own(cursor) };
+        let is_its_own =
+            if cursor.starting { log.find(cursor.base) == cursor.base_entry } else { log.is_its_own(cursor) };
         match self.rules.knows_its_base {
             Base::Unknown => {}
             _ if log.find(cursor.from).is_none() && newest < Some(cursor.from) => return Standing::Gone,
@@ -178,13 +190,16 @@ impl Protocol {
             Base::Itself if log.find(cursor.from).is_none() => return Standing::Outrun,
             Base::Itself => {}
         }
-        if self.rules.sees_what_counts && (cursor.from + 1..=cursor.version).any(|version| log.find(version).is_none()) {
+        if self.rules.sees_what_counts
+            && (cursor.from + 1..=cursor.version).any(|version| log.find(version).is_none())
+        {
             return Standing::Outrun;
         }
         if self.rules.knows_its_base != Base::Unknown && !is_its_own {
             return Standing::Outrun;
         }
-        let is_soon = self.rules.doubts_by == Time::Store && log.newest_time(cursor.from) <= Some(cursor.time);
+        let is_soon =
+            self.rules.doubts_by == Time::Store && log.newest_time(cursor.from) <= Some(cursor.time);
         if newest > Some(cursor.from) && !is_soon { Standing::Outrun } else { Standing::Sure }
     }
 
@@ -216,9 +231,21 @@ impl Protocol {
         let cursor = state.processes[who].cursor(stage);
         if self.vanish(stage.log()) {
             let time = if cursor.version > cursor.from { log.time(cursor.version) } else { cursor.time };
-            *cursor = Cursor { from: cursor.version, time, stamp: seen, base_entry: None, starting: false, ..*cursor };
+            *cursor = Cursor {
+                from: cursor.version,
+                time,
+                stamp: seen,
+                base_entry: None,
+                starting: false,
+                ..*cursor
+            };
         } else {
-            *cursor = Cursor { from: cursor.version, version: cursor.version, forgot: cursor.forgot, ..Cursor::default() };
+            *cursor = Cursor {
+                from: cursor.version,
+                version: cursor.version,
+                forgot: cursor.forgot,
+                ..Cursor::default()
+            };
         }
         self.decide(state, who, stage);
     }
@@ -229,7 +256,9 @@ impl Protocol {
         let process = &mut state.processes[who];
         let is_long_since = process.takes_for_old(process.cursors[stage.log()].stamp, now);
         let cursor = process.cursor(stage);
-        let asks = self.rules.confirms && self.vanish(stage.log()) && (self.rules.doubts_by == Time::Store || is_long_since);
+        let asks = self.rules.confirms
+            && self.vanish(stage.log())
+            && (self.rules.doubts_by == Time::Store || is_long_since);
         let standing = match asks {
             true if self.rules.confirms_by_listing => self.standing(log, cursor),
             true if log.hint >= Some(cursor.version) => Standing::Outrun,
@@ -252,7 +281,8 @@ impl Protocol {
     fn not_confirmed(&self, state: &mut State, who: usize, stage: Stage) {
         let log = &state.logs[stage.log()];
         let cursor = state.processes[who].cursor(stage);
-        let puts_back = if stage.is_of_ledger() { self.rules.puts_back_in_ledger } else { self.rules.puts_back_in_table };
+        let puts_back =
+            if stage.is_of_ledger() { self.rules.puts_back_in_ledger } else { self.rules.puts_back_in_table };
         if puts_back {
             log.take_back(cursor);
         } else {
@@ -279,7 +309,8 @@ impl Protocol {
         }
     }
 
-    /// After an error a writer goes on, with its memory and the next batch; the others leave it to the next run.
+    /// After an error a writer goes on, with its memory and the next batch; the others leave it to the next
+    /// run.
     fn go_on(&self, state: &mut State, who: usize) {
         let process = &mut state.processes[who];
         match self.roles[who] {
@@ -294,7 +325,8 @@ impl Protocol {
     /// P1. The table as read was brought up to a version that the ledger as read has not.
     pub fn find_ahead(&self, state: &mut State, who: usize) -> bool {
         let txn = table(state, who).txn;
-        let is_ahead = self.rules.when_ahead != Ahead::Ignored && txn > state.processes[who].cursors[LEDGER].version;
+        let is_ahead =
+            self.rules.when_ahead != Ahead::Ignored && txn > state.processes[who].cursors[LEDGER].version;
         if is_ahead {
             state.processes[who].read(Stage::Ahead);
         }
@@ -324,7 +356,8 @@ impl Process {
     /// The next of a writer's batches that it is not done with.
     pub fn turn_to_next(&mut self, batches: &[u8]) {
         let count = batches.len() as u8;
-        let next = (1..=count).map(|step| (self.batch + step) % count).find(|batch| self.done >> batch & 1 == 0);
+        let next =
+            (1..=count).map(|step| (self.batch + step) % count).find(|batch| self.done >> batch & 1 == 0);
         (self.batch, self.objects) = next.map_or((0, 0), |batch| (batch, batches[batch as usize]));
         self.file = NONE;
     }

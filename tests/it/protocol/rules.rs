@@ -292,10 +292,16 @@ impl Next {
             Self::Confirm(Stage::Compact) => "C6 confirm",
             Self::Read(Stage::Candidates) => "V1 snapshot",
             Self::ListFiles => "V2 list files",
-            Self::Read(Stage::FenceLedger) | Self::Put(Stage::FenceLedger) | Self::Confirm(Stage::FenceLedger) => "V3 fence the ledger",
-            Self::Read(Stage::FenceTable) | Self::Put(Stage::FenceTable) | Self::Confirm(Stage::FenceTable) => "V4 fence the table",
+            Self::Read(Stage::FenceLedger)
+            | Self::Put(Stage::FenceLedger)
+            | Self::Confirm(Stage::FenceLedger) => "V3 fence the ledger",
+            Self::Read(Stage::FenceTable)
+            | Self::Put(Stage::FenceTable)
+            | Self::Confirm(Stage::FenceTable) => "V4 fence the table",
             Self::DeleteFiles => "V5 delete",
-            Self::Read(Stage::Settle) | Self::Put(Stage::Settle) | Self::Confirm(Stage::Settle) => "K0 mark what is settled",
+            Self::Read(Stage::Settle) | Self::Put(Stage::Settle) | Self::Confirm(Stage::Settle) => {
+                "K0 mark what is settled"
+            }
             Self::Read(_) => "K1 catch up",
             Self::Checkpoint(_) => "K2 checkpoint",
             Self::Hint(_) => "K2 tell of the checkpoint",
@@ -314,12 +320,20 @@ impl fmt::Display for Action {
         match self {
             Self::Step(
                 who,
-                next @ (Next::OpenElsewhere(log) | Next::CheckpointElsewhere(log) | Next::Checkpoint(log) | Next::Clean(log)),
+                next @ (Next::OpenElsewhere(log)
+                | Next::CheckpointElsewhere(log)
+                | Next::Checkpoint(log)
+                | Next::Clean(log)),
             ) => {
                 write!(f, "{who}: {} ({})", next.name(), name(*log))
             }
             Self::Step(who, next @ (Next::List(stage) | Next::ListAgain(stage, _))) => {
-                write!(f, "{who}: {} ({stage:?}, {})", next.name(), name(if stage.is_of_ledger() { LEDGER } else { TABLE }))
+                write!(
+                    f,
+                    "{who}: {} ({stage:?}, {})",
+                    next.name(),
+                    name(if stage.is_of_ledger() { LEDGER } else { TABLE })
+                )
             }
             Self::Step(who, next) => write!(f, "{who}: {}", next.name()),
             Self::Unanswered(who, next) => write!(f, "{who}: {}, S1 unanswered", next.name()),

@@ -1,8 +1,9 @@
 //! What the protocol's model is made of: two logs, files, processes, and the store's clock.
 //!
-//! A log keeps what was really put first under each version, whatever happened to it since: that is the truth which the
-//! invariants ask. What a process has read of a log is a cursor; it differs from the truth only in versions that it read
-//! after they had been removed and put anew by someone who knew nothing of that, ghosts.
+//! A log keeps what was really put first under each version, whatever happened to it since: that is the truth
+//! which the invariants ask. What a process has read of a log is a cursor; it differs from the truth only in
+//! versions that it read after they had been removed and put anew by someone who knew nothing of that,
+//! ghosts.
 
 use std::hash::{Hash, Hasher};
 
@@ -196,7 +197,8 @@ pub struct Process {
     pub files: Files,
     /// When a vacuum put its fence.
     pub fence: Tick,
-    /// The version up to which a keeper has brought the ledger into the table; that of which another engine makes a checkpoint.
+    /// The version up to which a keeper has brought the ledger into the table; that of which another engine
+    /// makes a checkpoint.
     pub mark: Version,
 }
 
@@ -236,7 +238,12 @@ impl Hash for Log {
         for Ghost { version, slot } in &self.ghosts[..self.ghosts_len as usize] {
             hasher.write_u64(u64::from(slot.word()) << 8 | u64::from(*version));
         }
-        hasher.write_u32(u32::from_be_bytes([self.len, self.ghosts_len, self.hint.unwrap_or(NEVER), self.removed.into()]));
+        hasher.write_u32(u32::from_be_bytes([
+            self.len,
+            self.ghosts_len,
+            self.hint.unwrap_or(NEVER),
+            self.removed.into(),
+        ]));
     }
 }
 
@@ -249,7 +256,8 @@ impl Hash for State {
         self.processes.iter().for_each(|process| process.hash(hasher));
         self.flight.hash(hasher);
         let Self { now, files_len, acknowledged, wrong_checkpoint, unanswered, failures, deaths, .. } = *self;
-        let left = [now, files_len, acknowledged, u8::from(wrong_checkpoint), unanswered, failures, deaths, 0];
+        let left =
+            [now, files_len, acknowledged, u8::from(wrong_checkpoint), unanswered, failures, deaths, 0];
         hasher.write_u64(u64::from_be_bytes(left));
     }
 }
@@ -264,7 +272,11 @@ impl Slot {
             Entry::Projection { adds, to } => (4, adds, to),
             Entry::Compaction { removes, add } => (5, removes, add),
         };
-        u32::from(set) << 16 | u32::from(self.at) << 12 | u32::from(self.gone) << 11 | kind << 8 | u32::from(one)
+        u32::from(set) << 16
+            | u32::from(self.at) << 12
+            | u32::from(self.gone) << 11
+            | kind << 8
+            | u32::from(one)
     }
 }
 
@@ -295,7 +307,15 @@ impl Default for Log {
     fn default() -> Self {
         let slots = [Slot::default(); MAX_VERSIONS];
         let checkpoints = [NEVER; MAX_VERSIONS];
-        Self { slots, len: 1, ghosts: [Ghost::default(); MAX_GHOSTS], ghosts_len: 0, checkpoints, hint: None, removed: false }
+        Self {
+            slots,
+            len: 1,
+            ghosts: [Ghost::default(); MAX_GHOSTS],
+            ghosts_len: 0,
+            checkpoints,
+            hint: None,
+            removed: false,
+        }
     }
 }
 
@@ -315,7 +335,9 @@ impl Log {
     }
 
     fn ghost_of(&self, cursor: &Cursor, version: Version) -> Option<Ghosted> {
-        self.ghosts().find(|(ghost, put)| cursor.ghosts >> ghost & 1 == 1 && put.version == version).map(|(ghost, _)| ghost)
+        self.ghosts()
+            .find(|(ghost, put)| cursor.ghosts >> ghost & 1 == 1 && put.version == version)
+            .map(|(ghost, _)| ghost)
     }
 
     /// Whether a reader finds an entry there; if so, whether it is a ghost.
@@ -385,7 +407,12 @@ impl Log {
 
     /// The checkpoints, with the times when they were written.
     pub fn checkpoints(&self) -> impl DoubleEndedIterator<Item = (Version, Tick)> {
-        (0..).zip(self.checkpoints).take(MAX_VERSIONS).filter(|(_, at)| *at != NEVER).collect::<Vec<_>>().into_iter()
+        (0..)
+            .zip(self.checkpoints)
+            .take(MAX_VERSIONS)
+            .filter(|(_, at)| *at != NEVER)
+            .collect::<Vec<_>>()
+            .into_iter()
     }
 
     /// The newest checkpoint, with the time when it was written.
@@ -396,23 +423,35 @@ impl Log {
 
     /// All entries that a listing shows, with the times when they were written.
     pub fn listed(&self) -> impl Iterator<Item = (Version, Tick)> {
-        (0..MAX_VERSIONS as Version).map(|version| (version, self.time(version))).filter(|(_, at)| *at != NEVER)
+        (0..MAX_VERSIONS as Version)
+            .map(|version| (version, self.time(version)))
+            .filter(|(_, at)| *at != NEVER)
     }
 
     /// The newest version of which a listing shows anything.
     pub fn listed_end(&self) -> Option<Version> {
-        self.listed().map(|(version, _)| version).max().max(self.newest_checkpoint().map(|(version, _)| version))
+        self.listed()
+            .map(|(version, _)| version)
+            .max()
+            .max(self.newest_checkpoint().map(|(version, _)| version))
     }
 
     /// The newest time in a listing from a version on.
     pub fn newest_time(&self, from: Version) -> Option<Tick> {
-        self.listed().chain(self.checkpoints()).filter(|(version, _)| *version >= from).map(|(_, at)| at).max()
+        self.listed()
+            .chain(self.checkpoints())
+            .filter(|(version, _)| *version >= from)
+            .map(|(_, at)| at)
+            .max()
     }
 
     /// The settled mark in a checkpoint of a version.
     pub fn mark_at(&self, version: Version) -> Version {
         let marks = self.slots().iter().take(version as usize + 1).rev();
-        marks.filter_map(|slot| if let Entry::Settled { to } = slot.entry { Some(to) } else { None }).next().unwrap_or(0)
+        marks
+            .filter_map(|slot| if let Entry::Settled { to } = slot.entry { Some(to) } else { None })
+            .next()
+            .unwrap_or(0)
     }
 
     /// The entries that a process has read, and did not forget.
@@ -461,7 +500,10 @@ impl State {
         let (to, version) = (self.logs[LEDGER].len, self.logs[TABLE].len);
         self.logs[LEDGER].put(to, Entry::Landing { objects: 1 << object, file }, self.now);
         let txn = self.true_table().txn;
-        let adds = self.true_landings().filter(|(version, ..)| *version > txn).fold(0, |adds, (_, _, file)| adds | 1 << file);
+        let adds = self
+            .true_landings()
+            .filter(|(version, ..)| *version > txn)
+            .fold(0, |adds, (_, _, file)| adds | 1 << file);
         self.logs[TABLE].put(version, Entry::Projection { adds, to }, self.now);
         self.acknowledged |= 1 << object;
     }
@@ -517,7 +559,9 @@ impl State {
 
     /// The objects that really landed, up to a version.
     pub fn true_objects(&self, last: Version) -> Objects {
-        self.true_landings().filter(|(version, ..)| *version <= last).fold(0, |there, (_, objects, _)| there | objects)
+        self.true_landings()
+            .filter(|(version, ..)| *version <= last)
+            .fold(0, |there, (_, objects, _)| there | objects)
     }
 
     /// The batches that really landed.

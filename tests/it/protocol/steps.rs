@@ -1,11 +1,12 @@
-//! The protocol's steps. One is at most one request to the store, with the decisions that its answer leads to; between any
-//! two of them the process may freeze for as long as it likes, or for ever.
+//! The protocol's steps. One is at most one request to the store, with the decisions that its answer leads
+//! to; between any two of them the process may freeze for as long as it likes, or for ever.
 
 use stateright::{Model, Property};
 
 use super::rules::{Action, Look, Mark, Now, Protocol, Role, Time};
 use super::state::{
-    Clock, Cursor, Entry, Files, Flight, LEDGER, NONE, Next, Process, Seen, Stage, State, TABLE, Tick, Version, members, rows,
+    Clock, Cursor, Entry, Files, Flight, LEDGER, NONE, Next, Process, Seen, Stage, State, TABLE, Tick,
+    Version, members, rows,
 };
 
 impl Model for Protocol {
@@ -38,7 +39,8 @@ impl Model for Protocol {
         }
         let mut states = vec![state];
         if self.rules.ask_own_clocks() {
-            let wrong = (0..self.roles.len()).flat_map(|who| [(who, Clock::StandsStill), (who, Clock::Ahead)]);
+            let wrong =
+                (0..self.roles.len()).flat_map(|who| [(who, Clock::StandsStill), (who, Clock::Ahead)]);
             states.extend(
                 wrong
                     .map(|(who, clock)| {
@@ -83,7 +85,10 @@ impl Model for Protocol {
                 actions.push(Action::Cut(None));
             }
             // Nobody is at work yet, and the table is ahead of the copy.
-            let nobody = state.processes.iter().all(|process| matches!(process.next, Next::Nothing | Next::List(Stage::Start)));
+            let nobody = state
+                .processes
+                .iter()
+                .all(|process| matches!(process.next, Next::Nothing | Next::List(Stage::Start)));
             if self.restoring && nobody {
                 actions.extend((0..state.true_table().txn).map(|version| Action::Cut(Some(version))));
             }
@@ -97,7 +102,8 @@ impl Model for Protocol {
             Action::Unanswered(who, Next::Put(stage)) => {
                 let entry = self.entry(&state, who, stage);
                 let process = &mut state.processes[who];
-                state.flight = Some(Flight { log: stage.log(), version: process.cursor(stage).version + 1, entry });
+                state.flight =
+                    Some(Flight { log: stage.log(), version: process.cursor(stage).version + 1, entry });
                 process.read(stage);
                 state.unanswered -= 1;
             }
@@ -181,7 +187,8 @@ impl Protocol {
                 let Cursor { version, ghosts, .. } = state.processes[who].cursors[log];
                 state.wrong_checkpoint |= ghosts != 0;
                 state.logs[log].checkpoint(version, now);
-                state.processes[who].next = if self.rules.confirms_by_listing { Next::Clean(log) } else { Next::Hint(log) };
+                state.processes[who].next =
+                    if self.rules.confirms_by_listing { Next::Clean(log) } else { Next::Hint(log) };
             }
             Next::Hint(log) => {
                 state.logs[log].hint = Some(state.processes[who].cursors[log].version);
@@ -232,7 +239,9 @@ impl Protocol {
                 None => self.projected(state, who),
             },
             Stage::Ahead => self.check_ahead(state, who),
-            Stage::Snapshot if self.roles[who] == Role::Vacuum => state.processes[who].next = Next::DeleteFiles,
+            Stage::Snapshot if self.roles[who] == Role::Vacuum => {
+                state.processes[who].next = Next::DeleteFiles
+            }
             Stage::Snapshot => state.processes[who].next = Next::Merge,
             Stage::Compact => self.check_inputs(state, who),
             Stage::Candidates => state.processes[who].next = Next::ListFiles,
@@ -300,15 +309,20 @@ impl Protocol {
     fn look_or_put(&self, state: &mut State, who: usize, stage: Stage, look: Look) {
         let process = &state.processes[who];
         let cursor = &process.cursors[stage.log()];
-        let fences = state.logs[stage.log()]
-            .read(cursor)
-            .filter(|(version, entry, _)| *entry == Entry::Fence && *version > process.knew.max(cursor.settled));
+        let fences = state.logs[stage.log()].read(cursor).filter(|(version, entry, _)| {
+            *entry == Entry::Fence && *version > process.knew.max(cursor.settled)
+        });
         let fence = fences.map(|(.., at)| at).max();
-        let checkpoint = (self.rules.takes_checkpoint_for_fence && cursor.base > process.knew).then_some(cursor.base_time);
+        let checkpoint =
+            (self.rules.takes_checkpoint_for_fence && cursor.base > process.knew).then_some(cursor.base_time);
         let made = state.files()[process.file as usize].made;
         state.processes[who].next = match look {
-            Look::BehindFence => fence.max(checkpoint).map_or(Next::Put(stage), |fence| Next::Look(stage, fence)),
-            Look::OwnClock if process.takes_for_old(made, state.now) => return self.too_old(state, who, stage),
+            Look::BehindFence => {
+                fence.max(checkpoint).map_or(Next::Put(stage), |fence| Next::Look(stage, fence))
+            }
+            Look::OwnClock if process.takes_for_old(made, state.now) => {
+                return self.too_old(state, who, stage);
+            }
             _ => Next::Put(stage),
         };
     }
@@ -333,7 +347,8 @@ impl Protocol {
 
     /// C2.
     fn merge(&self, state: &mut State, who: usize) {
-        let inputs: Files = members(table(state, who).files).take(2).fold(0, |inputs, file| inputs | 1 << file);
+        let inputs: Files =
+            members(table(state, who).files).take(2).fold(0, |inputs, file| inputs | 1 << file);
         if inputs.count_ones() < 2 || state.lacks_any(inputs) {
             return state.processes[who].end();
         }
@@ -345,7 +360,10 @@ impl Protocol {
 
     /// V2.
     fn list_files(&self, state: &mut State, who: usize) {
-        let files = (0..).zip(state.files()).filter(|(_, file)| !file.gone).fold(0, |files, (file, _)| files | 1 << file);
+        let files = (0..)
+            .zip(state.files())
+            .filter(|(_, file)| !file.gone)
+            .fold(0, |files, (file, _)| files | 1 << file);
         let candidates = files & !table(state, who).files;
         let now = state.now;
         let process = &mut state.processes[who];
@@ -363,7 +381,10 @@ impl Protocol {
     /// V5.
     fn delete_files(&self, state: &mut State, who: usize) {
         let Process { files: candidates, fence, cursors: [_, cursor], .. } = state.processes[who];
-        let old = (0..).zip(state.files()).filter(|(_, file)| file.made < fence).fold(0, |old, (file, _)| old | 1 << file);
+        let old = (0..)
+            .zip(state.files())
+            .filter(|(_, file)| file.made < fence)
+            .fold(0, |old, (file, _)| old | 1 << file);
         let taken_out = state.logs[TABLE].read(&cursor).filter(|(.., at)| *at >= fence);
         let lately = taken_out.fold(0, |lately, (_, entry, _)| match entry {
             Entry::Compaction { removes, .. } => lately | removes,
@@ -377,7 +398,9 @@ impl Protocol {
     fn fence(&self, process: &mut Process, stage: Stage) {
         match stage {
             Stage::FenceLedger if self.rules.fences_ledger => process.read(Stage::FenceLedger),
-            Stage::FenceLedger | Stage::FenceTable if self.rules.fences_table => process.read(Stage::FenceTable),
+            Stage::FenceLedger | Stage::FenceTable if self.rules.fences_table => {
+                process.read(Stage::FenceTable)
+            }
             _ if self.rules.projects_before_deleting => process.read(Stage::Project),
             _ => process.read(Stage::Snapshot),
         }
@@ -427,7 +450,10 @@ impl Protocol {
     /// What a put leads to that is won for certain.
     pub fn won(&self, state: &mut State, who: usize, stage: Stage) {
         let process = &mut state.processes[who];
-        let put_at = state.logs[stage.log()].slots().get(process.cursor(stage).version as usize).map_or(0, |slot| slot.at);
+        let put_at = state.logs[stage.log()]
+            .slots()
+            .get(process.cursor(stage).version as usize)
+            .map_or(0, |slot| slot.at);
         match stage {
             Stage::Land => {
                 (process.objects, process.file, process.knew) = (0, NONE, 0);
@@ -470,11 +496,14 @@ impl Protocol {
             Role::Vacuum if self.rules.lists_then_fences => state.processes[who].next = Next::DeleteFiles,
             Role::Vacuum => state.processes[who].read(Stage::Candidates),
             Role::Keeper(_) => self.mark(state, who),
-            Role::Others(..) | Role::Compactor | Role::Cleaner(_) | Role::Engine(_) => state.processes[who].end(),
+            Role::Others(..) | Role::Compactor | Role::Cleaner(_) | Role::Engine(_) => {
+                state.processes[who].end()
+            }
         }
     }
 
-    /// K0. All that the keeper read of the ledger is settled: a mark says so, if anything has landed since the last.
+    /// K0. All that the keeper read of the ledger is settled: a mark says so, if anything has landed since
+    /// the last.
     fn mark(&self, state: &mut State, who: usize) {
         let Process { cursors: [ledger, _], mark, .. } = state.processes[who];
         let last = known_mark(state, &ledger);
@@ -490,7 +519,8 @@ impl Protocol {
     fn check_mark(&self, state: &mut State, who: usize) {
         let Process { cursors: [ledger, _], mark, .. } = state.processes[who];
         let is_there = self.rules.marks_only_forward && known_mark(state, &ledger) >= mark;
-        state.processes[who].next = if is_there { Next::Checkpoint(LEDGER) } else { Next::Put(Stage::Settle) };
+        state.processes[who].next =
+            if is_there { Next::Checkpoint(LEDGER) } else { Next::Put(Stage::Settle) };
     }
 
     /// The process begins again with nothing but its work; who has none to lose leaves it to the next run.
@@ -514,10 +544,17 @@ impl Protocol {
             Time::Own => process.clock == Clock::Ahead || process.takes_for_old(at, now),
         };
         let is_old = |at: Tick| is_old(at) || !self.rules.cleans_only_old;
-        let least_young = kept.listed().chain(kept.checkpoints()).filter(|(_, at)| !is_old(*at)).map(|(version, _)| version).min();
+        let least_young = kept
+            .listed()
+            .chain(kept.checkpoints())
+            .filter(|(_, at)| !is_old(*at))
+            .map(|(version, _)| version)
+            .min();
         let mut bases = kept.checkpoints().rev();
         let base = match self.rules.cleans_below_old {
-            true => bases.find(|(version, at)| is_old(*at) && least_young.is_none_or(|least| *version <= least)),
+            true => {
+                bases.find(|(version, at)| is_old(*at) && least_young.is_none_or(|least| *version <= least))
+            }
             false => bases.next(),
         };
         let Some((base, _)) = base else { return 0 };
@@ -528,7 +565,9 @@ impl Protocol {
             Mark::InCheckpoint => kept.mark_at(base),
         };
         let below = (mark + 1).min(base + u8::from(!self.rules.keeps_checkpointed_entry));
-        kept.listed().filter(|(version, at)| *version < below && is_old(*at)).fold(0, |files, (version, _)| files | 1 << version)
+        kept.listed()
+            .filter(|(version, at)| *version < below && is_old(*at))
+            .fold(0, |files, (version, _)| files | 1 << version)
     }
 
     /// A log is cleaned up: on to the next.
@@ -545,7 +584,10 @@ impl Protocol {
 /// The newest settled mark that a process knows of.
 fn known_mark(state: &State, ledger: &Cursor) -> Version {
     let marks = state.logs[LEDGER].read(ledger).filter(|(version, ..)| *version > ledger.base);
-    marks.fold(ledger.settled, |known, (_, entry, _)| if let Entry::Settled { to } = entry { known.max(to) } else { known })
+    marks.fold(
+        ledger.settled,
+        |known, (_, entry, _)| if let Entry::Settled { to } = entry { known.max(to) } else { known },
+    )
 }
 
 /// The table as a process has read it.
