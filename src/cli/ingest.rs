@@ -193,6 +193,12 @@ impl std::fmt::Display for Report<'_> {
             grouped(again),
             grouped(skipped)
         )?;
-        writeln!(f, ", {} given up for now", grouped(ended.given_up))
+        writeln!(f, ", {} given up for now", grouped(ended.given_up))?;
+        match ended.refused {
+            0 => Ok(()),
+            refused => {
+                writeln!(f, "sources:  {refused} could not be read; the log says which, and what to do")
+            }
+        }
     }
 }

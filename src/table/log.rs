@@ -75,8 +75,8 @@ pub enum TableError {
     },
     /// No commit of a table tells which version of the ledger it was brought up to.
     #[error(
-        "{table}: no commit of it tells its ledger version: it was not made by flarelake; move it away. If it was, another engine's checkpoint \
-         left that out (delta.setTransactionRetentionDuration): unset that, then run `flarelake repair`"
+        "{table}: no commit of it tells its ledger version: a repair was interrupted, another engine's checkpoint left it out (unset \
+         delta.setTransactionRetentionDuration), or flarelake did not make it; run `flarelake repair`, or move away what is not flarelake's"
     )]
     Unmarked {
         /// The table's URL.

@@ -11,6 +11,7 @@ use super::log::{Beginning, Log, MAX_BEGINNINGS, TableError};
 use super::snapshot::Snapshot;
 use super::spec::{LEDGER_TABLE, TableSpec};
 use crate::base::store::Store;
+use crate::schema::Standard;
 
 /// Files that are asked for at once.
 const AT_ONCE: usize = 16;
@@ -159,6 +160,12 @@ impl Table {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Whether its rows have ids as ours have, whoever made it.
+    pub fn has_row_ids(&self) -> bool {
+        let id = format!("\"{}\"", Standard::RowId.name());
+        self.metadata.as_ref().is_some_and(|metadata| metadata.schema_string.contains(&id))
     }
 
     /// The columns that it lacks for what is written into it.

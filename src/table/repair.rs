@@ -106,10 +106,11 @@ impl Repair {
         let mut tables = BTreeMap::new();
         for name in names.into_iter().filter(|name| absent.iter().all(|absent| absent.spec.name != *name)) {
             let opened = match Table::open(&store, &name).await {
-                Err(TableError::Unmarked { .. })
-                    if known.gave(&name) || specs.iter().any(|spec| spec.name == name) =>
-                {
-                    Table::open_as_it_is(&store, &name).await
+                Err(error @ TableError::Unmarked { .. }) => {
+                    match Table::open_as_it_is(&store, &name).await? {
+                        Some(table) if known.gave(&name) || table.has_row_ids() => Ok(Some(table)),
+                        _ => Err(error),
+                    }
                 }
                 other => other,
             };

@@ -2,6 +2,7 @@
 //! comes first.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use arrow::datatypes::{DataType, Field, Schema};
 use flarelake::config::Partitioning;
@@ -13,7 +14,7 @@ use object_store::memory::InMemory;
 
 use crate::damage::lake_of;
 use crate::ledger::life;
-use crate::support::{flarelake, memory_lake, stdout};
+use crate::support::{FaultStore, Faults, flarelake, memory_lake, stdout};
 use crate::upkeep::{check, maintainer, rows};
 
 /// The requests' table, with more columns.
@@ -66,6 +67,38 @@ async fn writers_that_race_add_each_column_once() {
         older.ensure_table(&with_columns(&[])).await.expect("what it writes still fits");
         life(memory_lake(inner.clone()), vec![3], 3).await.expect("lands");
         check(&inner, &rows(&[0, 1, 2, 3].into()), "beside them").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_is_added_once_whatever_fails() {
+    let inner = lake_of(0..3).await;
+    let spec = with_columns(&[("New", DataType::Int64)]);
+    let counting = FaultStore::with(Arc::new(inner.fork()), Faults::default());
+    let lake = Lake::open(memory_lake(counting.clone())).await.expect("opens");
+    let opened = counting.operations.load(Ordering::SeqCst);
+    lake.ensure_table(&spec).await.expect("is added");
+    let all = counting.operations.load(Ordering::SeqCst);
+    assert!(all > opened + 1, "it takes a put and a listing");
+    for at in opened + 1..=all {
+        for faults in [
+            Faults { fails_at: at, ..Faults::default() },
+            Faults { loses_answer_at: at, ..Faults::default() },
+            Faults { late_at: (at, 2), ..Faults::default() },
+            Faults { repeats_at: at, ..Faults::default() },
+            Faults { dies_at: at, ..Faults::default() },
+        ] {
+            let copy = Arc::new(inner.fork());
+            let lake = Lake::open(memory_lake(FaultStore::with(copy.clone(), faults))).await.expect("opens");
+            // It may go on, or say what failed: the next one does what is left.
+            drop(lake.ensure_table(&spec).await);
+            let lake = Lake::open(memory_lake(copy.clone())).await.expect("opens");
+            lake.ensure_table(&spec).await.unwrap_or_else(|e| panic!("{faults:?}: {e}"));
+            let added = columns(&copy).await.iter().filter(|name| *name == "New").count();
+            assert_eq!(added, 1, "{faults:?}");
+            life(memory_lake(copy.clone()), vec![3], 3).await.expect("lands");
+            check(&copy, &rows(&[0, 1, 2, 3].into()), &format!("{faults:?}")).await;
+        }
     }
 }
 

@@ -89,6 +89,12 @@ fn files_are_sorted_compressed_and_indexed() {
         "the filter tells what is there"
     );
     assert!(group.columns().iter().all(|c| matches!(c.compression(), Compression::ZSTD(_))));
+    let told = metadata.file_metadata().key_value_metadata().expect("the footer tells more");
+    let calendar = told
+        .iter()
+        .find(|entry| entry.key == "org.apache.spark.version")
+        .and_then(|entry| entry.value.as_deref());
+    assert_eq!(calendar, Some("3.0.0"), "Spark reads times before 1900 as they are");
     assert!(metadata.file_metadata().created_by().is_some_and(|by| by.starts_with("flarelake ")));
 }
 

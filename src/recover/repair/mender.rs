@@ -4,10 +4,10 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::RepairError;
 use super::doubles::{Doubles, Undoubled};
 use super::refill::Refill;
-use super::salvage::{self, Salvage, Salvaged, Told};
+use super::salvage::{self, RowState, Salvage, Salvaged};
+use super::{Anew, RepairError};
 use crate::base::store::Store;
 use crate::decode::object::{ObjectId, RowId};
 use crate::land::batch::Tables;
@@ -102,8 +102,7 @@ impl Mender {
     async fn undouble(&self, repair: &mut Repair) -> Result<(), RepairError> {
         let Some((mut ledger, files)) = self.open(LEDGER_TABLE).await? else { return Ok(()) };
         let spec = Arc::new(as_it_is(&ledger, &self.tables.ledger)?);
-        let Undoubled { removes, adds } =
-            Doubles { store: &self.store, spec, target: self.target, memory: self.memory }.run(files).await?;
+        let Undoubled { removes, adds } = Doubles(self.anew(spec)).run(files).await?;
         if removes.is_empty() {
             return Ok(());
         }
@@ -122,7 +121,7 @@ impl Mender {
         let listed = list(&self.store, name).await?;
         let partitioning = salvage::partitioning(&listed).or(absent.spec.partitioning);
         let spec = Arc::new(TableSpec { partitioning, ..absent.spec.clone() });
-        let salvaged = self.salvage(spec.clone(), &|row| told(repair, name, row)).run(&[], &listed).await?;
+        let salvaged = self.salvage(spec.clone(), &|row| state(repair, name, row)).run(&[], &listed).await?;
         if salvaged.files.is_empty() && !absent.is_due {
             return Ok(false);
         }
@@ -151,8 +150,8 @@ impl Mender {
             return Ok(false);
         }
         let spec = Arc::new(as_it_is(&table, &self.tables.named(name))?);
-        let salvaged = self.salvage(spec, &|row| told(repair, name, row)).run(&named, &listed).await?;
-        // Told before nothing names it any more.
+        let salvaged = self.salvage(spec, &|row| state(repair, name, row)).run(&named, &listed).await?;
+        // RowState before nothing names it any more.
         gone.iter().for_each(|file| tracing::warn!("{}", is_gone(name, file)));
         self.replace(&mut table, &gone, &salvaged.files).await?;
         repair.made_whole(name);
@@ -185,10 +184,10 @@ impl Mender {
             .filter(|file| !taken_out.contains_key(&file.path))
             .collect();
         let spec = Arc::new(as_it_is(&table, &self.tables.named(name))?);
-        let told = |row: RowId| {
-            if objects.contains_key(&row.object) { told(repair, name, row) } else { Told::Nothing }
+        let of_objects = |row: RowId| {
+            if objects.contains_key(&row.object) { state(repair, name, row) } else { RowState::Unknown }
         };
-        let salvaged = self.salvage(spec, &told).run(&named, &listed).await?;
+        let salvaged = self.salvage(spec, &of_objects).run(&named, &listed).await?;
         self.replace(&mut table, &[], &salvaged.files).await?;
         let (lacks, found) = (objects.values().sum::<u64>(), rows(&salvaged.files));
         if found > 0 {
@@ -229,8 +228,16 @@ impl Mender {
         Ok(())
     }
 
-    fn salvage<'a>(&'a self, spec: Arc<TableSpec>, told: &'a (dyn Fn(RowId) -> Told + Sync)) -> Salvage<'a> {
-        Salvage { store: &self.store, spec, target: self.target, memory: self.memory, told }
+    fn salvage<'a>(
+        &'a self,
+        spec: Arc<TableSpec>,
+        state: &'a (dyn Fn(RowId) -> RowState + Sync),
+    ) -> Salvage<'a> {
+        Salvage { anew: self.anew(spec), state }
+    }
+
+    fn anew(&self, spec: Arc<TableSpec>) -> Anew {
+        Anew { store: self.store.clone(), spec, target: self.target, memory: self.memory }
     }
 
     /// A table and the files that it names; none if another engine made it one that is not ours to read.
@@ -274,11 +281,11 @@ impl Mender {
     }
 }
 
-fn told(repair: &Repair, table: &str, row: RowId) -> Told {
+fn state(repair: &Repair, table: &str, row: RowId) -> RowState {
     match repair.contains(row.object.0) {
-        true if table == FAILURES_TABLE && repair.contains(ObjectId::of_replay(row).0) => Told::Replayed,
-        true => Told::Landed,
-        false => Told::Nothing,
+        true if table == FAILURES_TABLE && repair.contains(ObjectId::of_replay(row).0) => RowState::Replayed,
+        true => RowState::Landed,
+        false => RowState::Unknown,
     }
 }
 

@@ -12,11 +12,19 @@ mod mender;
 
 pub use mender::Mender;
 
-use crate::base::store::StoreError;
+use std::sync::Arc;
+
+use arrow::array::Array as _;
+use futures::StreamExt as _;
+use parquet::errors::ParquetError;
+
+use crate::base::store::{Store, StoreError};
+use crate::format::read;
 use crate::format::write::FileError;
 use crate::maintain::MaintainError;
-use crate::maintain::rewrite::RewriteError;
-use crate::table::TableError;
+use crate::maintain::plan::{Bin, Why};
+use crate::maintain::rewrite::{RewriteError, Rewriter};
+use crate::table::{DataFile, TableError, TableSpec};
 
 /// Bytes of rows that are read at once.
 const READING: usize = 64 << 20;
@@ -68,4 +76,52 @@ pub enum RepairError {
         /// What the store said.
         source: object_store::Error,
     },
+}
+
+/// Goes through the ids of a file's rows; none for those that have none.
+async fn each_id(
+    store: &Store,
+    spec: &TableSpec,
+    file: &DataFile,
+    mut each: impl FnMut(Option<&str>),
+) -> Result<(), ParquetError> {
+    let id = spec.id_column();
+    let mut batches = read::stream(store, spec, file, None, READING, |name| name == id).await?;
+    while let Some(batch) = batches.next().await {
+        let batch = batch?;
+        match read::ids(spec, &batch) {
+            Some(ids) => {
+                (0..ids.len()).for_each(|row| each(ids.is_valid(row).then(|| ids.value(row))));
+            }
+            None => (0..batch.num_rows()).for_each(|_| each(None)),
+        }
+    }
+    Ok(())
+}
+
+/// How files are written anew without some of their rows.
+#[derive(Clone)]
+struct Anew {
+    store: Store,
+    spec: Arc<TableSpec>,
+    /// Bytes that a file is meant to have.
+    target: u64,
+    /// Bytes that it may take.
+    memory: usize,
+}
+
+impl Anew {
+    /// Files of one partition without the rows whose ids go. Each row is asked for once.
+    async fn without(
+        &self,
+        files: Vec<DataFile>,
+        goes: impl Fn(&str) -> bool + Send + Sync + 'static,
+    ) -> Result<Vec<DataFile>, RewriteError> {
+        let Self { store, spec, target, memory } = self.clone();
+        let goes = Some(Arc::new(goes) as _);
+        let rewriter =
+            Rewriter { store, spec, target, memory, progress: Arc::default(), threads: None, goes };
+        let partition = files.first().map(|file| file.partition_values.clone()).unwrap_or_default();
+        rewriter.run(&Bin { partition, inputs: files, cuts: Vec::new(), why: Why::Small }, ()).await
+    }
 }

@@ -11,7 +11,7 @@ use object_store::{ObjectStoreExt as _, PutPayload};
 use parquet::errors::ParquetError;
 use roaring::RoaringTreemap;
 
-use super::{READING, RepairError};
+use super::{READING, RepairError, each_id};
 use crate::base::new_uuid;
 use crate::base::store::Store;
 use crate::decode::object::{Object, ObjectId, RowId};
@@ -235,16 +235,11 @@ impl Refill<'_> {
             list(self.store, LEDGER_TABLE).await?.into_iter().filter(|listed| !named.contains(&listed.path))
         {
             let Ok(file) = self.describe(&listed).await else { continue };
-            let Ok(mut batches) =
-                read::stream(self.store, spec, &file, None, READING, |name| name == spec.id_column()).await
-            else {
-                continue;
+            let each = |id: Option<&str>| {
+                old.extend(id.and_then(ObjectId::parse).filter(|id| !repair.contains(id.0)));
             };
             // What can't be read tells nothing.
-            while let Some(Ok(batch)) = batches.next().await {
-                let ids = read::ids(spec, &batch).into_iter().flatten();
-                old.extend(ids.flatten().filter_map(ObjectId::parse).filter(|id| !repair.contains(id.0)));
-            }
+            drop(each_id(self.store, spec, &file, each).await);
         }
         Ok(old)
     }

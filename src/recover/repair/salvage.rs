@@ -6,50 +6,39 @@
 //! rows are wanted is taken as it is; of another the wanted rows are written anew.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
 
-use arrow::array::Array as _;
-use futures::StreamExt as _;
 use parking_lot::Mutex;
 use parquet::errors::ParquetError;
 use roaring::RoaringTreemap;
 use rustc_hash::FxHashMap;
 
-use super::{READING, RepairError};
-use crate::base::store::Store;
+use super::{Anew, RepairError, each_id};
 use crate::config::Partitioning;
 use crate::decode::object::{ObjectId, RowId};
 use crate::format::read;
 use crate::format::write::describe;
 use crate::maintain::input::InputError;
-use crate::maintain::plan::{Bin, Why};
-use crate::maintain::rewrite::{RewriteError, Rewriter};
+use crate::maintain::rewrite::RewriteError;
 use crate::maintain::vacuum::ListedFile;
-use crate::table::{DataFile, TableSpec, file_location};
+use crate::table::{DataFile, file_location};
 
 /// Where rows are looked for, and which.
 pub struct Salvage<'a> {
-    /// Where the table is.
-    pub store: &'a Store,
     /// The table, with the columns and the partitioning that it has.
-    pub spec: Arc<TableSpec>,
-    /// Bytes that a file is meant to have.
-    pub target: u64,
-    /// Bytes that writing a file anew may take.
-    pub memory: usize,
+    pub(super) anew: Anew,
     /// What the ledger tells of a row.
-    pub told: &'a (dyn Fn(RowId) -> Told + Sync),
+    pub state: &'a (dyn Fn(RowId) -> RowState + Sync),
 }
 
 /// What the ledger tells of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Told {
+pub enum RowState {
     /// It landed, and belongs into the table.
     Landed,
     /// It was a reject, and was replayed.
     Replayed,
-    /// Nothing.
-    Nothing,
+    /// It tells nothing of it.
+    Unknown,
 }
 
 /// What was found.
@@ -90,11 +79,11 @@ impl Salvage<'_> {
     /// Looks through the files of `listed` that are not among `named`, those that the table's log names.
     pub async fn run(&self, named: &[DataFile], listed: &[ListedFile]) -> Result<Salvaged, RepairError> {
         let mut folders: BTreeMap<&str, Vec<&ListedFile>> = BTreeMap::new();
-        let known: HashSet<_> = named.iter().map(|file| file.location(self.store, &self.spec.name)).collect();
-        for file in listed
-            .iter()
-            .filter(|file| !known.contains(&file_location(self.store, &self.spec.name, &file.path)))
-        {
+        let known: HashSet<_> =
+            named.iter().map(|file| file.location(&self.anew.store, &self.anew.spec.name)).collect();
+        for file in listed.iter().filter(|file| {
+            !known.contains(&file_location(&self.anew.store, &self.anew.spec.name, &file.path))
+        }) {
             folders.entry(folder(&file.path)).or_default().push(file);
         }
         let mut found = Salvaged::default();
@@ -102,7 +91,7 @@ impl Salvage<'_> {
             let mut rows = Rows::default();
             for file in named.iter().filter(|file| folder(&file.path) == name) {
                 let failed = |source| RepairError::Read {
-                    location: file.location(self.store, &self.spec.name).to_string(),
+                    location: file.location(&self.anew.store, &self.anew.spec.name).to_string(),
                     source,
                 };
                 self.ids(file, |id| _ = id.map(|id| rows.insert(id))).await.map_err(failed)?;
@@ -125,13 +114,13 @@ impl Salvage<'_> {
         rows: &mut Rows,
         found: &mut Salvaged,
     ) -> Result<Result<(), ParquetError>, RewriteError> {
-        let place = file_location(self.store, &self.spec.name, &listed.path);
-        let footer = match read::footer(self.store, place, listed.size).await {
+        let place = file_location(&self.anew.store, &self.anew.spec.name, &listed.path);
+        let footer = match read::footer(&self.anew.store, place, listed.size).await {
             Ok(footer) => footer,
             Err(error) => return Ok(Err(error)),
         };
-        let file = describe(&self.spec, &listed.path, listed.size, listed.written_ms, &footer);
-        let columns = self.spec.partitioning.map_or(&[][..], Partitioning::columns);
+        let file = describe(&self.anew.spec, &listed.path, listed.size, listed.written_ms, &footer);
+        let columns = self.anew.spec.partitioning.map_or(&[][..], Partitioning::columns);
         if !file.partition_values.keys().map(String::as_str).eq(columns.iter().copied()) {
             found.left_out.push(format!("{}: it is not in a folder by {}", file.path, columns.join(" and ")));
             return Ok(Ok(()));
@@ -140,12 +129,12 @@ impl Salvage<'_> {
         let read = self
             .ids(&file, |id| {
                 all += 1;
-                match id.map_or(Told::Nothing, self.told) {
-                    Told::Landed => {
+                match id.map_or(RowState::Unknown, self.state) {
+                    RowState::Landed => {
                         taken += id.map_or(0, |id| u64::from(!rows.contains(id) && fresh.insert(id)))
                     }
-                    Told::Replayed => {}
-                    Told::Nothing => unwanted += 1,
+                    RowState::Replayed => {}
+                    RowState::Unknown => unwanted += 1,
                 }
             })
             .await;
@@ -171,33 +160,11 @@ impl Salvage<'_> {
         // Asked once a row: should a file have a row twice, one of them stays.
         let rows = Mutex::new(rows);
         let goes = move |id: &str| RowId::parse(id).is_none_or(|id| !rows.lock().remove(id));
-        let rewriter = Rewriter {
-            store: self.store.clone(),
-            spec: self.spec.clone(),
-            target: self.target,
-            memory: self.memory,
-            progress: Arc::default(),
-            threads: None,
-            goes: Some(Arc::new(goes)),
-        };
-        let partition = file.partition_values.clone();
-        rewriter.run(&Bin { partition, inputs: vec![file], cuts: Vec::new(), why: Why::Small }, ()).await
+        self.anew.without(vec![file], goes).await
     }
 
-    /// Goes through the ids of a file's rows; none for those that are not of our writing.
     async fn ids(&self, file: &DataFile, mut each: impl FnMut(Option<RowId>)) -> Result<(), ParquetError> {
-        let id = self.spec.id_column();
-        let mut batches =
-            read::stream(self.store, &self.spec, file, None, READING, |name| name == id).await?;
-        while let Some(batch) = batches.next().await {
-            let batch = batch?;
-            match read::ids(&self.spec, &batch) {
-                Some(ids) => (0..ids.len())
-                    .for_each(|row| each(ids.is_valid(row).then(|| RowId::parse(ids.value(row))).flatten())),
-                None => (0..batch.num_rows()).for_each(|_| each(None)),
-            }
-        }
-        Ok(())
+        each_id(&self.anew.store, &self.anew.spec, file, |id| each(id.and_then(RowId::parse))).await
     }
 }
 
