@@ -5,6 +5,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use super::clock;
 use async_trait::async_trait;
 use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::sts::AssumeRoleProvider;
@@ -260,7 +261,7 @@ impl CredentialProvider for ChainCredentials {
 
     async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
         let mut held = self.held.lock().await;
-        let now = SystemTime::now();
+        let now = clock::system_time();
         if let Some((credential, _)) = held.as_ref().filter(|(_, until)| now < *until) {
             return Ok(credential.clone());
         }

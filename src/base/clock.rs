@@ -3,11 +3,40 @@
 //! Nothing that is deleted, kept or confirmed goes by it: a machine's clock may be wrong by days, step, or
 //! stand still while the machine is paused. For those the times that a store gives to its objects are asked.
 //! This clock stamps rows, paces work, and is compared with the store's.
+//!
+//! Whatever waits, waits by the runtime's clock, [`now`] and [`sleep`]: a test that pauses its runtime's time
+//! moves it. Nothing else in this program asks the system for the time.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
+pub use tokio::time::Instant;
+pub use tokio::time::error::Elapsed;
+
+/// This moment, by the runtime's clock.
+#[expect(clippy::disallowed_methods, reason = "the one door to the monotonic clock")]
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// This moment, by the wall clock.
+#[expect(clippy::disallowed_methods, reason = "the one door to the wall clock")]
+pub fn system_time() -> SystemTime {
+    SystemTime::now()
+}
+
+/// Waits, by the runtime's clock.
+#[expect(clippy::disallowed_methods, reason = "the one door to waiting")]
+pub async fn sleep(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+/// What `work` gives, if it ends in time by the runtime's clock.
+#[expect(clippy::disallowed_methods, reason = "the one door to waiting")]
+pub async fn timeout<F: Future>(time: Duration, work: F) -> Result<F::Output, Elapsed> {
+    tokio::time::timeout(time, work).await
+}
 
 /// A machine's clock. A copy is the same clock.
 #[derive(Debug, Clone, Default)]
@@ -39,7 +68,7 @@ impl Clock {
 
     /// Now, in microseconds since the epoch.
     pub fn now_micros(&self) -> i64 {
-        let system = micros_since_epoch(SystemTime::now());
+        let system = micros_since_epoch(system_time());
         self.moved.as_ref().map_or(system, |moved| {
             let moved = moved.lock();
             moved.stopped.map_or(system, |(wall, _)| wall) + moved.wall
@@ -47,7 +76,7 @@ impl Clock {
     }
 
     fn instant(&self) -> Instant {
-        let system = Instant::now();
+        let system = now();
         self.moved.as_ref().map_or(system, |moved| {
             let moved = moved.lock();
             moved.stopped.map_or(system, |(_, instant)| instant) + moved.monotonic
@@ -83,7 +112,7 @@ impl Clock {
     /// # Panics
     /// If it is the system's clock.
     pub fn stop(&self) {
-        self.own().lock().stopped = Some((micros_since_epoch(SystemTime::now()), Instant::now()));
+        self.own().lock().stopped = Some((micros_since_epoch(system_time()), now()));
     }
 
     fn own(&self) -> &Mutex<Moved> {

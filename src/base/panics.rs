@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 
+use super::clock;
+
 /// What a panic said.
 pub fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
@@ -32,7 +34,7 @@ pub async fn to_the_end<F: Future>(
     loop {
         match caught(work()).await {
             Ok(done) => return done,
-            Err(said) => tokio::time::sleep(panicked(said)).await,
+            Err(said) => clock::sleep(panicked(said)).await,
         }
     }
 }

@@ -2,22 +2,28 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use clap::Args;
+use futures::{StreamExt as _, stream};
+use tokio_util::sync::CancellationToken;
 
 use super::output::grouped;
 use super::progress::Progress;
 use super::{End, Settings, Usage, on_signal, output, parts};
+use crate::base::clock;
 use crate::config::{self, Source};
-use crate::ingest::backfill::{Backfill, Sources, Summary};
+use crate::ingest::backfill::{Backfill, Summary};
 use crate::land::batch::Tables;
 use crate::land::worker::Meter;
 use crate::schema::Catalog;
 use crate::source::bucket::Buckets;
 use crate::source::local::{Links, PassedOver};
 use crate::source::origin;
+use crate::source::routing::Sources;
 use crate::table::Lake;
+
+/// Of the memory, the part for fetched bytes that wait to be decoded.
+const FETCHED_PART: usize = 8;
 
 /// What to land.
 #[derive(Debug, Args)]
@@ -51,7 +57,7 @@ pub async fn run(arguments: BackfillArguments, settings: Settings) -> anyhow::Re
     let workers = arguments.workers.map_or_else(|| parts::affordable_workers(&settings.config), usize::from);
     let backfill = backfill(&settings, lake, sources, workers);
     let interrupted = stop_on_signal(backfill.stop.clone());
-    let began = Instant::now();
+    let began = clock::now();
     let links = if arguments.follow_links { Links::Follow } else { Links::PassOver };
     let summary = land(&backfill, &arguments.paths, links).await?;
     let report = Report { summary: &summary, backfill: &backfill, seconds: began.elapsed().as_secs_f64() };
@@ -85,24 +91,28 @@ fn sources(arguments: &BackfillArguments, settings: &Settings) -> anyhow::Result
 /// A backfill with this many workers.
 pub fn backfill(settings: &Settings, lake: Option<Arc<Lake>>, sources: Sources, workers: usize) -> Backfill {
     let Settings { config, catalog } = settings;
+    let memory = config.memory.as_u64() as usize;
     Backfill {
         catalog: Catalog::clone(catalog),
         tables: Arc::new(Tables::new(catalog, config.partition)),
         lake,
-        settings: parts::worker_settings(config, config.memory.as_u64() as usize, workers),
+        settings: parts::worker_settings(config, memory, workers),
         workers,
+        fetches: config.ingest.fetches,
+        fetched_bytes: memory / FETCHED_PART,
         sources,
         meter: Arc::default(),
-        stop: Arc::default(),
+        stop: CancellationToken::new(),
     }
 }
 
 /// Lands every path, with a progress bar where a person waits.
 pub async fn land(backfill: &Backfill, paths: &[String], links: Links) -> anyhow::Result<Summary> {
     let _progress = Progress::show(backfill.meter.clone());
-    let (mut origins, mut failed, mut passed_over) = (Vec::new(), Vec::new(), PassedOver::default());
+    let (mut listings, mut passed_over) = (Vec::new(), PassedOver::default());
+    // All are looked into before the first object lands: a path that is misspelt is told at once.
     for path in paths.iter().filter(|p| *p != "-") {
-        let listed = match origin::bucket_of(path) {
+        listings.push(match origin::bucket_of(path) {
             Some(bucket) => {
                 let buckets = buckets(&backfill.sources, bucket).await;
                 origin::list_bucket(path, buckets).await?
@@ -112,24 +122,11 @@ pub async fn land(backfill: &Backfill, paths: &[String], links: Links) -> anyhow
                 passed_over += others;
                 listed
             }
-        };
-        for listed in listed {
-            match listed {
-                Ok(origin) => origins.push(origin),
-                Err(error) => {
-                    tracing::error!("{error}");
-                    failed.push(error.to_string());
-                }
-            }
-        }
+        });
     }
-    let mut summary = backfill.origins(origins).await?;
-    summary.failed.extend(failed);
-    summary.passed_over = passed_over;
-    if paths.iter().any(|p| p == "-") {
-        summary.merge(backfill.stdin(std::io::stdin()).await?);
-    }
-    Ok(summary)
+    let stdin = paths.iter().any(|p| p == "-").then(std::io::stdin);
+    let summary = backfill.run(stream::iter(listings).flatten(), stdin).await?;
+    Ok(Summary { passed_over, ..summary })
 }
 
 /// The way to a bucket: a configured source knows how to reach its own.
@@ -139,9 +136,13 @@ pub async fn buckets(sources: &Sources, bucket: &str) -> Arc<dyn Buckets> {
 }
 
 /// On the first SIGINT or SIGTERM no further object is begun; the second ends the process, which is safe.
-pub fn stop_on_signal(stop: Arc<AtomicBool>) -> Arc<AtomicBool> {
-    let interrupted = stop.clone();
-    on_signal("what was begun is landed first", move || stop.store(true, Ordering::Relaxed));
+pub fn stop_on_signal(stop: CancellationToken) -> Arc<AtomicBool> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let told = interrupted.clone();
+    on_signal("what was begun is landed first", move || {
+        told.store(true, Ordering::Relaxed);
+        stop.cancel();
+    });
     interrupted
 }
 

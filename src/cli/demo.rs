@@ -1,7 +1,6 @@
 //! `flarelake demo`: the whole journey on generated logs, in seconds.
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -12,12 +11,14 @@ use super::generate::write_all;
 use super::output::grouped;
 use super::parts::{self, affordable_workers, open_lake};
 use super::{End, Settings, answer, compact, output};
+use crate::base::clock;
 use crate::base::new_uuid;
 use crate::config;
 use crate::generate::{Dataset, Spec, Timestamps};
-use crate::ingest::backfill::{Sources, Summary};
+use crate::ingest::backfill::Summary;
 use crate::query::{Expanded, Format};
 use crate::source::local::Links;
+use crate::source::routing::Sources;
 
 /// The saved queries that the demo asks.
 const QUESTIONS: [&str; 5] =
@@ -101,7 +102,7 @@ async fn ask(settings: &Settings) -> anyhow::Result<()> {
     let session = answer::open(settings).await?;
     for name in QUESTIONS {
         let saved = answer::saved(name)?;
-        let began = Instant::now();
+        let began = clock::now();
         say(&format!("{} (flarelake query -f {name} -p since=2026-01-01 …)", saved.title))?;
         let given = [("since", "2026-01-01"), ("limit", "5")].into_iter();
         let given = given.filter(|(name, _)| saved.parameters.iter().any(|p| p.name == *name));
@@ -122,7 +123,7 @@ async fn ask(settings: &Settings) -> anyhow::Result<()> {
 async fn land_folder(settings: &Settings, logs: &std::path::Path) -> anyhow::Result<Summary> {
     let lake = open_lake(&settings.config).await?;
     let backfill = backfill(settings, Some(lake), Sources::default(), affordable_workers(&settings.config));
-    let began = Instant::now();
+    let began = clock::now();
     let summary = land(&backfill, &[logs.display().to_string()], Links::PassOver).await?;
     let report =
         Report { summary: &summary, backfill: &backfill, seconds: began.elapsed().as_secs_f64() }.to_string();

@@ -8,10 +8,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::progress::Progress;
 use super::{End, Settings, Usage, on_signal, output, parts};
+use crate::base::clock;
 use crate::base::panics::to_the_end;
 use crate::config::{self, Config};
 use crate::ingest::metrics::Metrics;
-use crate::ingest::service::{Ended, Feed, Ingest, Pace, TRIED_EVERY};
+use crate::ingest::service::{Ended, Ingest, Pace, QueueSource, TRIED_EVERY};
 use crate::land::batch::Tables;
 use crate::land::worker::WorkerSettings;
 use crate::maintain::Maintainer;
@@ -34,7 +35,7 @@ pub struct IngestArguments {
 }
 
 pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Result<End> {
-    let feeds = feeds(&settings).await?;
+    let sources = sources(&settings).await?;
     let stop = CancellationToken::new();
     let stopping = stop.clone();
     on_signal("what was begun lands first", move || stopping.cancel());
@@ -55,7 +56,7 @@ pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Resu
     tracing::info!(
         lake = config.lake()?,
         objects = lake.objects(),
-        queues = feeds.len(),
+        queues = sources.len(),
         workers,
         "ingesting"
     );
@@ -69,9 +70,8 @@ pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Resu
             ..parts::worker_settings(config, memory, workers)
         },
         pace: pace(config, workers, arguments.until_idle),
-        feeds,
+        sources,
         metrics: metrics.clone(),
-        meter: Arc::default(),
     };
     let status = Progress::status(metrics.clone());
     let ended = beside_upkeep(upkeep, &metrics, ingest.run(stop)).await?;
@@ -124,31 +124,31 @@ async fn beside_upkeep<T>(upkeep: Option<Maintainer>, metrics: &Metrics, work: i
     };
     upkeep.stop.cancel();
     // So that what is idle gives its lease back.
-    drop(tokio::time::timeout(UPKEEP_END, keeping).await);
+    drop(clock::timeout(UPKEEP_END, keeping).await);
     ended
 }
 
 /// Every source that has a queue, with the ways to it.
-async fn feeds(settings: &Settings) -> anyhow::Result<Vec<Feed>> {
-    let mut feeds = Vec::new();
+async fn sources(settings: &Settings) -> anyhow::Result<Vec<QueueSource>> {
+    let mut sources = Vec::new();
     let log_types = parts::routed_log_types(settings, &settings.config.source)?;
     for source in &settings.config.source {
         let Some(url) = &source.queue else { continue };
-        feeds.push(Feed {
+        sources.push(QueueSource {
             queue: Arc::new(SqsQueue::open(url, &source.aws, config::sqs_is_elsewhere()).await),
             buckets: Arc::new(source.aws.s3(config::s3_is_elsewhere()).await),
-            log_types: source.route.iter().filter_map(|r| log_types.get(&r.log_type).copied()).collect(),
+            log_types: log_types.clone(),
             source: source.clone(),
         });
     }
-    if feeds.is_empty() {
+    if sources.is_empty() {
         let example = "[[source]]\nid = \"cf-prod\"\nqueue = \"https://sqs.eu-west-1.amazonaws.com/123456789012/cloudflare-logs\"\nbuckets = [\"acme-cloudflare-logs\"]";
         return Err(Usage(format!(
             "no source has a queue; write one into the configuration (--config FILE):\n{example}"
         ))
         .into());
     }
-    Ok(feeds)
+    Ok(sources)
 }
 
 /// Of the memory, a sixteenth holds fetched bytes and as much messages; the workers share it by their own

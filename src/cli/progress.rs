@@ -8,6 +8,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::sync::LazyLock;
 
+use crate::base::clock;
 use crate::ingest::metrics::Metrics;
 use crate::land::worker::Meter;
 use crate::maintain::rewrite::Progress as Totals;
@@ -97,7 +98,7 @@ impl Progress {
         let shown = bar.clone();
         let task = tokio::spawn(async move {
             loop {
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                clock::sleep(Duration::from_millis(100)).await;
                 update(&shown);
                 shown.tick();
             }

@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::answer::{Form, check_stdout, listing, open, print, print_to_stdout, saved, wrong};
 use super::{End, Settings, Usage, output, shell, signal};
+use crate::base::clock;
 use crate::query::{Expanded, SavedQuery, Session, Value, built_in, split};
 
 /// How long a statement may take to notice a signal.
@@ -78,7 +79,7 @@ pub async fn run(arguments: QueryArguments, settings: Settings) -> anyhow::Resul
     tokio::spawn(async {
         signal().await;
         // Planning gives nobody a turn, and may take long: then the process ends here.
-        tokio::time::sleep(SIGNAL_PATIENCE).await;
+        clock::sleep(SIGNAL_PATIENCE).await;
         std::process::exit(130);
     });
     let answer = async {

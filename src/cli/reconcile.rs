@@ -3,19 +3,22 @@
 
 use std::fmt;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use futures::TryStreamExt as _;
 use serde_json::{Value, json};
 
 use super::output::{grouped, time};
 use super::progress::Progress;
 use super::{End, Settings, Usage, answer, backfill, output, parts};
+use crate::base::clock;
 use crate::base::now_micros;
 use crate::base::printable::printable;
-use crate::ingest::backfill::{Backfill, Sources, Summary};
+use crate::ingest::backfill::{Backfill, Summary};
 use crate::recover::{Absent, Gap, Reconciled, State, Tally, Window, is_dated, reconcile};
 use crate::source::origin::{Origin, bucket_of, list_objects};
+use crate::source::routing::Sources;
 
 /// What to compare.
 #[derive(Debug, Args)]
@@ -61,6 +64,7 @@ pub async fn run(arguments: ReconcileArguments, settings: Settings) -> anyhow::R
     let sources = Sources { configured, log_types, ..Sources::default() };
     let buckets = backfill::buckets(&sources, bucket).await;
     let (bucket, listed) = list_objects(url, buckets.as_ref()).await?;
+    let listed: Vec<_> = listed.try_collect().await?;
     // A lake that is not there yet lacks everything; only a repair makes it.
     let lake = if arguments.repair { Some(parts::open_lake(&settings.config).await?) } else { None };
     let now = now_micros();
@@ -108,7 +112,7 @@ fn micros(time: Duration) -> i64 {
 /// Lands what is missing; what came of it, and whether it was interrupted.
 async fn repair(backfill: Backfill, origins: Vec<Origin>, form: Form) -> anyhow::Result<(Summary, bool)> {
     let interrupted = backfill::stop_on_signal(backfill.stop.clone());
-    let began = Instant::now();
+    let began = clock::now();
     let progress = Progress::show(backfill.meter.clone());
     let summary = backfill.origins(origins).await?;
     drop(progress);

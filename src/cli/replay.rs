@@ -3,19 +3,21 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
+use tokio_util::sync::CancellationToken;
 
 use super::output::grouped;
 use super::progress::Progress;
 use super::{End, Settings, Usage, backfill, output, parts};
+use crate::base::clock;
 use crate::base::now_micros;
 use crate::base::store::Store;
 use crate::decode::reject::Reason;
-use crate::ingest::backfill::Sources;
 use crate::land::batch::Tables;
 use crate::recover::{Chosen, Discard, Discarded, Replay, Summary};
+use crate::source::routing::Sources;
 use crate::table::{LEDGER_TABLE, open_tables};
 
 /// Which rejects.
@@ -71,13 +73,13 @@ pub async fn run(arguments: ReplayArguments, settings: Settings) -> anyhow::Resu
         target,
         chosen,
         meter: Arc::default(),
-        stop: Arc::default(),
+        stop: CancellationToken::new(),
         catalog: catalog.clone(),
         sources,
         store,
     };
     let interrupted = backfill::stop_on_signal(replay.stop.clone());
-    let began = Instant::now();
+    let began = clock::now();
     let progress = Progress::replay(replay.meter.clone());
     let summary = replay.run().await?;
     drop(progress);

@@ -3,7 +3,6 @@
 
 use std::io::{self, BufWriter, Write};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
 
 use clap::ValueEnum as _;
 use rustyline::completion::{Completer, Pair};
@@ -14,6 +13,7 @@ use rustyline::{CompletionType, Editor, Helper, Highlighter, Hinter};
 
 use super::answer::{FormatName, by_width, listing, open, print, saved};
 use super::{End, Settings, output};
+use crate::base::clock;
 use crate::base::printable::printable;
 use crate::config;
 use crate::query::{Expanded, Session, TABLES, Value, built_in, completions, is_complete, split};
@@ -168,7 +168,7 @@ impl Shown {
 
     /// Shows a statement's result; Ctrl-C cancels it.
     async fn ask(&self, session: &Session, sql: &str, values: &[(String, Value)]) -> anyhow::Result<()> {
-        let began = Instant::now();
+        let began = clock::now();
         let format = self.format.format(self.expanded.unwrap_or_else(by_width));
         let mut pager = Pager::start();
         let to: Box<dyn Write + Send> = match pager.input() {

@@ -12,8 +12,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::base::aws::FailureKind;
 use crate::base::now_micros;
 use crate::land::ledger_rows::ObjectOutcome;
+use crate::source::queue::QueueError;
 
 /// One label: why, which table, which queue.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -264,6 +266,17 @@ impl Metrics {
         if let Some(created) = outcome.object.last_modified {
             self.freshness.observe((now_micros() - created).max(0) as f64 / 1e6);
         }
+    }
+
+    /// Counts a failed read of an object.
+    pub fn count_fetch_error(&self, kind: FailureKind) {
+        self.fetch_errors.get_or_create(&ByReason { reason: kind.code().to_owned() }).inc();
+    }
+
+    /// Counts a failed request to a queue.
+    pub fn count_queue_error(&self, error: &QueueError) {
+        let reason = error.failure.kind.code().to_owned();
+        self.queue_errors.get_or_create(&ByReason { reason }).inc();
     }
 
     /// Counts a flush and the time of its commits.

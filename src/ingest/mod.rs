@@ -1,6 +1,25 @@
-//! Objects on their way to the lake, from queues, listings and standard input.
+//! Objects on their way to the lake: one pipeline, whatever they come from.
+//!
+//! ```text
+//! intake                         pipeline                     settle
+//! queue, listing, stdin  →  fetch → decode and land  →  acknowledge, count
+//! ```
+//!
+//! An intake takes items in, the pipeline fetches, decodes and lands them, with one policy for retries and
+//! one budget of bytes, and a settle is told what became of each. A new intake is a file in `intake/`.
 
 pub mod metrics;
-pub mod backfill;
-pub mod book;
+pub mod attempts;
+pub mod ending;
+pub mod feed;
+pub mod room;
+pub mod item;
+pub mod settle;
+pub mod pressure;
+mod failures;
+mod fetch;
+mod work;
+pub mod pipeline;
+pub mod intake;
 pub mod service;
+pub mod backfill;

@@ -93,11 +93,25 @@ pub enum WorkError {
 }
 
 impl WorkError {
-    /// Whether the object was written to while it was read: what it is now can be read from its beginning.
-    pub fn has_changed(&self) -> bool {
-        let Self::Read { source, .. } = self else { return false };
-        let of_a_bucket = |e: &Failure| e.kind == FailureKind::Changed;
-        source.get_ref().is_some_and(|e| e.is::<Changed>() || e.downcast_ref().is_some_and(of_a_bucket))
+    /// What it asks of the caller.
+    pub fn failure(&self) -> Failure {
+        let cause = match self {
+            Self::Read { source, .. } => source.get_ref(),
+            Self::Batch(_) => None,
+        };
+        let message = match self {
+            Self::Read { source, .. } => source.to_string(),
+            Self::Batch(error) => error.to_string(),
+        };
+        match cause {
+            Some(cause) if cause.is::<Changed>() => Failure { kind: FailureKind::Changed, message },
+            // What the store said, wherever on the way to here it was wrapped.
+            Some(cause) => cause
+                .downcast_ref::<Failure>()
+                .cloned()
+                .unwrap_or(Failure { kind: FailureKind::Unavailable, message }),
+            None => Failure { kind: FailureKind::Unavailable, message },
+        }
     }
 }
 
@@ -132,6 +146,8 @@ pub struct Worker {
     batch: Batch,
     /// What became of objects since it was last told: also kept where an object in between can't be read.
     flushed: Flushed,
+    /// It is landing its batch; or it was when it panicked.
+    is_landing: bool,
     /// Records that were rejects, and whose rows are with the decoder.
     records: Option<Records>,
     meter: Arc<Meter>,
@@ -163,6 +179,7 @@ impl Worker {
             window: Vec::new(),
             batch: Batch::new(lake, tables, runtime),
             flushed: Flushed::default(),
+            is_landing: false,
             records: None,
             settings,
             meter,
@@ -339,11 +356,20 @@ impl Worker {
     }
 
     fn flush_if_full(&mut self) -> Result<(), BatchError> {
-        if self.is_full() {
-            let flushed = self.batch.flush()?;
-            self.flushed.append(flushed);
-        }
+        if self.is_full() { self.land() } else { Ok(()) }
+    }
+
+    fn land(&mut self) -> Result<(), BatchError> {
+        self.is_landing = true;
+        let flushed = self.batch.flush();
+        self.is_landing = false;
+        self.flushed.append(flushed?);
         Ok(())
+    }
+
+    /// Whether a panic of it was over its batch, and not over the object that it was given.
+    pub fn is_landing(&self) -> bool {
+        self.is_landing
     }
 
     /// How long until the batch is old enough to be flushed; none while it is empty.
@@ -359,8 +385,7 @@ impl Worker {
     /// Lands what the batch holds, and tells what became of every object since this was last told.
     pub fn flush(&mut self) -> Result<Flushed, BatchError> {
         self.close_records();
-        let flushed = self.batch.flush()?;
-        self.flushed.append(flushed);
+        self.land()?;
         Ok(self.flushed())
     }
 

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::MaintainError;
 use crate::base::Watch;
+use crate::base::clock;
 use crate::base::store::Store;
 
 /// How long an entry holds, where nothing else is said.
@@ -173,7 +174,7 @@ impl Lease {
                 let holder = newest.map(|newest| newest.entry.holder).unwrap_or_default();
                 tracing::info!(%holder, "waiting for another maintainer; one that died is waited for {term:?} at most");
             }
-            tokio::time::sleep(term / LOOKS).await;
+            clock::sleep(term / LOOKS).await;
         }
     }
 
@@ -224,7 +225,7 @@ async fn renew(
     let mut renewed = clock.watch();
     loop {
         tokio::select! {
-            () = tokio::time::sleep(term / RENEWALS) => {}
+            () = clock::sleep(term / RENEWALS) => {}
             () = give_back.cancelled() => return number,
         }
         match entries.put(number + 1, &Entry::of(&holder, clock.now_micros(), term)).await {

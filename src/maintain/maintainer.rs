@@ -13,6 +13,7 @@ use super::plan::{Bin, Policy, partition_end};
 use super::rewrite::Progress;
 use super::schedule::until_next;
 use super::vacuum::{self, Ages, ListedFile, NEVER_NAMED};
+use crate::base::clock;
 use crate::base::store::Store;
 use crate::base::{Watch, new_uuid};
 use crate::config::{Every, Maintenance};
@@ -229,7 +230,7 @@ impl Maintainer {
         };
         loop {
             tokio::select! {
-                () = tokio::time::sleep(left(&compact).min(left(&tidy))) => {}
+                () = clock::sleep(left(&compact).min(left(&tidy))) => {}
                 () = self.stop.cancelled() => return Ok(()),
             }
             let tidies = left(&tidy).is_zero();

@@ -16,11 +16,11 @@ use crate::decode::foreign::is_foreign;
 use crate::decode::inflate::{InflateError, Inflater, cause};
 use crate::decode::object::{Object, ObjectId};
 use crate::decode::reject::Reason;
-use crate::ingest::backfill::Sources;
 use crate::land::worker::{Rejected, WorkerSettings};
 use crate::source::bucket::{Buckets, Head, Wanted};
 use crate::source::local::{Links, LocalFile};
 use crate::source::origin::{Input, Origin, SourceError, fetch};
+use crate::source::routing::Sources;
 
 /// Why a reject can't be decoded again.
 pub enum Lost {

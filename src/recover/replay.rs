@@ -17,7 +17,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow::array::AsArray as _;
 use arrow::compute::cast;
@@ -27,6 +26,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use parquet::errors::ParquetError;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::again::{Lost, Objects};
 use super::rejects::{Chosen, Kept, kept};
@@ -34,14 +34,14 @@ use crate::base::store::Store;
 use crate::decode::object::{ObjectId, RowId};
 use crate::decode::reject::Reason;
 use crate::format::read;
-use crate::ingest::backfill::Sources;
 use crate::land::batch::{Flushed, Tables};
 use crate::land::worker::{Meter, Rejected, Replayed, WorkError, Worker, WorkerSettings};
 use crate::maintain::remove::{Removal, Removed};
 use crate::maintain::rewrite::RewriteError;
 use crate::query::{QueryError, Session};
 use crate::schema::Catalog;
-use crate::table::{DataFile, Lake, TableError, open_tables};
+use crate::source::routing::Sources;
+use crate::table::{DataFile, Gathering, Ids, Lake, TableError, open_tables};
 
 /// Of the memory, the part for rejects that were read and wait to be decoded.
 const READING: usize = 4;
@@ -70,7 +70,7 @@ pub struct Replay {
     /// What a progress display reads: its objects are rejects.
     pub meter: Arc<Meter>,
     /// Set from outside: no further reject is begun; those at hand land.
-    pub stop: Arc<AtomicBool>,
+    pub stop: CancellationToken,
 }
 
 /// What became of the rejects.
@@ -152,16 +152,17 @@ impl Replay {
     }
 
     /// The ledger's ids, where there is no lake that knows them.
-    async fn landed(&self) -> Result<HashSet<u128>, ReplayError> {
+    async fn landed(&self) -> Result<Ids, ReplayError> {
         let partitioning = self.tables.failures.partitioning.unwrap_or_default();
         let session = Session::open(&self.store, &self.catalog, partitioning, self.memory).await?;
         let mut rows = session.query("SELECT object_id FROM ingested_objects", &[]).await?;
-        let mut landed = HashSet::new();
+        let mut landed = Gathering::default();
         while let Some(batch) = rows.try_next().await.map_err(QueryError::from)? {
             let ids = cast(batch.column(0), &DataType::Utf8).map_err(|e| QueryError::Sql(e.to_string()))?;
-            landed.extend(ids.as_string::<i32>().iter().flatten().filter_map(ObjectId::parse).map(|id| id.0));
+            let ids = ids.as_string::<i32>().iter().flatten().filter_map(ObjectId::parse);
+            ids.for_each(|id| landed.push(id.0));
         }
-        Ok(landed)
+        Ok(landed.finish().0)
     }
 
     /// Reads files of rejects, until the end or until nobody listens.
@@ -202,14 +203,14 @@ enum Landed {
     /// The lake that is landed in knows.
     Lake(Arc<Lake>),
     /// The ids that the ledger held.
-    Ids(HashSet<u128>),
+    Ids(Ids),
 }
 
 impl Landed {
     fn contains(&self, id: ObjectId) -> bool {
         match self {
             Self::Lake(lake) => lake.contains(id.0),
-            Self::Ids(ids) => ids.contains(&id.0),
+            Self::Ids(ids) => ids.contains(id.0),
         }
     }
 }
@@ -254,7 +255,7 @@ impl<'a> Run<'a> {
         while let Some(batch) = receive.blocking_recv() {
             for kept in kept(&batch, &self.replay.chosen) {
                 self.summary.found += 1;
-                if self.replay.stop.load(Ordering::Relaxed) {
+                if self.replay.stop.is_cancelled() {
                     self.summary.not_begun += 1;
                 } else {
                     self.replay(&kept)?;

@@ -18,6 +18,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 
+use crate::base::clock;
 use crate::ingest::metrics::Metrics;
 
 /// Connections at once. One more ends the oldest: so those who only hold theirs keep nobody out.
@@ -72,7 +73,7 @@ async fn accept(listener: TcpListener, app: Router) {
             Ok((connection, _)) => connection,
             Err(error) => {
                 tracing::debug!("a connection to http.listen was not taken: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                clock::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
@@ -83,7 +84,7 @@ async fn accept(listener: TcpListener, app: Router) {
             oldest.abort();
         }
         open.push_back(
-            tokio::spawn(tokio::time::timeout(REQUEST_TIME, answer(connection, app.clone()))).abort_handle(),
+            tokio::spawn(clock::timeout(REQUEST_TIME, answer(connection, app.clone()))).abort_handle(),
         );
     }
 }

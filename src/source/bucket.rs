@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_s3::Client;
@@ -17,9 +17,12 @@ use aws_sdk_s3::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_s3::primitives::ByteStream;
 use backon::{BlockingRetryable as _, ExponentialBuilder};
 use bytes::{Bytes, BytesMut};
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::runtime::Handle;
 
 use crate::base::aws::{Failure, FailureKind};
+use crate::base::clock;
 use crate::base::store::Permission;
 use crate::decode::inflate::Encoding;
 
@@ -95,8 +98,8 @@ pub trait Buckets: Send + Sync + Debug {
     /// A range of the object, if it still has this ETag.
     async fn range(&self, wanted: &Wanted, range: Range<u64>, etag: &str) -> Result<Bytes, Failure>;
 
-    /// Every object whose key begins with `prefix`, by key.
-    async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<ListedObject>, Failure>;
+    /// Every object whose key begins with `prefix`, by key. An error is the last that comes.
+    fn list(&self, bucket: &str, prefix: &str) -> BoxStream<'static, Result<ListedObject, Failure>>;
 }
 
 #[async_trait]
@@ -142,23 +145,25 @@ impl Buckets for Client {
         Ok(bytes)
     }
 
-    async fn list(&self, bucket: &str, prefix: &str) -> Result<Vec<ListedObject>, Failure> {
-        let mut pages = self.list_objects_v2().bucket(bucket).prefix(prefix).into_paginator().send();
-        let mut found = Vec::new();
-        while let Some(page) = pages.next().await {
-            let page = page.map_err(|e| Failure::from(&e))?;
-            found.extend(page.contents.unwrap_or_default().into_iter().filter_map(|object| {
-                let head = Head {
-                    etag: unquoted(object.e_tag().unwrap_or_default()).to_owned(),
-                    size: object.size().unwrap_or_default() as u64,
-                    last_modified: object.last_modified().map(micros),
-                };
-                Some(ListedObject { key: object.key?, head })
-            }));
-        }
-        found.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(found)
+    fn list(&self, bucket: &str, prefix: &str) -> BoxStream<'static, Result<ListedObject, Failure>> {
+        let pages = self.list_objects_v2().bucket(bucket).prefix(prefix).into_paginator().send();
+        let pages = stream::unfold(pages, |mut pages| async move { Some((pages.next().await?, pages)) });
+        let pages = pages.map_err(|e| Failure::from(&e));
+        let objects = pages.map_ok(|page| {
+            let found = page.contents.unwrap_or_default().into_iter().filter_map(listed);
+            stream::iter(found.map(Ok).collect::<Vec<_>>())
+        });
+        objects.try_flatten().boxed()
     }
+}
+
+fn listed(object: aws_sdk_s3::types::Object) -> Option<ListedObject> {
+    let head = Head {
+        etag: unquoted(object.e_tag().unwrap_or_default()).to_owned(),
+        size: object.size().unwrap_or_default() as u64,
+        last_modified: object.last_modified().map(micros),
+    };
+    Some(ListedObject { key: object.key?, head })
 }
 
 /// Finds out whether an answer without a length that was cut off can be told from a whole one: where its last
@@ -312,7 +317,7 @@ impl RangeReader {
         let get = || self.runtime.block_on(self.buckets.range(&self.wanted, range.clone(), &self.head.etag));
         // A long object is worth waiting for, but not at the cost of all others: after this the whole object
         // is tried again later.
-        let began = Instant::now();
+        let began = clock::now();
         let patience = ExponentialBuilder::default()
             .with_min_delay(Duration::from_millis(200))
             .with_max_times(7)

@@ -5,4 +5,5 @@ pub mod notice;
 pub mod bucket;
 pub mod local;
 pub mod origin;
+pub mod routing;
 pub mod stdin;

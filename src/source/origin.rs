@@ -4,6 +4,8 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt as _, TryStreamExt as _, future};
 use tokio::runtime::Handle;
 
 use super::bucket::{Body, Buckets, Head, ListedObject, RangeReader, StreamReader, Wanted};
@@ -52,9 +54,9 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    /// Whether the object was written to while it was read: what it is now can be read from its beginning.
-    pub fn has_changed(&self) -> bool {
-        matches!(self, Self::File(LocalError::Changed { .. }))
+    /// Whether it is of one entry of a listing, whose other entries can be read.
+    pub fn costs_itself_only(&self) -> bool {
+        matches!(self, Self::File(_))
     }
 }
 
@@ -175,7 +177,10 @@ impl Input {
 }
 
 /// What a listing finds: objects, and entries that can't be looked into, which cost themselves only.
-pub type Listed = Vec<Result<Origin, SourceError>>;
+pub type Listing = BoxStream<'static, Result<Origin, SourceError>>;
+
+/// What an S3 listing finds, by key.
+pub type ListedObjects = BoxStream<'static, Result<ListedObject, SourceError>>;
 
 /// The bucket that an S3 URL names; none if it is no such URL.
 pub fn bucket_of(path: &str) -> Option<&str> {
@@ -185,61 +190,72 @@ pub fn bucket_of(path: &str) -> Option<&str> {
 
 /// Every file under `path`, which is a file, a folder or a glob, ordered by name; and how much else was met
 /// there.
-pub async fn list_files(path: &str, links: Links) -> Result<(Listed, PassedOver), SourceError> {
+pub async fn list_files(path: &str, links: Links) -> Result<(Listing, PassedOver), SourceError> {
     let from_url =
         url::Url::parse(path).ok().filter(|u| u.scheme() == "file").and_then(|u| u.to_file_path().ok());
     let local = from_url.map_or_else(|| path.to_owned(), |p| p.to_string_lossy().into_owned());
     let task = tokio::task::spawn_blocking(move || local::list(&local, links));
-    let listing = task.await.expect("listing files doesn't panic");
+    let listing = task.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
     let listing = listing.map_err(|e| SourceError::Glob { pattern: path.to_owned(), why: e.to_string() })?;
     let listing = listing.ok_or_else(|| SourceError::Nothing { path: path.to_owned() })?;
     let origins = listing.files.into_iter().map(|file| Ok(Origin::File(file?)));
-    Ok((origins.collect(), listing.passed_over))
+    Ok((stream::iter(origins).boxed(), listing.passed_over))
 }
 
 /// Every object under an S3 URL, as something to fetch. Ordered by key.
-pub async fn list_bucket(url: &str, buckets: Arc<dyn Buckets>) -> Result<Listed, SourceError> {
+pub async fn list_bucket(url: &str, buckets: Arc<dyn Buckets>) -> Result<Listing, SourceError> {
     let (bucket, listed) = list_objects(url, buckets.as_ref()).await?;
-    Ok(listed.into_iter().map(|object| Ok(Origin::listed(buckets.clone(), &bucket, object))).collect())
+    Ok(listed.map_ok(move |object| Origin::listed(buckets.clone(), &bucket, object)).boxed())
 }
 
 /// The bucket that an S3 URL names, and every object under the URL: a key, the beginning of keys, or a glob.
-/// Ordered by key.
-pub async fn list_objects(
-    url: &str,
-    buckets: &dyn Buckets,
-) -> Result<(String, Vec<ListedObject>), SourceError> {
+/// Ordered by key. That there is at least one was seen.
+pub async fn list_objects(url: &str, buckets: &dyn Buckets) -> Result<(String, ListedObjects), SourceError> {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let (bucket, named) = rest.split_once('/').unwrap_or((rest, ""));
     let prefix = named.find(['*', '?', '[']).map_or(named, |at| &named[..at]);
     let pattern = (prefix.len() < named.len()).then(|| glob::Pattern::new(named)).transpose();
     let pattern = pattern.map_err(|e| SourceError::Glob { pattern: url.to_owned(), why: e.to_string() })?;
     // A key that is named as it is, is meant, whatever signs it holds.
-    let fits = |key: &str| key == named || pattern.as_ref().is_none_or(|p| p.matches(key));
-    let mut listed = buckets
-        .list(bucket, prefix)
-        .await
-        .map_err(|source| SourceError::S3 { location: url.to_owned(), source })?;
-    listed.retain(|o| fits(&o.key));
-    if listed.is_empty() {
-        return Err(SourceError::Nothing { path: url.to_owned() });
+    let (key, location) = (named.to_owned(), url.to_owned());
+    let fits = move |object: &ListedObject| {
+        let fits = object.key == key || pattern.as_ref().is_none_or(|p| p.matches(&object.key));
+        future::ready(fits)
+    };
+    let failed = move |source| SourceError::S3 { location: location.clone(), source };
+    let listed = buckets.list(bucket, prefix).try_filter(fits).map_err(failed);
+    let mut listed = Box::pin(listed.peekable());
+    match listed.as_mut().peek().await {
+        None => Err(SourceError::Nothing { path: url.to_owned() }),
+        Some(Ok(_)) => Ok((bucket.to_owned(), listed)),
+        // It is the last, too.
+        Some(Err(_)) => {
+            Err(listed.try_next().await.err().unwrap_or(SourceError::Nothing { path: url.to_owned() }))
+        }
     }
-    Ok((bucket.to_owned(), listed))
 }
 
-/// Fetches an object and finds out what it is.
+/// Fetches an object and finds out what it is. One that is larger than [`WHOLE_BYTES`] is read as it goes.
 pub async fn fetch(origin: Origin) -> Result<(Object, Input), SourceError> {
     match origin {
         Origin::File(file) => {
-            let task = tokio::task::spawn_blocking(move || fetch_file(&file));
-            task.await.expect("reading a file doesn't panic")
+            let task = tokio::task::spawn_blocking(move || of_file(&file, WHOLE_BYTES));
+            Ok(task.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?)
         }
-        Origin::S3 { buckets, wanted, head } => fetch_s3(buckets, wanted, head).await,
+        Origin::S3 { buckets, wanted, head: listed } => {
+            let whole = if listed.size > WHOLE_BYTES { 0 } else { WHOLE_BYTES };
+            let got = buckets.get(&wanted, whole).await;
+            // The listing's ETag is a hint; the response's is what the object is known by.
+            let (head, body) =
+                got.map_err(|source| SourceError::S3 { location: wanted.location(), source })?;
+            Ok(of_s3(buckets, wanted, head, body))
+        }
     }
 }
 
-fn fetch_file(file: &LocalFile) -> Result<(Object, Input), SourceError> {
-    let read = file.read(WHOLE_BYTES)?;
+/// A local file, and its bytes; those of one that has more than `whole` are read as they go.
+pub fn of_file(file: &LocalFile, whole: u64) -> Result<(Object, Input), LocalError> {
+    let read = file.read(whole)?;
     let object = Object {
         id: ObjectId::of_file(&read.path, &read.hash),
         bucket: None,
@@ -255,18 +271,6 @@ fn fetch_file(file: &LocalFile) -> Result<(Object, Input), SourceError> {
         Content::Hashed(file) => Input::File(file),
     };
     Ok((object, input))
-}
-
-async fn fetch_s3(
-    buckets: Arc<dyn Buckets>,
-    wanted: Wanted,
-    listed: Head,
-) -> Result<(Object, Input), SourceError> {
-    let whole = if listed.size > WHOLE_BYTES { 0 } else { WHOLE_BYTES };
-    let got = buckets.get(&wanted, whole).await;
-    // The listing's ETag is a hint; the response's is what the object is known by.
-    let (head, body) = got.map_err(|source| SourceError::S3 { location: wanted.location(), source })?;
-    Ok(of_s3(buckets, wanted, head, body))
 }
 
 /// An S3 object by the head of its answer, and its bytes, which are read as they go if they are not at hand.

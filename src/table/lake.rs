@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use futures::FutureExt as _;
 use parking_lot::Mutex as SyncMutex;
-use rustc_hash::FxHashSet;
 use tokio::sync::Mutex;
 
 use super::commit::{self, DataFile, Landing, Settled};
 use super::fence::Fence;
+use super::ids::Ids;
 use super::ledger::{self, Known};
 use super::listing::LogFileKind;
 use super::log::{Beginning, Log, MAX_BEGINNINGS, TableError};
@@ -502,7 +502,7 @@ impl Lake {
 #[derive(Default)]
 struct Before {
     /// The objects that it tells of.
-    objects: FxHashSet<u128>,
+    objects: Ids,
     /// Rows of objects that others of its rows are of.
     doubled: usize,
     /// How many objects it told of at least, as a settled mark says.

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
-use rustc_hash::FxHashSet;
 
 use super::commit::{self, DataFile, Landing, ReadCommit};
 use super::fence::Fence;
+use super::ids::Ids;
 use super::log::{Log, TableError};
 
 /// A ledger version with the files that it gives to one table.
@@ -33,7 +33,7 @@ pub struct Missing {
 /// What the ledger's log says, as far as it was read.
 #[derive(Debug, Default)]
 pub struct Known {
-    objects: RwLock<FxHashSet<u128>>,
+    objects: RwLock<Ids>,
     pending: RwLock<Pending>,
     /// The last version that was read or put.
     version: AtomicU64,
@@ -68,12 +68,12 @@ struct Pending {
 impl Known {
     /// Whether the object has landed.
     pub fn contains(&self, object: u128) -> bool {
-        self.objects.read().contains(&object)
+        self.objects.read().contains(object)
     }
 
     /// The objects that have landed and are not among these.
-    pub fn beyond(&self, objects: &FxHashSet<u128>) -> Vec<u128> {
-        self.objects.read().difference(objects).copied().collect()
+    pub fn beyond(&self, objects: &Ids) -> Vec<u128> {
+        self.objects.read().beyond(objects)
     }
 
     /// How many objects have landed.
@@ -195,11 +195,12 @@ impl Known {
         }
         drop(pending);
         // Only now: who finds an object here relies on its tables to be named above until they have it.
-        self.objects.write().extend(landing.objects);
+        let mut objects = self.objects.write();
+        landing.objects.into_iter().for_each(|object| objects.insert(object));
     }
 
     /// Takes note of objects whose log entries are gone: they stand in the ledger's table only.
-    pub fn extend(&self, objects: impl IntoIterator<Item = u128>) {
+    pub fn extend(&self, objects: Ids) {
         self.objects.write().extend(objects);
     }
 
@@ -236,7 +237,7 @@ impl Known {
 }
 
 /// A checkpoint of the ledger, and the ids of all objects that landed up to it.
-pub type Base<'a> = (u64, &'a FxHashSet<u128>);
+pub type Base<'a> = (u64, &'a Ids);
 
 /// Reads the ledger's new entries into `known`. True if one of them is `batch`. What landed up to `base` has
 /// to stand there.
@@ -265,7 +266,7 @@ pub async fn catch_up(
         }
         if let (Some(landing), Some((checkpoint, ids))) = (&commit.landing, base)
             && version <= checkpoint
-            && !landing.objects.iter().all(|object| ids.contains(object))
+            && !landing.objects.iter().all(|object| ids.contains(*object))
         {
             stray = Some(version);
             return;

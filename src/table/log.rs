@@ -19,6 +19,7 @@ use object_store::prefix::PrefixStore;
 use super::commit::{self, DataFile, ReadCommit, TableMetadata, Unreadable};
 use super::listing::{LogFile, LogFileKind, Standing, base, newest_checkpoint, standing};
 use super::spec::TableSpec;
+use crate::base::clock;
 use crate::base::new_uuid;
 use crate::base::store::Store;
 
@@ -313,7 +314,7 @@ impl Log {
         if *unknown == MAX_UNKNOWN_PUTS {
             return Err(failed);
         }
-        tokio::time::sleep(Duration::from_millis(50 << *unknown)).await;
+        clock::sleep(Duration::from_millis(50 << *unknown)).await;
         Ok(false)
     }
 

@@ -24,6 +24,7 @@
 mod commit;
 mod listing;
 mod spec;
+mod ids;
 mod log;
 mod snapshot;
 mod fence;
@@ -34,6 +35,7 @@ mod upkeep;
 mod repair;
 
 pub use commit::{Change, DataFile, Landing};
+pub use ids::{Gathering, Ids};
 pub use lake::{Begun, Lake, LandOutcome};
 pub use listing::{LEAST_LOG, LogFile, LogFileKind, Standing, removable_below, standing};
 pub use log::{TOMBSTONE_DAYS, TableError};

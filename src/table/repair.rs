@@ -14,9 +14,9 @@ use futures::TryStreamExt as _;
 use object_store::path::Path;
 use object_store::{ObjectStore as _, ObjectStoreExt as _};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use rustc_hash::FxHashSet;
 
 use super::commit::{self, DataFile, Landing, Settled};
+use super::ids::Ids;
 use super::lake::Lake;
 use super::ledger::{self, Known};
 use super::listing::LogFileKind;
@@ -56,7 +56,7 @@ pub struct Repair {
     ledger: Log,
     known: Known,
     /// The objects in the ledger's rows: its log may tell of more, if another engine took rows out.
-    rows: FxHashSet<u128>,
+    rows: Ids,
     tables: BTreeMap<String, Table>,
     /// Tables that were made whole from their folder: the ledger has nothing to give to them any more.
     whole: BTreeSet<String>,
@@ -132,7 +132,7 @@ impl Repair {
         }
         let (rows, settled) = match snapshot {
             Some(ledger) => (ledger.object_ids().await?.0, ledger.transaction(commit::APP).await?),
-            None => (FxHashSet::default(), None),
+            None => (Ids::default(), None),
         };
         Ok(Self {
             store,
@@ -155,7 +155,7 @@ impl Repair {
 
     /// Whether the ledger's rows tell of an object.
     pub fn contains(&self, object: u128) -> bool {
-        self.rows.contains(&object)
+        self.rows.contains(object)
     }
 
     /// Objects that the ledger's log tells of and its rows don't.
@@ -182,7 +182,7 @@ impl Repair {
             .map_err(|message| self.layout(message))?;
         self.put(bytes, &landing.batch).await?;
         self.known.apply(self.ledger.version.unwrap_or_default(), landing.clone(), true);
-        self.rows.extend(&landing.objects);
+        landing.objects.iter().for_each(|object| self.rows.insert(*object));
         Ok(())
     }
 

@@ -6,16 +6,18 @@ use arrow::array::AsArray as _;
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Schema};
 use chrono::{DateTime, NaiveDate};
+use datafusion::error::DataFusionError;
 use deltalake::kernel::engine::arrow_conversion::TryIntoArrow as _;
 use deltalake::kernel::{LogicalFileView, Metadata};
 use deltalake::{DeltaTable, DeltaTableError};
 use futures::future::join_all;
+use futures::{FutureExt as _, TryStreamExt as _};
 use object_store::path::Path;
 use percent_encoding::percent_decode_str;
-use rustc_hash::FxHashSet;
 use serde_json::Value;
 
 use super::commit::{DataFile, TIME_TAGS};
+use super::ids::{Gathering, Ids};
 use super::log::{TableError, log_store};
 use super::spec::LEDGER_TABLE;
 use crate::base::store::Store;
@@ -145,43 +147,39 @@ impl Snapshot {
     }
 
     /// Of the ledger: the ids of every object, and how many rows are of one that another row is of.
-    pub(super) async fn object_ids(&self) -> Result<(FxHashSet<u128>, usize), TableError> {
-        use datafusion::prelude::{SessionContext, col};
-        let failed = |e: String| TableError::request("the ledger", "reading object ids", e);
-        let context = SessionContext::new();
-        let provider = self.0.table_provider().await.map_err(|e| failed(e.to_string()))?;
-        let frame = context
-            .read_table(provider)
-            .and_then(|f| f.select(vec![col("object_id")]))
-            .map_err(|e| failed(e.to_string()))?;
-        let batches = match frame.collect().await {
-            Ok(batches) => batches,
-            Err(error) => match self.gone().await? {
+    pub(super) async fn object_ids(&self) -> Result<(Ids, usize), TableError> {
+        match self.gather_object_ids().boxed().await {
+            Err(error @ TableError::Request { .. }) => match self.gone().await? {
                 Some(path) => {
-                    return Err(TableError::damaged(
-                        "the ledger",
-                        format!("its file {path} is gone: it was removed, or not copied"),
-                    ));
+                    let what = format!("its file {path} is gone: it was removed, or not copied");
+                    Err(TableError::damaged("the ledger", what))
                 }
-                None => return Err(failed(error.to_string())),
+                None => Err(error),
             },
-        };
-        let (mut ids, mut doubled) = (FxHashSet::default(), 0);
-        for batch in batches {
-            let texts = arrow::compute::cast(batch.column(0), &arrow::datatypes::DataType::Utf8)
-                .map_err(|e| failed(e.to_string()))?;
-            for text in arrow::array::AsArray::as_string::<i32>(&texts).iter().flatten() {
-                let id = u128::from_str_radix(text, 16);
-                let is_new = ids.insert(id.map_err(|_| {
-                    TableError::damaged(
-                        "the ledger",
-                        format!("`{text}` in its rows is no object id: another engine wrote it"),
-                    )
-                })?);
-                doubled += usize::from(!is_new);
+            gathered => gathered,
+        }
+    }
+
+    async fn gather_object_ids(&self) -> Result<(Ids, usize), TableError> {
+        use datafusion::prelude::{SessionContext, col};
+        let failed = |e: DataFusionError| TableError::request("the ledger", "reading object ids", e);
+        let provider = self.0.table_provider().await;
+        let provider = provider.map_err(|e| TableError::request("the ledger", "reading object ids", e))?;
+        let frame = SessionContext::new().read_table(provider).map_err(failed)?;
+        let frame = frame.select(vec![col("object_id")]).map_err(failed)?;
+        let mut batches = frame.execute_stream().await.map_err(failed)?;
+        let mut gathering = Gathering::default();
+        while let Some(batch) = batches.try_next().await.map_err(failed)? {
+            let texts = cast(batch.column(0), &DataType::Utf8).map_err(|e| failed(e.into()))?;
+            for text in texts.as_string::<i32>().iter().flatten() {
+                let id = u128::from_str_radix(text, 16).map_err(|_| {
+                    let what = format!("`{text}` in its rows is no object id: another engine wrote it");
+                    TableError::damaged("the ledger", what)
+                })?;
+                gathering.push(id);
             }
         }
-        Ok((ids, doubled))
+        Ok(gathering.finish())
     }
 
     /// The first of its files that is not there.

@@ -15,15 +15,19 @@ use flarelake::base::aws::{Failure, FailureKind};
 use flarelake::config::Partitioning;
 use flarelake::decode::inflate::ObjectLimits;
 use flarelake::decode::split::Place;
-use flarelake::ingest::backfill::{Backfill, Sources};
+use flarelake::ingest::backfill::Backfill;
 use flarelake::land::batch::Tables;
 use flarelake::land::worker::{Worker, WorkerSettings};
 use flarelake::schema::Catalog;
 use flarelake::source::bucket::{Body, Buckets, Head, ListedObject, Wanted, is_same_etag};
 use flarelake::source::origin::{Origin, of_s3};
+use flarelake::source::routing::Sources;
 use flarelake::table::Lake;
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
 use object_store::memory::InMemory;
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{LIMITS, WRITTEN, memory_lake, read_ledger};
 
@@ -213,8 +217,8 @@ impl Buckets for Overwritten {
         Ok(LINE.into())
     }
 
-    async fn list(&self, _: &str, _: &str) -> Result<Vec<ListedObject>, Failure> {
-        Ok(Vec::new())
+    fn list(&self, _: &str, _: &str) -> BoxStream<'static, Result<ListedObject, Failure>> {
+        stream::empty().boxed()
     }
 }
 
@@ -238,9 +242,11 @@ async fn an_object_that_is_overwritten_while_it_is_read_is_read_again_from_its_b
                 whole_bytes: 1 << 20,
             },
             workers: 1,
+            fetches: 1,
+            fetched_bytes: 1 << 20,
             sources: Sources::default(),
             meter: Arc::default(),
-            stop: Arc::default(),
+            stop: CancellationToken::new(),
         };
         let head = Head { etag: "listed".into(), size: LINE.len() as u64, last_modified: None };
         let listed = ListedObject { key: "large.log".into(), head };

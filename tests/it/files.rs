@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use flarelake::base::aws::FailureKind;
 use flarelake::config::Partitioning;
 use flarelake::decode::inflate::ObjectLimits;
 use flarelake::decode::object::{ContentHash, Object, ObjectId};
@@ -278,7 +279,8 @@ async fn of_a_large_file_that_changes_after_it_was_hashed_nothing_lands() {
         let (worked, inner) = decoded_after(bytes, change).await;
         let error = worked.expect_err(what);
         assert!(
-            error.has_changed() && error.to_string().contains("it changed while it was read"),
+            error.failure().kind == FailureKind::Changed
+                && error.to_string().contains("it changed while it was read"),
             "{what}: {error}"
         );
         assert!(read_ledger(inner.as_ref()).await.is_empty(), "{what}");

@@ -1,5 +1,7 @@
 //! Every integration test in one binary: linking DataFusion is the slow part.
 
+#![allow(clippy::disallowed_methods, reason = "tests wait by the system's clock, unless they say otherwise")]
+
 mod acks;
 mod buckets;
 mod cli;
@@ -16,9 +18,11 @@ mod laws;
 mod large;
 mod landing;
 mod layout;
+mod ids;
 mod ingest;
 mod ledger;
 mod lookup;
+mod memory_queue;
 mod moto;
 mod queues;
 mod notices;
@@ -26,6 +30,7 @@ mod oracle;
 mod outside;
 mod overview;
 mod panther;
+mod pipeline;
 mod planning;
 mod plans;
 mod probes;

@@ -11,7 +11,6 @@ use flarelake::base::panics::to_the_end;
 use flarelake::config::Every;
 use flarelake::ingest::metrics::Metrics;
 use flarelake::ingest::service::Ingest;
-use flarelake::source::queue::memory::MemoryQueue;
 use flarelake::source::queue::{Entry, Message, Queue, QueueError};
 use flarelake::table::Lake;
 use futures::TryStreamExt as _;
@@ -19,6 +18,7 @@ use object_store::ObjectStore as _;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use crate::memory_queue::MemoryQueue;
 use crate::probes::OddStore;
 use crate::service::Stage;
 use crate::support::{Faults, memory_lake};
@@ -34,7 +34,7 @@ async fn panicking(stage: &Stage, [receives, deletes, hides]: [u64; 3]) -> Inges
         hides: hides.into(),
     };
     Ingest {
-        feeds: vec![feed(Arc::new(queue), stage.buckets.clone())],
+        sources: vec![feed(Arc::new(queue), stage.buckets.clone())],
         ..stage.ingest(Faults::default()).await
     }
 }
@@ -108,7 +108,7 @@ async fn upkeep_that_panics_is_tried_again_when_it_is_next_due() {
         stage.put(&format!("logs/{n}.log"), n);
         stage.run().await.expect("ends");
     }
-    let store = OddStore { inner: stage.lake.clone(), listings_panic: 2.into() };
+    let store = OddStore { inner: stage.lake.clone(), listings_panic: 2.into(), ..OddStore::default() };
     let lake = Arc::new(Lake::open(memory_lake(stage.lake.clone())).await.expect("opens"));
     let metrics = Arc::new(Metrics::new().0);
     let mut upkeep = maintainer_of(memory_lake(Arc::new(store)), Some(lake), BTreeMap::new());
@@ -190,11 +190,11 @@ async fn a_source_that_is_refused_stops_itself_and_is_tried_again() {
             other.put(&format!("others/{n}.log"), 10 + n);
         }
         let mut ingest = stage.ingest(Faults::default()).await;
-        ingest.feeds = vec![
+        ingest.sources = vec![
             feed(closed.clone(), stage.buckets.clone()),
             feed(other.queue.clone(), other.buckets.clone()),
         ];
-        ingest.feeds[1].source.id = "other".into();
+        ingest.sources[1].source.id = "other".into();
         ingest.pace.until_idle = None;
         let (metrics, stop) = (ingest.metrics.clone(), CancellationToken::new());
         let running = tokio::spawn(ingest.run(stop.clone()));

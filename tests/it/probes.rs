@@ -21,6 +21,8 @@ use crate::support::{FaultStore, Faults, memory_lake};
 pub struct OddStore {
     pub inner: Arc<InMemory>,
     pub listings_panic: AtomicU64,
+    /// Puts of data files.
+    pub files_panic: AtomicU64,
 }
 
 impl std::fmt::Display for OddStore {
@@ -36,6 +38,11 @@ impl ObjectStore for OddStore {
             return Err(Error::AlreadyExists { path: location.to_string(), source: "it is there".into() });
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
+        if location.as_ref().contains("p_event_date") {
+            let left =
+                self.files_panic.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+            assert!(left.is_err(), "a fault of the store's client");
+        }
         self.inner.put(location, payload).await
     }
 

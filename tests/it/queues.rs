@@ -1,9 +1,9 @@
 //! What every queue has to do, whatever it is made of: the same contract for the one in memory and for SQS'
 //! wire.
 
+use crate::memory_queue::MemoryQueue;
 use std::time::Duration;
 
-use flarelake::source::queue::memory::MemoryQueue;
 use flarelake::source::queue::{BATCH, Entry, Queue};
 
 /// `send` sends a body; the queue's visibility timeout is two seconds.

@@ -16,13 +16,13 @@ use flarelake::decode::decoder::RecordLimits;
 use flarelake::decode::inflate::ObjectLimits;
 use flarelake::decode::object::{Object, ObjectId};
 use flarelake::decode::split::Place;
-use flarelake::ingest::backfill::Sources;
 use flarelake::land::batch::Tables;
 use flarelake::land::worker::{Worker, WorkerSettings};
 use flarelake::recover::{Chosen, Replay, Summary};
 use flarelake::schema::Catalog;
 use flarelake::source::local::{Links, LocalFile};
 use flarelake::source::origin::{Input, Origin, fetch};
+use flarelake::source::routing::Sources;
 use flarelake::table::Lake;
 use futures::FutureExt as _;
 use object_store::memory::InMemory;
@@ -30,6 +30,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use crate::moto::{Cloud, Moto, python, skipped};
 use crate::support::{
@@ -484,7 +485,7 @@ pub async fn replay(store: Store, flush_rows: u64) -> Result<Summary, String> {
         sources: Sources::default(),
         chosen: Chosen::default(),
         meter: Arc::default(),
-        stop: Arc::default(),
+        stop: CancellationToken::new(),
     };
     replay.run().await.map_err(|e| e.to_string())
 }

@@ -11,7 +11,6 @@ use flarelake::config::Route;
 use flarelake::decode::object::ObjectId;
 use flarelake::ingest::metrics::BySource;
 use flarelake::ingest::service::{Ended, Ingest, IngestError};
-use flarelake::source::queue::memory::MemoryQueue;
 use flarelake::source::queue::{Entry, Message, Queue, QueueError};
 use flarelake::table::Lake;
 use object_store::memory::InMemory;
@@ -20,6 +19,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger::object;
+use crate::memory_queue::MemoryQueue;
 use crate::support::{FaultStore, Faults, memory_lake, read_ledger, read_table};
 use crate::torture::{MemoryBuckets, SOURCE, SeveredQueue, feed, ingest, s3_record};
 
@@ -298,14 +298,10 @@ async fn a_route_says_what_the_records_below_a_prefix_are() {
     }
     let mut ingest = stage.ingest(Faults::default()).await;
     let route = |prefix: &str, log_type: &str| Route { prefix: prefix.into(), log_type: log_type.into() };
-    ingest.feeds[0].source.route =
+    ingest.sources[0].source.route =
         vec![route("spect", "Cloudflare.Firewall"), route("spectrum/", "Cloudflare.Spectrum")];
-    ingest.feeds[0].log_types = ingest.feeds[0]
-        .source
-        .route
-        .iter()
-        .map(|r| ingest.catalog.index_of(&r.log_type).expect("known"))
-        .collect();
+    let log_type = |r: &Route| (r.log_type.clone(), ingest.catalog.index_of(&r.log_type).expect("known"));
+    ingest.sources[0].log_types = ingest.sources[0].source.route.iter().map(log_type).collect();
     ingest.run(CancellationToken::new()).await.expect("ends");
     assert_eq!(read_table(stage.lake.as_ref(), "cloudflare_spectrum").await.values().flatten().count(), 1);
     assert_eq!(stage.rows().await, BTreeMap::from([("classification_failures", 1), ("ingested_objects", 2)]));

@@ -15,14 +15,15 @@ use flarelake::config::{Partitioning, Source};
 use flarelake::decode::inflate::ObjectLimits;
 use flarelake::decode::object::{ContentHash, ObjectId};
 use flarelake::ingest::metrics::Metrics;
-use flarelake::ingest::service::{Feed, Ingest, Pace};
+use flarelake::ingest::service::{Ingest, Pace, QueueSource};
 use flarelake::land::batch::Tables;
 use flarelake::land::worker::WorkerSettings;
 use flarelake::schema::Catalog;
 use flarelake::source::bucket::{Body, Buckets, Head, ListedObject, Wanted};
-use flarelake::source::queue::memory::MemoryQueue;
 use flarelake::source::queue::{Entry, Message, Queue, QueueError};
 use flarelake::table::Lake;
+use futures::StreamExt as _;
+use futures::stream::{self, BoxStream};
 use object_store::memory::InMemory;
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
@@ -32,6 +33,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger::{check_tables, expected, object};
+use crate::memory_queue::MemoryQueue;
 use crate::support::{FaultStore, Faults, LIMITS, WRITTEN, memory_lake, runs};
 
 /// Buckets in memory. Every n-th read fails, if so wished.
@@ -46,6 +48,8 @@ pub struct MemoryBuckets {
     pub slow_ranges: Duration,
     /// Reads, and reads of ranges, of keys that hold a text panic.
     pub panics: Mutex<Option<&'static str>>,
+    /// Reads of keys that hold a text are never answered.
+    pub hangs: Mutex<Option<&'static str>>,
     /// The ETag of every object, if it is another than usual.
     pub etag: Mutex<Option<&'static str>>,
 }
@@ -91,6 +95,10 @@ impl MemoryBuckets {
 #[async_trait]
 impl Buckets for MemoryBuckets {
     async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(Head, Body), Failure> {
+        let hangs = *self.hangs.lock();
+        if hangs.is_some_and(|text| wanted.key.contains(text)) {
+            return std::future::pending().await;
+        }
         let bytes = self.find(wanted)?;
         self.panic(&wanted.key, "whole");
         let etag = self.etag.lock().unwrap_or("etag").to_owned();
@@ -105,8 +113,8 @@ impl Buckets for MemoryBuckets {
         Ok(self.find(wanted)?.slice(range.start as usize..range.end as usize))
     }
 
-    async fn list(&self, _bucket: &str, _prefix: &str) -> Result<Vec<ListedObject>, Failure> {
-        Ok(Vec::new())
+    fn list(&self, _: &str, _: &str) -> BoxStream<'static, Result<ListedObject, Failure>> {
+        stream::empty().boxed()
     }
 }
 
@@ -227,7 +235,7 @@ impl Queue for SeveredQueue {
 
 pub const SOURCE: &str = "cf";
 
-pub fn feed(queue: Arc<dyn Queue>, buckets: Arc<dyn Buckets>) -> Feed {
+pub fn feed(queue: Arc<dyn Queue>, buckets: Arc<dyn Buckets>) -> QueueSource {
     let source = Source {
         id: SOURCE.into(),
         label: Some("Cloudflare".into()),
@@ -236,11 +244,11 @@ pub fn feed(queue: Arc<dyn Queue>, buckets: Arc<dyn Buckets>) -> Feed {
         aws: flarelake::base::aws::Access::default(),
         route: Vec::new(),
     };
-    Feed { source, queue, buckets, log_types: Vec::new() }
+    QueueSource { source, queue, buckets, log_types: BTreeMap::new() }
 }
 
 /// An ingest in small: a batch every few milliseconds, and an end soon after the last message.
-pub fn ingest(lake: Arc<Lake>, feeds: Vec<Feed>) -> Ingest {
+pub fn ingest(lake: Arc<Lake>, sources: Vec<QueueSource>) -> Ingest {
     let catalog = Catalog::embedded();
     Ingest {
         tables: Arc::new(Tables::new(&catalog, Partitioning::Day)),
@@ -265,9 +273,8 @@ pub fn ingest(lake: Arc<Lake>, feeds: Vec<Feed>) -> Ingest {
             refused_every: Duration::from_millis(300),
             until_idle: Some(Duration::from_millis(400)),
         },
-        feeds,
+        sources,
         metrics: Arc::new(Metrics::new().0),
-        meter: Arc::default(),
     }
 }
 

@@ -10,7 +10,6 @@ use async_trait::async_trait;
 
 use crate::base::aws::{Failure, FailureKind};
 
-pub mod memory;
 pub mod sqs;
 
 /// Messages in one request, at most.

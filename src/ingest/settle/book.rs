@@ -1,13 +1,16 @@
-//! The ack book: which message waits for which objects, and until when it is leased. Without clock and I/O.
+//! The ack book: which message waits for which items, and until when it is leased. Without clock and I/O.
 //!
 //! A message is complete when everything that it announces has landed. An object is on its way once, however
 //! many messages announce it: later ones are attached to it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::Identified;
+use crate::base::clock::Instant;
 use crate::decode::object::ObjectId;
+use crate::ingest::item::ItemNo;
 
 /// A message: its queue's place in the configuration, and its id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,9 +20,6 @@ pub struct MessageKey {
     /// The message's id.
     pub id: String,
 }
-
-/// An object on its way.
-pub type ItemNo = u64;
 
 /// How long a message is hidden from others.
 #[derive(Debug, Clone, Copy)]
@@ -55,8 +55,8 @@ struct Held {
 
 /// Something to land, and who waits for it.
 #[derive(Debug)]
-struct Item<T> {
-    what: T,
+struct Expected<T> {
+    name: T,
     object: Option<ObjectId>,
     waiters: Vec<Waiter>,
 }
@@ -64,15 +64,36 @@ struct Item<T> {
 /// A message, and which holding of it.
 type Waiter = (MessageKey, u64);
 
-/// See the module. `T` is what an item is; two that are equal are one.
+/// How much is held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Messages.
+    pub messages: usize,
+    /// Bytes that they cost.
+    pub bytes: usize,
+}
+
+/// See the module. `T` is what an item is called; two that are called the same are one.
 #[derive(Debug)]
 pub struct Book<T> {
     messages: HashMap<MessageKey, Held>,
-    items: HashMap<ItemNo, Item<T>>,
-    by_what: HashMap<T, ItemNo>,
+    items: HashMap<ItemNo, Expected<T>>,
+    by_name: HashMap<T, ItemNo>,
     by_object: HashMap<ObjectId, ItemNo>,
     next: ItemNo,
-    weight: usize,
+    /// By queue.
+    load: BTreeMap<usize, Load>,
+}
+
+/// When a message's lease is to be extended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Due {
+    /// At this moment.
+    At(Instant),
+    /// Now, by this receipt.
+    Now(String),
+    /// Never more: the message is not held, or its lease was lost.
+    Never,
 }
 
 impl<T> Default for Book<T> {
@@ -80,10 +101,10 @@ impl<T> Default for Book<T> {
         Self {
             messages: HashMap::new(),
             items: HashMap::new(),
-            by_what: HashMap::new(),
+            by_name: HashMap::new(),
             by_object: HashMap::new(),
             next: 0,
-            weight: 0,
+            load: BTreeMap::new(),
         }
     }
 }
@@ -96,7 +117,8 @@ impl<T: Clone + Eq + Hash> Book<T> {
             (held.receipt, held.lease, held.lost) = (receipt, lease, false);
             return false;
         }
-        self.weight += weight;
+        let load = self.load.entry(key.queue).or_default();
+        (load.messages, load.bytes) = (load.messages + 1, load.bytes + weight);
         self.next += 1;
         self.messages
             .insert(key, Held { holding: self.next, receipt, sent, weight, waiting: 1, lease, lost: false });
@@ -107,21 +129,23 @@ impl<T: Clone + Eq + Hash> Book<T> {
     pub fn weigh(&mut self, key: &MessageKey, bytes: usize) {
         if let Some(held) = self.messages.get_mut(key) {
             held.weight += bytes;
-            self.weight += bytes;
+            self.load.entry(key.queue).or_default().bytes += bytes;
         }
     }
 
-    /// Lets a message wait for `what`: its number if it is to be set on its way, none if it is on it.
-    pub fn wait_for(&mut self, key: &MessageKey, what: T) -> Option<ItemNo> {
+    /// Lets a message wait for what is called `name`: its number if it is to be set on its way, none if it is
+    /// on it.
+    pub fn wait_for(&mut self, key: &MessageKey, name: T) -> Option<ItemNo> {
         let held = self.messages.get_mut(key)?;
         held.waiting += 1;
-        if let Some(item) = self.by_what.get(&what).and_then(|no| self.items.get_mut(no)) {
+        if let Some(item) = self.by_name.get(&name).and_then(|no| self.items.get_mut(no)) {
             item.waiters.push((key.clone(), held.holding));
             return None;
         }
         self.next += 1;
-        self.by_what.insert(what.clone(), self.next);
-        self.items.insert(self.next, Item { what, object: None, waiters: vec![(key.clone(), held.holding)] });
+        self.by_name.insert(name.clone(), self.next);
+        let waiters = vec![(key.clone(), held.holding)];
+        self.items.insert(self.next, Expected { name, object: None, waiters });
         Some(self.next)
     }
 
@@ -130,14 +154,9 @@ impl<T: Clone + Eq + Hash> Book<T> {
         self.messages.get_mut(key).is_some_and(Held::tick)
     }
 
-    /// What an item is; none if it is done.
-    pub fn what(&self, no: ItemNo) -> Option<T> {
-        self.items.get(&no).map(|item| item.what.clone())
-    }
-
-    /// An item has turned out to be this object. False: another item is that object, and this one's messages
-    /// wait for it.
-    pub fn identify(&mut self, no: ItemNo, object: ObjectId) -> bool {
+    /// An item has turned out to be this object. If another one is, and is on its way, this one's messages
+    /// wait for that.
+    pub fn identify(&mut self, no: ItemNo, object: ObjectId) -> Identified {
         match self
             .by_object
             .get(&object)
@@ -147,15 +166,15 @@ impl<T: Clone + Eq + Hash> Book<T> {
             Some(first) => {
                 let waiters = self.remove(no).map(|item| item.waiters).unwrap_or_default();
                 self.items.get_mut(&first).expect("it was just found").waiters.extend(waiters);
-                false
+                Identified::OnItsWay
             }
             None => {
-                let Some(item) = self.items.get_mut(&no) else { return false };
+                let Some(item) = self.items.get_mut(&no) else { return Identified::OnItsWay };
                 if let Some(before) = item.object.replace(object).filter(|before| *before != object) {
                     self.by_object.remove(&before);
                 }
                 self.by_object.insert(object, no);
-                true
+                Identified::First
             }
         }
     }
@@ -179,10 +198,10 @@ impl<T: Clone + Eq + Hash> Book<T> {
         waiters.into_iter().filter_map(|(key, _)| Some((key.clone(), self.forget(&key)?))).collect()
     }
 
-    fn remove(&mut self, no: ItemNo) -> Option<Item<T>> {
+    fn remove(&mut self, no: ItemNo) -> Option<Expected<T>> {
         let item = self.items.remove(&no)?;
-        if self.by_what.get(&item.what) == Some(&no) {
-            self.by_what.remove(&item.what);
+        if self.by_name.get(&item.name) == Some(&no) {
+            self.by_name.remove(&item.name);
         }
         if let Some(object) = item.object.filter(|object| self.by_object.get(object) == Some(&no)) {
             self.by_object.remove(&object);
@@ -193,7 +212,9 @@ impl<T: Clone + Eq + Hash> Book<T> {
     /// A message is no longer held: its receipt.
     pub fn forget(&mut self, key: &MessageKey) -> Option<String> {
         let held = self.messages.remove(key)?;
-        self.weight -= held.weight;
+        if let Some(load) = self.load.get_mut(&key.queue) {
+            (load.messages, load.bytes) = (load.messages - 1, load.bytes - held.weight);
+        }
         Some(held.receipt)
     }
 
@@ -207,16 +228,15 @@ impl<T: Clone + Eq + Hash> Book<T> {
         self.messages.keys().cloned().collect()
     }
 
-    /// A queue's messages whose lease is to be extended; first the one that ends first. One that has ended is
-    /// worth a try: the message may not have been given to anyone else yet, and only the queue knows.
-    pub fn due(&self, queue: usize, now: Instant) -> Vec<(MessageKey, String)> {
-        let due = self
-            .messages
-            .iter()
-            .filter(|(key, held)| key.queue == queue && !held.lost && held.lease.extend_at <= now);
-        let mut due: Vec<_> = due.map(|(key, held)| (held.lease.ends, key, &held.receipt)).collect();
-        due.sort();
-        due.into_iter().map(|(_, key, receipt)| (key.clone(), receipt.clone())).collect()
+    /// When a message's lease is to be extended. One that has ended is worth a try: the message may not have
+    /// been given to anyone else yet, and only the queue knows.
+    pub fn due(&self, key: &MessageKey, now: Instant) -> Due {
+        match self.messages.get(key) {
+            Some(held) if held.lost => Due::Never,
+            Some(held) if held.lease.extend_at > now => Due::At(held.lease.extend_at),
+            Some(held) => Due::Now(held.receipt.clone()),
+            None => Due::Never,
+        }
     }
 
     /// A lease was extended.
@@ -256,9 +276,9 @@ impl<T: Clone + Eq + Hash> Book<T> {
         self.messages.is_empty()
     }
 
-    /// Bytes that the held messages cost.
-    pub fn weight(&self) -> usize {
-        self.weight
+    /// How much is held of each queue that something was ever held of.
+    pub fn load(&self) -> &BTreeMap<usize, Load> {
+        &self.load
     }
 
     /// When the oldest message was sent that has not landed, in microseconds since the epoch.

@@ -1,15 +1,14 @@
 //! A queue in memory, with leases that end and messages that come again: for tests of whatever reads a queue.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use super::{BATCH, Entry, Message, Queue, QueueError};
-use crate::base::{new_uuid, now_micros};
-
-/// How often a poll looks again.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+use flarelake::base::{new_uuid, now_micros};
+use flarelake::source::queue::{BATCH, Entry, Message, Queue, QueueError};
 
 /// See the module.
 #[derive(Debug)]
@@ -17,6 +16,8 @@ pub struct MemoryQueue {
     url: String,
     visibility: Duration,
     held: Mutex<Vec<Held>>,
+    /// A message was sent, or given back.
+    more: Notify,
 }
 
 #[derive(Debug)]
@@ -29,7 +30,7 @@ struct Held {
 impl MemoryQueue {
     /// An empty queue whose leases last `visibility`.
     pub fn new(name: &str, visibility: Duration) -> Self {
-        Self { url: format!("memory://{name}"), visibility, held: Mutex::default() }
+        Self { url: format!("memory://{name}"), visibility, held: Mutex::default(), more: Notify::new() }
     }
 
     /// Sends a message.
@@ -42,6 +43,7 @@ impl MemoryQueue {
             receives: 0,
         };
         self.held.lock().push(Held { message, hidden_until: Instant::now() });
+        self.more.notify_waiters();
     }
 
     /// Messages that are neither deleted nor given up.
@@ -104,11 +106,16 @@ impl Queue for MemoryQueue {
     async fn receive(&self, wait: Duration) -> Result<Vec<Message>, QueueError> {
         let until = Instant::now() + wait;
         loop {
+            let more = self.more.notified();
             let taken = self.take();
             if !taken.is_empty() || Instant::now() >= until {
                 return Ok(taken);
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            let next = self.held.lock().iter().map(|h| h.hidden_until).min();
+            tokio::select! {
+                () = more => {}
+                () = tokio::time::sleep_until(next.map_or(until, |next| next.min(until))) => {}
+            }
         }
     }
 
@@ -118,6 +125,8 @@ impl Queue for MemoryQueue {
 
     async fn hide(&self, receipts: &[String], timeout: Duration) -> Result<Vec<Entry>, QueueError> {
         let until = Instant::now() + timeout;
-        Ok(self.each(receipts, |held, at| held[at].hidden_until = until))
+        let answers = self.each(receipts, |held, at| held[at].hidden_until = until);
+        self.more.notify_waiters();
+        Ok(answers)
     }
 }

@@ -1,0 +1,200 @@
+//! A source as the pipeline knows it: whose its objects are, how they are read, and how that goes. One of
+//! which nothing can be read stops by itself, is told of, and is tried again; the others go on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::ending::{Ending, IngestError};
+use super::metrics::Metrics;
+use crate::base::clock::{self, Instant};
+use crate::config::Source;
+use crate::decode::object::Object;
+use crate::source::bucket::Buckets;
+use crate::source::routing::routed;
+
+/// How often a refused source is tried again, unless a service's pace says otherwise: a person who mends a
+/// policy waits so long at most.
+pub const TRIED_EVERY: Duration = Duration::from_secs(60);
+/// Objects refused, and none read in between: the source as a whole is refused.
+const REFUSED_OBJECTS: usize = 3;
+/// Failed reads of a source, and none that succeeded in between: it is out of reach, which is told.
+const OUTAGE: usize = 8;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Feed {
+    /// Its place among the feeds of the run.
+    pub no: usize,
+    /// What its rows are attributed to.
+    pub source: Option<Source>,
+    /// Where announced objects are read.
+    pub buckets: Option<Arc<dyn Buckets>>,
+    /// The log type of every record, whatever its key.
+    pub log_type: Option<usize>,
+    /// The log types that routes name, by their index in the catalog.
+    pub log_types: BTreeMap<String, usize>,
+    health: Health,
+}
+
+#[derive(Debug, Default)]
+struct Health {
+    /// When an object was last read.
+    read: Mutex<Option<Instant>>,
+    /// Objects that were given up as refused since then.
+    denied: AtomicUsize,
+    /// Reads that failed since then.
+    failed: AtomicUsize,
+    /// Since when nothing of it can be read.
+    refused: Mutex<Option<Instant>>,
+}
+
+impl Feed {
+    /// A feed of which nothing was read yet.
+    pub fn new(no: usize, source: Option<Source>, log_types: BTreeMap<String, usize>) -> Self {
+        Self { no, source, buckets: None, log_type: None, log_types, health: Health::default() }
+    }
+
+    /// The source's id, where there is a source.
+    pub fn id(&self) -> &str {
+        self.source.as_ref().map_or("", |source| &source.id)
+    }
+
+    /// The log type of the records below a key, if that is configured.
+    pub fn log_type(&self, key: &str) -> Option<usize> {
+        self.log_type.or_else(|| routed(self.source.as_ref()?, key, &self.log_types))
+    }
+
+    /// Fills in whose an object is.
+    pub fn attribute(&self, object: &mut Object) {
+        if let Some(source) = &self.source {
+            (object.source_id, object.source_label) = (Some(source.id.clone()), source.label.clone());
+        }
+    }
+
+    /// When an object was last read.
+    pub fn last_read(&self) -> Option<Instant> {
+        *self.health.read.lock()
+    }
+
+    /// Whether nothing of it can be read.
+    pub fn is_refused(&self) -> bool {
+        self.health.refused.lock().is_some()
+    }
+
+    /// What trouble with its objects is told under: whatever the source is called, not that of a queue, or of
+    /// the lake.
+    fn problem(&self) -> String {
+        format!("source {}", self.id())
+    }
+}
+
+/// The feeds of a run, and what is told of those that are refused.
+#[derive(Debug)]
+pub struct Feeds {
+    /// In the order of their numbers.
+    pub all: Vec<Arc<Feed>>,
+    metrics: Arc<Metrics>,
+    ending: Arc<Ending>,
+    /// How often a refused one is tried again; none: it is not, and its objects are given up.
+    every: Option<Duration>,
+}
+
+impl Feeds {
+    /// Nothing was read of them yet.
+    pub fn new(
+        all: Vec<Arc<Feed>>,
+        metrics: Arc<Metrics>,
+        ending: Arc<Ending>,
+        every: Option<Duration>,
+    ) -> Self {
+        Self { all, metrics, ending, every }
+    }
+
+    /// Whether a source of which nothing can be read is waited for.
+    pub fn outlast_outages(&self) -> bool {
+        self.every.is_some()
+    }
+
+    /// An object of it was read.
+    pub fn was_read(&self, feed: &Feed) {
+        *feed.health.read.lock() = Some(clock::now());
+        feed.health.denied.store(0, Ordering::Relaxed);
+        feed.health.failed.store(0, Ordering::Relaxed);
+        self.accept(feed);
+    }
+
+    /// An object of it could not be read. `is_refused`: nor will it be before a person changes something.
+    pub fn read_failed(&self, feed: &Feed, is_refused: bool, why: &str) {
+        let failed = feed.health.failed.fetch_add(1, Ordering::Relaxed) + 1;
+        if is_refused || failed >= OUTAGE {
+            self.metrics.tell(&feed.problem(), Some(why.to_owned()));
+        }
+    }
+
+    /// An object was given up as refused. True: so were others, and none was read in between.
+    pub fn count_refused(&self, feed: &Feed) -> bool {
+        feed.health.denied.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSED_OBJECTS
+    }
+
+    /// Its queue answers. Whether its objects can be read is another question, which reading them answers.
+    pub fn queue_answers(&self, feed: &Feed) {
+        if feed.health.denied.load(Ordering::Relaxed) == 0 {
+            self.accept(feed);
+        }
+    }
+
+    /// Stops a source. Told once, until it can be read again. If all are refused before one of them was ever
+    /// read, a person has to see it, and the run ends.
+    pub fn refuse(&self, feed: &Feed, error: IngestError) {
+        let was_refused = feed.health.refused.lock().replace(clock::now()).is_some();
+        self.metrics.tell(&feed.problem(), Some(error.to_string()));
+        self.metrics.sources_refused.set(self.refused() as i64);
+        let Some(every) = self.every else {
+            if !was_refused {
+                tracing::error!(
+                    source = feed.id(),
+                    "{error}; its other objects are given up where they are refused"
+                );
+            }
+            return;
+        };
+        let none_was_read = self.all.iter().all(|feed| feed.last_read().is_none());
+        if none_was_read && self.refused() == self.all.len() {
+            return self.ending.fail(error);
+        }
+        if !was_refused {
+            tracing::error!(
+                source = feed.id(),
+                "{error}; the other sources go on, and this one is tried again every {every:.0?}"
+            );
+        }
+    }
+
+    /// A source can be read, whatever was before.
+    fn accept(&self, feed: &Feed) {
+        self.metrics.tell(&feed.problem(), None);
+        if feed.health.refused.lock().take().is_some() {
+            tracing::info!(source = feed.id(), "it can be read again");
+            self.metrics.sources_refused.set(self.refused() as i64);
+        }
+    }
+
+    /// How many sources are refused.
+    pub fn refused(&self) -> usize {
+        self.all.iter().filter(|feed| feed.is_refused()).count()
+    }
+
+    /// Waits until a source that is refused may be tried again.
+    pub async fn wait_while_refused(&self, feed: &Feed) {
+        if let Some(every) = self.every.filter(|_| feed.is_refused()) {
+            tokio::select! {
+                () = self.ending.stop.cancelled() => {}
+                () = clock::sleep(every) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,430 @@
+//! Messages are received, entered into the ack book, and read; what they announce is handed in.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::base::clock::{self, Instant};
+use crate::base::{jittered, now_micros};
+use crate::config::Source;
+use crate::decode::object::{ContentHash, Object, ObjectId, is_no_log};
+use crate::decode::reject::Reason;
+use crate::decode::split::Place;
+use crate::ingest::attempts::delay;
+use crate::ingest::feed::Feeds;
+use crate::ingest::item::{Held, Unread, What};
+use crate::ingest::metrics::{BySource, Metrics};
+use crate::ingest::pipeline::Entrance;
+use crate::ingest::pressure::Pressure;
+use crate::ingest::settle::ack::Acks;
+use crate::ingest::settle::book::{Lease, Load, MessageKey};
+use crate::source::notice::{self, Announced, Notice};
+use crate::source::queue::{Message, Queue};
+
+/// As long as SQS lets a poll wait: the fewest requests, and a message is told at once all the same.
+const LONG_POLL: Duration = Duration::from_secs(20);
+/// In a run that ends when nothing comes: no poll is cut off by its end, which might take messages with it.
+const SHORT_POLL: Duration = Duration::from_secs(1);
+/// How often a queue's settings are asked for before it is given up at the start.
+const START_ATTEMPTS: u32 = 5;
+/// What a message costs in memory besides its body.
+const MESSAGE_OVERHEAD: usize = 2 << 10;
+/// And each thing that it brings.
+const ITEM_OVERHEAD: usize = 1 << 10;
+
+/// One queue, and what is known of it while it is read.
+#[derive(Debug)]
+pub struct Intake {
+    /// Its number.
+    pub no: usize,
+    /// The queue.
+    pub queue: Arc<dyn Queue>,
+    /// What its messages bring is attributed to.
+    pub source: Source,
+    /// Its visibility timeout, as it was last read.
+    pub visibility: Arc<Mutex<Duration>>,
+    /// Whether a message was ever received.
+    has_answered: AtomicBool,
+    /// When the last poll began that brought nothing.
+    quiet: Mutex<Option<Instant>>,
+}
+
+impl Intake {
+    /// Nothing was received of it yet.
+    pub fn new(no: usize, queue: Arc<dyn Queue>, source: Source) -> Self {
+        let visibility = Arc::new(Mutex::new(Duration::from_secs(30)));
+        Self { no, queue, source, visibility, has_answered: false.into(), quiet: Mutex::default() }
+    }
+
+    /// Whether the queue itself has said, in a poll that began after `since`, that there is nothing: a slow
+    /// answer is not an empty one.
+    pub fn is_quiet_since(&self, since: Instant) -> bool {
+        self.quiet.lock().is_some_and(|began| began > since)
+    }
+
+    /// Reads the queue's visibility timeout: also finds out whether it can be reached.
+    pub async fn read_visibility_timeout(&self, feeds: &Feeds, stop: &CancellationToken) {
+        let mut failures = 0;
+        loop {
+            match self.queue.visibility_timeout().await {
+                Ok(timeout) => {
+                    if timeout < Duration::from_secs(10) {
+                        tracing::warn!(
+                            queue = self.queue.url(),
+                            "its visibility timeout is {timeout:?}: messages come again before they can land; 60 s or more is better"
+                        );
+                    }
+                    *self.visibility.lock() = timeout;
+                    return;
+                }
+                Err(error) => {
+                    failures += 1;
+                    if stop.is_cancelled() {
+                        return;
+                    }
+                    if error.needs_a_person() || failures == START_ATTEMPTS {
+                        return feeds.refuse(&feeds.all[self.no], error.into());
+                    }
+                    tracing::warn!("{error}; trying again");
+                    clock::sleep(jittered(delay(failures))).await;
+                }
+            }
+        }
+    }
+}
+
+/// What all queues may hold together.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// At most this much.
+    pub most: Load,
+    /// For so many queues.
+    pub queues: usize,
+}
+
+impl Limits {
+    /// Whether a queue may receive more. Half of everything is shared out, so that no queue whose objects
+    /// can't be read keeps the others waiting; the other half is for whoever comes.
+    pub fn has_room(&self, load: &BTreeMap<usize, Load>, queue: usize) -> bool {
+        let shares = if self.queues > 1 { 2 * self.queues } else { 1 };
+        let (messages, bytes) = (self.most.messages / shares, self.most.bytes / shares);
+        let own = load.get(&queue).copied().unwrap_or_default();
+        if own.messages < messages.max(1) && own.bytes < bytes.max(1) {
+            return true;
+        }
+        let beyond = |load: &Load| Load {
+            messages: load.messages.saturating_sub(messages),
+            bytes: load.bytes.saturating_sub(bytes),
+        };
+        let common = load.values().map(beyond).fold(Load::default(), |a, b| Load {
+            messages: a.messages + b.messages,
+            bytes: a.bytes + b.bytes,
+        });
+        self.queues > 1 && common.messages < self.most.messages / 2 && common.bytes < self.most.bytes / 2
+    }
+
+    /// The same for a part of everything.
+    fn part(&self, part: usize) -> Self {
+        let Load { messages, bytes } = self.most;
+        Self { most: Load { messages: messages / part, bytes: bytes / part }, ..*self }
+    }
+}
+
+/// Receives one queue's messages. A queue may have several.
+#[derive(Clone)]
+pub struct Receiver {
+    /// The queue.
+    pub intake: Arc<Intake>,
+    /// Where what its messages bring is handed in.
+    pub entrance: Entrance,
+    /// Where messages are held.
+    pub acks: Arc<Acks>,
+    /// Told of each message, whose lease is to be kept.
+    pub leases: mpsc::UnboundedSender<MessageKey>,
+    /// How the sources are.
+    pub feeds: Arc<Feeds>,
+    /// Raised while there is no room.
+    pub pressure: Arc<Pressure>,
+    /// How much may be held.
+    pub limits: Limits,
+    /// When a message was last received, of any queue.
+    pub received: Arc<Mutex<Instant>>,
+    /// The run ends when nothing comes for so long.
+    pub until_idle: Option<Duration>,
+    /// What it counts.
+    pub metrics: Arc<Metrics>,
+    /// No message is received any more.
+    pub stop: CancellationToken,
+}
+
+impl Receiver {
+    /// Until the run is stopped.
+    pub async fn run(self) {
+        let _stops_all = self.stop.clone().drop_guard();
+        let queue = &self.intake.queue;
+        let wait = self.until_idle.map_or(LONG_POLL, |idle| idle.min(SHORT_POLL));
+        let mut failures = 0;
+        while !self.stop.is_cancelled() {
+            self.feeds.wait_while_refused(self.entrance.feed()).await;
+            self.wait_for_room().await;
+            if self.stop.is_cancelled() {
+                // What a poll that is cut off was given would stay hidden.
+                return;
+            }
+            let began = clock::now();
+            match queue.receive(wait).await {
+                Ok(messages) => {
+                    failures = 0;
+                    if !self.intake.has_answered.swap(true, Ordering::Relaxed) {
+                        self.answered_first().await;
+                    }
+                    self.metrics.tell(queue.url(), None);
+                    if messages.is_empty() {
+                        *self.intake.quiet.lock() = Some(began);
+                    } else {
+                        *self.received.lock() = clock::now();
+                    }
+                    self.admit_all(messages).await;
+                }
+                Err(error) => {
+                    failures += 1;
+                    self.metrics.count_queue_error(&error);
+                    if error.needs_a_person() && !self.intake.has_answered.load(Ordering::Relaxed) {
+                        self.feeds.refuse(self.entrance.feed(), error.into());
+                        continue;
+                    }
+                    tracing::warn!(failures, "{error}; trying again");
+                    self.metrics.tell(queue.url(), Some(error.to_string()));
+                    tokio::select! {
+                        () = self.stop.cancelled() => {}
+                        () = clock::sleep(jittered(delay(failures))) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// A queue can be read that could perhaps not be when the run began: its messages are hidden for as long
+    /// as it says.
+    async fn answered_first(&self) {
+        let feed = self.entrance.feed();
+        if feed.is_refused()
+            && let Ok(timeout) = self.intake.queue.visibility_timeout().await
+        {
+            *self.intake.visibility.lock() = timeout;
+        }
+        self.feeds.queue_answers(feed);
+    }
+
+    /// Waits until another batch of messages may be held.
+    async fn wait_for_room(&self) {
+        let has_room = |limits: Limits| limits.has_room(self.acks.book.lock().load(), self.intake.no);
+        if has_room(self.limits) {
+            return;
+        }
+        let _waiting = self.pressure.wait();
+        // Once it is full, half of it has to go: else every few deletions would be followed by a tiny batch.
+        loop {
+            let lighter = self.acks.lighter.notified();
+            if has_room(self.limits.part(2)) {
+                return;
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = lighter => {}
+                () = clock::sleep(Duration::from_secs(1)) => {}
+            }
+        }
+    }
+
+    async fn admit_all(&self, messages: Vec<Message>) {
+        let source = BySource { source: self.intake.source.id.clone() };
+        self.metrics.received.get_or_create(&source).inc_by(messages.len() as u64);
+        if self.stop.is_cancelled() && !messages.is_empty() {
+            let receipts: Vec<String> = messages.into_iter().map(|m| m.receipt).collect();
+            let _ = self.intake.queue.hide(&receipts, Duration::ZERO).await;
+            return;
+        }
+        // A poll waits long before there is a message: its lease begins when it is handed out.
+        let lease = Lease::new(clock::now(), *self.intake.visibility.lock());
+        // All are held before the first is read: handing in what it brings may take time.
+        let held: Vec<_> =
+            messages.into_iter().filter_map(|message| Some((self.hold(&message, lease)?, message))).collect();
+        for (key, message) in held {
+            self.admit(key, message).await;
+        }
+    }
+
+    /// Enters a message into the book. None: it is held already.
+    fn hold(&self, message: &Message, lease: Lease) -> Option<MessageKey> {
+        let key = MessageKey { queue: self.intake.no, id: message.id.clone() };
+        let sent = message.sent.unwrap_or_else(now_micros);
+        let weight = MESSAGE_OVERHEAD + message.body.len();
+        let is_new = self.acks.book.lock().hold(key.clone(), message.receipt.clone(), sent, weight, lease);
+        // Who keeps leases is there as long as the run.
+        let _ = self.leases.send(key.clone());
+        if !is_new {
+            tracing::debug!(message = key.id, "received again while it was held: its lease had ended");
+        }
+        is_new.then_some(key)
+    }
+
+    /// Hands in what a message brings. Once the run is stopped, nothing more of it: it goes back.
+    async fn admit(&self, key: MessageKey, message: Message) {
+        for what in self.items(&message) {
+            let no = {
+                let mut book = self.acks.book.lock();
+                book.weigh(&key, weight(&what));
+                book.wait_for(&key, name(&what))
+            };
+            match no {
+                Some(no) if self.entrance.take_in(no, what).await.is_err() => return,
+                Some(_) => {}
+                None => _ = self.metrics.duplicates.inc(),
+            }
+        }
+        if self.acks.book.lock().seal(&key) {
+            self.acks.completed(key);
+        }
+    }
+
+    /// What a message brings.
+    fn items(&self, message: &Message) -> Vec<What> {
+        let queue = self.intake.queue.url();
+        match notice::read(&message.body) {
+            Notice::Objects { created, malformed } => {
+                let mut items = self.announced(created, message);
+                items.extend(malformed.map(|why| self.malformed(message, &why)));
+                items
+            }
+            Notice::Records(text) => {
+                let object = self.body(message, &text);
+                vec![What::Held(Held {
+                    object,
+                    bytes: Some(text.into_bytes().into()),
+                    place: Place::START,
+                    room: None,
+                })]
+            }
+            Notice::Nothing(why) => {
+                tracing::debug!(queue, message = message.id, "acknowledged: {why}");
+                self.metrics.ignored.inc();
+                Vec::new()
+            }
+            Notice::Subscription { topic } => {
+                tracing::warn!(
+                    queue,
+                    message = message.id,
+                    "topic {topic} asks this queue to confirm a subscription; it is not followed: if it is yours, subscribe again and confirm it with `aws sns confirm-subscription`"
+                );
+                self.metrics.ignored.inc();
+                Vec::new()
+            }
+            Notice::Malformed(why) => vec![self.malformed(message, &why)],
+        }
+    }
+
+    /// A message's body as an object.
+    fn body(&self, message: &Message, text: &str) -> Object {
+        let hash = ContentHash::of(text.as_bytes()).expect("memory can be read");
+        Object {
+            id: ObjectId::of_message(&self.intake.source.id, &hash),
+            bucket: None,
+            key: self.intake.queue.url().to_owned(),
+            etag: hash.to_string(),
+            size: text.len() as u64,
+            last_modified: message.sent,
+            source_id: None,
+            source_label: None,
+        }
+    }
+
+    /// A message, or some of its entries, that can't be read: one reject, with the whole body.
+    fn malformed(&self, message: &Message, why: &str) -> What {
+        let queue = self.intake.queue.url();
+        tracing::warn!(queue, message = message.id, "{why}; that becomes a reject, with the message's body");
+        What::Unread(Unread {
+            object: self.body(message, &message.body),
+            reason: Reason::InvalidMessage,
+            message: format!("{queue}: message {}: {why}", message.id),
+            payload: Some(message.body.clone().into_bytes().into()),
+        })
+    }
+
+    fn announced(&self, announced: Vec<Announced>, message: &Message) -> Vec<What> {
+        let source = &self.intake.source;
+        let (listed, foreign): (Vec<_>, Vec<_>) =
+            announced.into_iter().partition(|a| source.buckets.contains(&a.bucket));
+        if let Some(Announced { bucket, key, .. }) = foreign.first() {
+            tracing::warn!(
+                source = source.id,
+                message = message.id,
+                objects = foreign.len(),
+                "s3://{bucket}/{key}: not fetched, because the source doesn't list this bucket; each object becomes a reject"
+            );
+        }
+        let (logs, others): (Vec<_>, Vec<_>) = listed.into_iter().partition(|a| !is_no_log(&a.key));
+        self.metrics.skipped.inc_by(others.len() as u64);
+        let logs = logs.into_iter().map(What::Announced);
+        logs.chain(foreign.into_iter().map(|a| self.foreign(a, message))).collect()
+    }
+
+    /// An object of a bucket that is not the source's.
+    fn foreign(&self, announced: Announced, message: &Message) -> What {
+        let source = &self.intake.source;
+        let Announced { bucket, key, etag, .. } = announced;
+        let etag = etag.unwrap_or_default();
+        let lists =
+            if source.buckets.is_empty() { "no bucket".to_owned() } else { source.buckets.join(", ") };
+        let why = format!(
+            "s3://{bucket}/{key}: not fetched: source {} lists {lists}; add the bucket to it if it is yours",
+            source.id
+        );
+        let object = Object {
+            id: ObjectId::of_unread(Reason::ForeignBucket.code(), &bucket, &key, &etag),
+            bucket: Some(bucket),
+            key,
+            etag,
+            size: 0,
+            last_modified: message.sent,
+            source_id: None,
+            source_label: None,
+        };
+        What::Unread(Unread { object, reason: Reason::ForeignBucket, message: why, payload: None })
+    }
+}
+
+/// What an item is called in the book: the same for two messages that announce the same.
+fn name(what: &What) -> u128 {
+    match what {
+        What::Held(Held { object, .. }) | What::Unread(Unread { object, .. }) => object.id.0,
+        What::Announced(announced) => {
+            let half = |salt: u8| {
+                let mut hasher = DefaultHasher::new();
+                (salt, announced).hash(&mut hasher);
+                u128::from(hasher.finish())
+            };
+            half(0) << 64 | half(1)
+        }
+        What::Listed(_) => unreachable!("queues list nothing"),
+    }
+}
+
+/// What it costs in memory while it is held, besides its message: its names, and copies of them.
+fn weight(what: &What) -> usize {
+    let text = match what {
+        What::Announced(a) => a.bucket.len() + a.key.len() + a.literal_key.as_ref().map_or(0, String::len),
+        What::Unread(Unread { object, message, payload, .. }) => {
+            object.key.len() + message.len() + payload.as_ref().map_or(0, Bytes::len)
+        }
+        What::Held(_) | What::Listed(_) => 0,
+    };
+    ITEM_OVERHEAD + 2 * text
+}

@@ -1,0 +1,120 @@
+//! What travels: an item as an intake took it in, and as it was fetched.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::attempts::Attempts;
+use super::feed::Feed;
+use super::room::Taken;
+use crate::decode::object::Object;
+use crate::decode::reject::Reason;
+use crate::decode::split::Place;
+use crate::source::bucket::Wanted;
+use crate::source::notice::Announced;
+use crate::source::origin::{Input, Origin};
+
+/// What an item is known by to the intake that took it in, and where it is settled.
+pub type ItemNo = u64;
+
+/// Something taken in, and not read yet. A copy is the same item.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// See [`ItemNo`].
+    pub no: ItemNo,
+    /// Whose it is.
+    pub feed: Arc<Feed>,
+    /// What it is.
+    pub what: What,
+    pub(super) attempts: Attempts,
+    /// Whether it was told that it is not what was announced.
+    pub(super) is_told_overwritten: bool,
+    /// Landing a batch that held it panicked: it gets one of its own.
+    pub(super) is_suspect: bool,
+    /// The way back to be fetched again.
+    pub(super) again: mpsc::UnboundedSender<(Item, Duration)>,
+    /// Counts it as under way, until it is settled.
+    #[expect(dead_code, reason = "it is held")]
+    pub(super) under_way: TaskTrackerToken,
+}
+
+/// What an item is.
+#[derive(Debug, Clone)]
+pub enum What {
+    /// An object of a bucket, as a message announces it.
+    Announced(Announced),
+    /// A file, or an object of a bucket, as a listing has it.
+    Listed(Origin),
+    /// An object whose bytes came with it.
+    Held(Held),
+    /// An object that is one reject, unread.
+    Unread(Unread),
+}
+
+/// An object whose bytes came with it: a message's body, a piece of standard input.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// What it is.
+    pub object: Object,
+    /// Its bytes; none when they were let go.
+    pub bytes: Option<Bytes>,
+    /// Where in a stream's framing its first record stands.
+    pub place: Place,
+    /// What its bytes take of the room, where they are let go as soon as they are decoded. None: they are
+    /// kept until it has landed.
+    pub room: Option<Taken>,
+}
+
+/// An object that is one reject.
+#[derive(Debug, Clone)]
+pub struct Unread {
+    /// What it is.
+    pub object: Object,
+    /// Why it is a reject.
+    pub reason: Reason,
+    /// What happened, and what to do.
+    pub message: String,
+    /// What there is of it.
+    pub payload: Option<Bytes>,
+}
+
+impl What {
+    /// Where it is, as a person would write it.
+    pub fn location(&self) -> String {
+        match self {
+            Self::Announced(Announced { bucket, key, version, .. }) => {
+                Wanted { bucket: bucket.clone(), key: key.clone(), version: version.clone() }.location()
+            }
+            Self::Listed(origin) => origin.location(),
+            Self::Held(Held { object, .. }) | Self::Unread(Unread { object, .. }) => object.location(),
+        }
+    }
+
+    /// Stored bytes, as far as that is known.
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::Announced(announced) => announced.size.unwrap_or_default(),
+            Self::Listed(origin) => origin.size(),
+            Self::Held(Held { object, .. }) | Self::Unread(Unread { object, .. }) => object.size,
+        }
+    }
+}
+
+/// An item with its bytes, or the way to them: for a worker.
+pub(super) struct Fetched {
+    pub item: Item,
+    pub object: Object,
+    pub content: Content,
+    /// What every record of it is taken for, by the log type's index in the catalog.
+    pub log_type: Option<usize>,
+    /// The room that its bytes take, until they are decoded.
+    pub room: Option<Taken>,
+}
+
+pub(super) enum Content {
+    Input(Input, Place),
+    Reject { reason: Reason, message: String, payload: Option<Vec<u8>> },
+}

@@ -1,0 +1,43 @@
+//! What becomes of items: messages are acknowledged, or a summary counts.
+
+pub mod book;
+pub mod ack;
+pub mod leases;
+pub mod summary;
+
+use super::item::{Item, ItemNo};
+use crate::decode::object::ObjectId;
+use crate::land::ledger_rows::ObjectOutcome;
+
+/// What became of an item.
+#[derive(Debug)]
+pub enum Outcome<'a> {
+    /// It landed now, as rows and rejects.
+    Landed(&'a ObjectOutcome),
+    /// It had landed before.
+    AlreadyThere,
+    /// It holds nothing to land.
+    Empty,
+    /// It did not land in this run, for this reason.
+    GivenUp(&'a str),
+    /// The run was stopped before it was begun, or before it had landed.
+    NotBegun,
+}
+
+/// Whether an item goes on, now that it is known which object it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identified {
+    /// It goes on.
+    First,
+    /// Another item is that object, and is on its way: this one is settled with it.
+    OnItsWay,
+}
+
+/// Who is told what became of items. An intake and its settle know each other's items by their numbers.
+pub trait Settle: Send + Sync {
+    /// An item has turned out to be this object. Asked once more when the item is fetched again.
+    fn identify(&self, item: ItemNo, object: ObjectId) -> Identified;
+
+    /// What became of an item: the last that is told of it.
+    fn settle(&self, item: &Item, outcome: Outcome<'_>);
+}
