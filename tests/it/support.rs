@@ -185,7 +185,8 @@ impl FaultStore {
                 tokio::time::sleep(std::time::Duration::from_millis(slow)).await;
             }
             if let Some(meanwhile) = meanwhile {
-                meanwhile().await;
+                // The world goes on, also when the one who is paused is ended in the middle of it.
+                tokio::spawn(meanwhile()).await.expect("the world goes on");
             }
         }
         .boxed()
