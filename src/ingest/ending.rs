@@ -57,9 +57,15 @@ impl Ending {
 
     /// Ends the run: no one but a person can help.
     pub fn fail(&self, error: IngestError) {
-        tracing::error!("{error}");
         self.why.lock().get_or_insert(error);
         self.stop.cancel();
+    }
+
+    /// Tells why it ends, if it ends by itself.
+    pub fn tell(&self) {
+        if let Some(error) = &*self.why.lock() {
+            tracing::error!("{error}");
+        }
     }
 
     /// Why it ended; none if it was stopped, or nothing was left to do.

@@ -13,7 +13,7 @@ use tokio_util::time::DelayQueue;
 use super::ending::Ending;
 use super::failures::{already_there, item_panicked, read_failed};
 use super::feed::{Feed, Feeds};
-use super::item::{Content, Fetched, Held, Item, Unread, What};
+use super::item::{Content, Fetched, Held, Item, Replayed, Unread, What};
 use super::metrics::Metrics;
 use super::pressure::{Idle, Pressure};
 use super::room::{Room, Taken};
@@ -80,14 +80,7 @@ impl Fetcher {
                 if room.is_some() {
                     (held.bytes, held.room) = (None, None);
                 }
-                let Some(bytes) = bytes else {
-                    let why = format!(
-                        "{}: what was read of it did not land, and can't be read again: give it in once more",
-                        object.location()
-                    );
-                    self.settle.settle(&item, Outcome::GivenUp(&why));
-                    return None;
-                };
+                let Some(bytes) = bytes else { return self.let_go(&item) };
                 self.feed.attribute(&mut object);
                 let (content, log_type) =
                     (Content::Input(Input::Memory(bytes), place), self.feed.log_type(""));
@@ -99,7 +92,21 @@ impl Fetcher {
                 let content = Content::Reject { reason, message, payload: payload.map(|p| p.to_vec()) };
                 self.admit(item, object, content, None, None).await
             }
+            What::Replayed(replayed) => {
+                let Replayed { reject, object, log_type, rejected, room, .. } = replayed.clone();
+                let Some(rejected) = rejected.lock().take() else { return self.let_go(&item) };
+                let (entry, content) = (ObjectId::of_replay(reject), Content::Replay { reject, rejected });
+                self.pass(Fetched { item, entry, object, content, log_type, room: Some(room) }).await
+            }
         }
+    }
+
+    /// What came with its bytes, which are decoded already.
+    fn let_go(&self, item: &Item) -> Option<Fetched> {
+        let location = item.what.location();
+        let why = format!("{location}: it did not land, and what was read of it is gone: run it again");
+        self.settle.settle(item, Outcome::GivenUp(&why));
+        None
     }
 
     async fn fetch_announced(&self, mut item: Item, announced: Announced) -> Option<Fetched> {
@@ -193,7 +200,6 @@ impl Fetcher {
         self.lake.as_ref().is_some_and(|lake| lake.contains(id.0))
     }
 
-    /// Lets an object pass once: what is on its way already is waited for, and what has landed is settled.
     async fn admit(
         &self,
         item: Item,
@@ -202,14 +208,20 @@ impl Fetcher {
         log_type: Option<usize>,
         room: Option<Taken>,
     ) -> Option<Fetched> {
-        if self.settle.identify(item.no, object.id) == Identified::OnItsWay {
+        let entry = object.id;
+        self.pass(Fetched { item, entry, object, content, log_type, room }).await
+    }
+
+    /// Lets an object pass once: what is on its way already is waited for, and what has landed is settled.
+    async fn pass(&self, fetched: Fetched) -> Option<Fetched> {
+        if self.settle.identify(fetched.item.no, fetched.entry) == Identified::OnItsWay {
             return None;
         }
-        if self.has_landed(object.id) {
-            self.already_there(item).await;
+        if self.has_landed(fetched.entry) {
+            self.already_there(fetched.item).await;
             return None;
         }
-        Some(Fetched { item, object, content, log_type, room })
+        Some(fetched)
     }
 
     async fn already_there(&self, item: Item) {

@@ -4,15 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::attempts::Attempts;
 use super::feed::Feed;
 use super::room::Taken;
-use crate::decode::object::Object;
+use crate::decode::object::{Object, ObjectId, RowId};
 use crate::decode::reject::Reason;
 use crate::decode::split::Place;
+use crate::land::worker::Rejected;
 use crate::source::bucket::Wanted;
 use crate::source::notice::Announced;
 use crate::source::origin::{Input, Origin};
@@ -52,6 +54,25 @@ pub enum What {
     Held(Held),
     /// An object that is one reject, unread.
     Unread(Unread),
+    /// A reject to be decoded again.
+    Replayed(Replayed),
+}
+
+/// A reject to be decoded again.
+#[derive(Debug, Clone)]
+pub struct Replayed {
+    /// Its id.
+    pub reject: RowId,
+    /// What was rejected, or what the record is of.
+    pub object: Object,
+    /// The code of why it was rejected.
+    pub reason: String,
+    /// What every record of it is taken for, by the log type's index in the catalog.
+    pub log_type: Option<usize>,
+    /// What there is of it; none once it was decoded.
+    pub rejected: Arc<Mutex<Option<Rejected>>>,
+    /// The room that it takes.
+    pub room: Taken,
 }
 
 /// An object whose bytes came with it: a message's body, a piece of standard input.
@@ -89,7 +110,9 @@ impl What {
                 Wanted { bucket: bucket.clone(), key: key.clone(), version: version.clone() }.location()
             }
             Self::Listed(origin) => origin.location(),
-            Self::Held(Held { object, .. }) | Self::Unread(Unread { object, .. }) => object.location(),
+            Self::Held(Held { object, .. })
+            | Self::Unread(Unread { object, .. })
+            | Self::Replayed(Replayed { object, .. }) => object.location(),
         }
     }
 
@@ -98,7 +121,9 @@ impl What {
         match self {
             Self::Announced(announced) => announced.size.unwrap_or_default(),
             Self::Listed(origin) => origin.size(),
-            Self::Held(Held { object, .. }) | Self::Unread(Unread { object, .. }) => object.size,
+            Self::Held(Held { object, .. })
+            | Self::Unread(Unread { object, .. })
+            | Self::Replayed(Replayed { object, .. }) => object.size,
         }
     }
 }
@@ -106,6 +131,8 @@ impl What {
 /// An item with its bytes, or the way to them: for a worker.
 pub(super) struct Fetched {
     pub item: Item,
+    /// What it is known by in the ledger.
+    pub entry: ObjectId,
     pub object: Object,
     pub content: Content,
     /// What every record of it is taken for, by the log type's index in the catalog.
@@ -117,4 +144,17 @@ pub(super) struct Fetched {
 pub(super) enum Content {
     Input(Input, Place),
     Reject { reason: Reason, message: String, payload: Option<Vec<u8>> },
+    Replay { reject: RowId, rejected: Rejected },
+}
+
+impl Fetched {
+    /// Bytes that it holds in memory.
+    pub fn held(&self) -> u64 {
+        match &self.content {
+            Content::Input(Input::Memory(bytes), _) => bytes.len() as u64,
+            Content::Input(..) => self.object.size,
+            Content::Reject { payload, .. } => payload.as_ref().map_or(0, |bytes| bytes.len() as u64),
+            Content::Replay { rejected, .. } => rejected.held(),
+        }
+    }
 }

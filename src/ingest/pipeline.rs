@@ -30,6 +30,9 @@ use crate::schema::Catalog;
 use crate::source::origin::WHOLE_BYTES;
 use crate::table::Lake;
 
+/// Objects that were fetched and wait for a worker, at most: small ones are decoded several at a time.
+const READY: usize = 64;
+
 /// What a pipeline works with.
 #[derive(Clone)]
 pub struct Pipeline {
@@ -127,8 +130,7 @@ impl Pipeline {
         pressure: &Arc<Pressure>,
     ) -> (Running, Vec<Entrance>) {
         let Self { metrics, lake, .. } = self;
-        // Nobody waits with something in hand for a worker that has nothing to do.
-        let (ready, fetched) = mpsc::channel(1);
+        let (ready, fetched) = mpsc::channel(READY);
         let fetched = Arc::new(tokio::sync::Mutex::new(fetched));
         let whole = WHOLE_BYTES.min(room.bytes() / 2);
         let (mut fetching, mut entrances) = (Vec::new(), Vec::new());

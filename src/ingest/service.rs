@@ -279,6 +279,7 @@ impl Service {
     async fn drain(mut self) -> Result<Ended, IngestError> {
         let (metrics, drain) = (self.run.metrics.clone(), self.run.pace.drain);
         metrics.stopping();
+        self.ending.tell();
         let began = clock::now();
         let held = self.acks.book.lock().len();
         if held > 0 {

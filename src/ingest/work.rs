@@ -12,20 +12,24 @@ use super::attempts::{Failed, Next, delay};
 use super::ending::Ending;
 use super::failures::{already_there, item_panicked, read_failed, try_again};
 use super::feed::Feeds;
-use super::item::{Content, Fetched, Item};
+use super::item::{Content, Fetched, Item, What};
 use super::metrics::Metrics;
 use super::pressure::{Pressure, State};
+use super::room::Taken;
 use super::settle::{Outcome, Settle};
 use crate::base::panics::caught_here;
 use crate::base::{clock, jittered};
-use crate::decode::object::ObjectId;
+use crate::decode::object::{Object, ObjectId};
 use crate::land::batch::{BatchError, Flushed, Tables};
-use crate::land::worker::{Meter, WorkError, Worker, WorkerSettings};
+use crate::land::worker::{Meter, Replayed, WorkError, Worker, WorkerSettings};
 use crate::schema::Catalog;
 use crate::table::Lake;
 
 /// How long a worker that others wait for waits itself for more.
 const IDLE: Duration = Duration::from_millis(200);
+
+/// Bytes of small objects that are decoded in one go.
+const TOGETHER: u64 = 256 << 10;
 
 /// What every worker works with.
 #[derive(Clone)]
@@ -42,6 +46,43 @@ pub(super) struct Working {
     pub pressure: Arc<Pressure>,
     /// How often in a row landing may fail before the run ends; none: however often.
     pub landing_attempts: Option<u32>,
+}
+
+/// What a worker does with one thing that was fetched.
+struct Step {
+    entry: ObjectId,
+    location: String,
+    object: Object,
+    content: Content,
+    log_type: Option<usize>,
+    /// Given back when it is decoded.
+    room: Option<Taken>,
+}
+
+enum Done {
+    /// An object, of so many stored bytes.
+    Decoded(u64),
+    Replayed(Replayed),
+}
+
+impl Step {
+    fn run(self, worker: &mut Worker) -> Result<Done, WorkError> {
+        let Self { object, content, log_type, room, .. } = self;
+        let bytes = object.size;
+        let done = match content {
+            Content::Input(input, place) => {
+                worker.work(object, input, place, log_type).map(|()| Done::Decoded(bytes))
+            }
+            Content::Reject { reason, message, payload } => {
+                Ok(worker.reject(object, reason, message, payload).map(|()| Done::Decoded(bytes))?)
+            }
+            Content::Replay { reject, rejected } => {
+                worker.replay(reject, object, rejected, log_type).map(Done::Replayed)
+            }
+        };
+        drop(room);
+        done
+    }
 }
 
 /// A worker's batch, from outside.
@@ -76,7 +117,16 @@ impl WorkStage {
                 State { waiting: 0, .. } => left,
                 State { .. } => left.min(IDLE),
             });
-            let next = async { fetched.lock().await.recv().await };
+            let next = async {
+                let mut fetched = fetched.lock().await;
+                let mut together = vec![fetched.recv().await?];
+                while together.iter().map(Fetched::held).sum::<u64>() < TOGETHER
+                    && let Ok(next) = fetched.try_recv()
+                {
+                    together.push(next);
+                }
+                Some(together)
+            };
             let old = async {
                 match wait {
                     Some(wait) => clock::sleep(wait).await,
@@ -88,7 +138,7 @@ impl WorkStage {
                 // It is as good as sent: nobody drops the pressure before the workers.
                 _ = pressure.changed() => {}
                 next = next => match next {
-                    Some(fetched) => self.work(fetched).await,
+                    Some(fetched) => self.work_all(fetched).await,
                     None => break,
                 },
                 () = old => self.flush().await,
@@ -105,51 +155,78 @@ impl WorkStage {
         self.worker.as_ref().and_then(Worker::time_left)
     }
 
-    async fn work(&mut self, fetched: Fetched) {
-        let Fetched { item, object, content, log_type, room } = fetched;
-        let (id, location, size) = (object.id, object.location(), object.size);
-        let is_suspect = item.is_suspect;
-        if is_suspect {
-            // In a batch of its own.
+    /// Decodes what was fetched together. What a panic was over before has a batch of its own.
+    async fn work_all(&mut self, fetched: Vec<Fetched>) {
+        let (suspects, others): (Vec<_>, Vec<_>) = fetched.into_iter().partition(|f| f.item.is_suspect);
+        self.work(others).await;
+        for suspect in suspects {
+            self.flush().await;
+            self.work(vec![suspect]).await;
             self.flush().await;
         }
-        self.items.insert(id, item);
+    }
+
+    async fn work(&mut self, fetched: Vec<Fetched>) {
+        let step = |fetched: Fetched| {
+            let Fetched { item, entry, object, content, log_type, room } = fetched;
+            self.items.insert(entry, item);
+            Step { entry, location: object.location(), object, content, log_type, room }
+        };
+        let steps: Vec<Step> = fetched.into_iter().map(step).collect();
         let mut worker = self.worker.take().expect("it is put back below");
         let working = tokio::task::spawn_blocking(move || {
-            let worked = caught_here(|| match content {
-                Content::Input(input, place) => worker.work(object, input, place, log_type),
-                Content::Reject { reason, message, payload } => {
-                    Ok(worker.reject(object, reason, message, payload)?)
+            let mut worked = Vec::with_capacity(steps.len());
+            for step in steps {
+                let (entry, location) = (step.entry, step.location.clone());
+                let done = caught_here(|| step.run(&mut worker));
+                let goes_on = matches!(done, Ok(Ok(_) | Err(WorkError::Read { .. })));
+                worked.push((entry, location, done));
+                if !goes_on {
+                    break;
                 }
-            });
-            drop(room);
+            }
             (worker, worked)
         });
         let (worker, worked) = working.await.expect("panics are caught");
         self.worker = Some(worker);
         self.account().await;
-        match worked {
-            Ok(Ok(())) => {
-                let meter = &self.working.meter;
+        for (entry, location, done) in worked {
+            match done {
+                Ok(done) => self.worked(entry, &location, done),
+                Err(said) if self.worker.as_ref().is_some_and(Worker::is_landing) => {
+                    self.flush_panicked(&said)
+                }
+                Err(said) => self.panicked(entry, &said),
+            }
+        }
+    }
+
+    fn worked(&mut self, entry: ObjectId, location: &str, done: Result<Done, WorkError>) {
+        let Working { meter, metrics, settle, feeds, .. } = &self.working;
+        match done {
+            Ok(Done::Decoded(bytes)) => {
                 Meter::add(&meter.objects_done, 1);
-                Meter::add(&meter.bytes_done, size);
-                if is_suspect {
-                    self.flush().await;
+                Meter::add(&meter.bytes_done, bytes);
+            }
+            Ok(Done::Replayed(Replayed::Accepted)) => {}
+            Ok(Done::Replayed(Replayed::Rejected(reason))) => {
+                if let Some(item) = self.items.remove(&entry) {
+                    settle.settle(&item, Outcome::Rejected(reason));
                 }
             }
-            Ok(Err(error @ WorkError::Read { .. })) => {
-                let Some(item) = self.items.remove(&id) else { return };
+            Err(error @ WorkError::Read { .. }) => {
+                let Some(item) = self.items.remove(&entry) else { return };
                 let failure = error.failure();
-                self.working.metrics.count_fetch_error(failure.kind);
-                let (feeds, settle) = (&self.working.feeds, self.working.settle.as_ref());
-                if let Some((item, _)) = read_failed(item, &location, &failure, feeds, settle) {
+                metrics.count_fetch_error(failure.kind);
+                if let What::Replayed(_) = item.what {
+                    settle.settle(&item, Outcome::GivenUp(&error.to_string()));
+                } else if let Some((item, _)) = read_failed(item, location, &failure, feeds, settle.as_ref())
+                {
                     // Fetching it finds out what to do about that.
-                    try_again(item, Duration::ZERO, settle);
+                    try_again(item, Duration::ZERO, settle.as_ref());
                 }
             }
-            Ok(Err(WorkError::Batch(error))) => self.landing_failed(error),
-            Err(said) if self.worker.as_ref().is_some_and(Worker::is_landing) => self.flush_panicked(&said),
-            Err(said) => self.panicked(id, &said),
+            Err(WorkError::Batch(error)) => self.landing_failed(error),
         }
     }
 
@@ -223,8 +300,9 @@ impl WorkStage {
         }
         for outcome in &flushed.landed {
             metrics.count_landed(outcome);
-            if let Some(item) = self.items.remove(&outcome.object.id) {
-                settle.settle(&item, Outcome::Landed(outcome));
+            match self.items.remove(&outcome.entry()) {
+                Some(item) => settle.settle(&item, Outcome::Landed(outcome)),
+                None => settle.landed_beside(outcome),
             }
         }
         for id in flushed.already_there {

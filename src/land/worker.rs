@@ -1,13 +1,13 @@
 //! One worker: takes fetched objects, decodes them into its batch, and flushes the batch when it is full.
 //! Blocking code: a worker has a thread of its own.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::batch::{Batch, BatchError, Flushed, Tables};
@@ -117,9 +117,9 @@ impl WorkError {
 
 /// What there is of a reject to be decoded again.
 #[derive(Debug)]
-pub enum Rejected<'a> {
+pub enum Rejected {
     /// A record's bytes.
-    Record(Cow<'a, [u8]>),
+    Record(Bytes),
     /// The whole object, which could not be decoded.
     Object(Input),
     /// The object that was rejected unread. It lands as itself, and so under two entries.
@@ -161,6 +161,18 @@ struct Records {
     rejects: HashMap<RowId, Object>,
     /// As they stood in their objects.
     bytes: usize,
+}
+
+impl Rejected {
+    /// Bytes that it holds in memory.
+    pub fn held(&self) -> u64 {
+        match self {
+            Self::Record(bytes)
+            | Self::Object(Input::Memory(bytes))
+            | Self::Unread(_, Input::Memory(bytes)) => bytes.len() as u64,
+            Self::Object(_) | Self::Unread(..) | Self::Landed => 0,
+        }
+    }
 }
 
 impl Worker {
@@ -224,7 +236,7 @@ impl Worker {
         &mut self,
         reject: RowId,
         object: Object,
-        what: Rejected<'_>,
+        what: Rejected,
         log_type: Option<usize>,
     ) -> Result<Replayed, WorkError> {
         let mut own = None;
@@ -379,7 +391,7 @@ impl Worker {
 
     /// Whether no whole object waits to be landed.
     pub fn is_empty(&self) -> bool {
-        self.batch.is_empty()
+        self.batch.is_empty() && self.records.is_none()
     }
 
     /// Lands what the batch holds, and tells what became of every object since this was last told.

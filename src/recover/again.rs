@@ -1,12 +1,12 @@
 //! A reject's bytes, had again: as they were kept, or out of the object that they are of, if that is still
 //! what it was.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::rejects::Kept;
@@ -61,16 +61,12 @@ impl<'a> Objects<'a> {
     }
 
     /// What there is of a reject. `has_landed` tells of an object whether it has.
-    pub fn find<'k>(
-        &mut self,
-        kept: &Kept<'k>,
-        has_landed: impl Fn(ObjectId) -> bool,
-    ) -> Result<Rejected<'k>, Lost> {
+    pub fn find(&mut self, kept: &Kept<'_>, has_landed: impl Fn(ObjectId) -> bool) -> Result<Rejected, Lost> {
         let reason = kept.reason();
         match (reason, kept.length, kept.cut()) {
             // A notification: it holds no record, and what it announces is found by reconciling.
             (Some(Reason::InvalidMessage), ..) => Err(Lost::Stays(None)),
-            (_, Some(_), None) => Ok(Rejected::Record(Cow::Borrowed(kept.payload))),
+            (_, Some(_), None) => Ok(Rejected::Record(Bytes::copy_from_slice(kept.payload))),
             // It may be as long as its object, and what was kept tells as much as all of it.
             (Some(Reason::ForeignFormat), Some(_), Some(_)) if is_foreign(kept.payload) => {
                 Err(Lost::Stays(None))
@@ -85,7 +81,7 @@ impl<'a> Objects<'a> {
     }
 
     /// A record of which only the beginning was kept.
-    fn record<'k>(&mut self, kept: &Kept<'k>, length: u64) -> Result<Rejected<'k>, Lost> {
+    fn record(&mut self, kept: &Kept<'_>, length: u64) -> Result<Rejected, Lost> {
         let known = self.unreadable.as_ref().filter(|(id, _)| *id == kept.id.object);
         if let Some((_, why)) = known {
             return Err(Lost::Unreadable(why.clone()));
@@ -94,7 +90,7 @@ impl<'a> Objects<'a> {
         if let Err(Lost::Unreadable(why)) = &read {
             self.unreadable = Some((kept.id.object, why.clone()));
         }
-        Ok(Rejected::Record(Cow::Owned(read?)))
+        Ok(Rejected::Record(read?.into()))
     }
 
     fn read_record(&mut self, kept: &Kept<'_>, length: u64) -> Result<Vec<u8>, Lost> {
@@ -131,12 +127,12 @@ impl<'a> Objects<'a> {
     }
 
     /// An object that was announced, and not read.
-    fn unread<'k>(
+    fn unread(
         &mut self,
-        kept: &Kept<'k>,
+        kept: &Kept<'_>,
         reason: Option<Reason>,
         has_landed: impl Fn(ObjectId) -> bool,
-    ) -> Result<Rejected<'k>, Lost> {
+    ) -> Result<Rejected, Lost> {
         let told = &kept.object;
         let bucket = told.bucket.as_deref().ok_or(Lost::Stays(None))?;
         if has_landed(ObjectId::of_s3(bucket, &told.key, &told.etag)) {

@@ -1,8 +1,8 @@
 //! Rejects decoded again, after a schema, a limit or a route was mended.
 //!
 //! ```text
-//! classification_failures → what is meant → its bytes again → worker, batch → lake
-//!                         └───── the rejects that the ledger says were replayed ────→ gone
+//! classification_failures → what is meant → its bytes again → pipeline → lake
+//!                         └──── the rejects that the ledger says were replayed ────→ gone
 //! ```
 //!
 //! What becomes of a reject lands under an entry of its own in the ledger, told by the reject's id: so it
@@ -23,6 +23,7 @@ use arrow::compute::cast;
 use arrow::datatypes::DataType;
 use arrow::record_batch::RecordBatch;
 use futures::{StreamExt as _, TryStreamExt as _};
+use parking_lot::Mutex;
 use parquet::errors::ParquetError;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -31,11 +32,20 @@ use tokio_util::sync::CancellationToken;
 use super::again::{Lost, Objects};
 use super::rejects::{Chosen, Kept, kept};
 use crate::base::store::Store;
-use crate::decode::object::{ObjectId, RowId};
+use crate::decode::object::{Object, ObjectId, RowId};
 use crate::decode::reject::Reason;
 use crate::format::read;
-use crate::land::batch::{Flushed, Tables};
-use crate::land::worker::{Meter, Rejected, Replayed, WorkError, Worker, WorkerSettings};
+use crate::ingest::ending::{Ending, IngestError};
+use crate::ingest::feed::{Feed, Feeds};
+use crate::ingest::item::{Item, ItemNo, Replayed, What};
+use crate::ingest::metrics::Metrics;
+use crate::ingest::pipeline::{Entrance, Pipeline, Stopped};
+use crate::ingest::pressure::Pressure;
+use crate::ingest::room::Room;
+use crate::ingest::settle::{Identified, Outcome, Settle};
+use crate::land::batch::Tables;
+use crate::land::ledger_rows::ObjectOutcome;
+use crate::land::worker::{Meter, Rejected, WorkerSettings};
 use crate::maintain::remove::{Removal, Removed};
 use crate::maintain::rewrite::RewriteError;
 use crate::query::{QueryError, Session};
@@ -43,8 +53,10 @@ use crate::schema::Catalog;
 use crate::source::routing::Sources;
 use crate::table::{DataFile, Gathering, Ids, Lake, TableError, open_tables};
 
-/// Of the memory, the part for rejects that were read and wait to be decoded.
+/// Of the memory, the part for rejects that are read.
 const READING: usize = 4;
+/// And for what there is of those that wait to be decoded.
+const HELD: usize = 8;
 
 /// What a replay works with.
 #[derive(Clone)]
@@ -113,9 +125,9 @@ pub enum ReplayError {
         /// What the reader said.
         source: ParquetError,
     },
-    /// The lake can't be written.
+    /// The lake can't be written, or a fault of this program.
     #[error(transparent)]
-    Work(#[from] WorkError),
+    Ingest(#[from] IngestError),
     /// Rejects that were replayed could not be taken out of their table.
     #[error("{0}; the rejects that became rows are taken out of classification_failures by the next replay")]
     Remove(#[from] RewriteError),
@@ -138,17 +150,86 @@ impl Replay {
             Some(lake) => Landed::Lake(lake),
             None => Landed::Ids(self.landed().await?),
         };
+        let counting = Arc::new(Counting::default());
         let (send, receive) = mpsc::channel(1);
-        let own = self.clone();
-        let working = tokio::task::spawn_blocking(move || Run::new(&own, landed).work_all(receive));
-        let read = self.read(files, send).await;
-        let worked = working.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        let mut summary = worked?;
+        let (own, counted) = (self.clone(), counting.clone());
+        let taking_in = self.pass(&counting, move |entrance, room| {
+            Intake::new(&own, landed, entrance, room, counted).take_in_all(receive)
+        });
+        let (read, postponed) = tokio::join!(self.read(files, send), taking_in);
+        let postponed = postponed?;
+        if !postponed.is_empty() {
+            let (own, counted) = (self.clone(), counting.clone());
+            self.pass(&counting, move |entrance, room| {
+                own.take_in_postponed(postponed, &entrance, &room, &counted)
+            })
+            .await?;
+        }
+        let mut summary = counting.summary.lock().clone();
         if summary.landed + summary.already_there > 0 {
             summary.removed = self.remove().await?;
         }
         read?;
         Ok(summary)
+    }
+
+    /// Lands what an intake takes in, on a thread of its own, to its end.
+    async fn pass<T: Send + 'static>(
+        &self,
+        counting: &Arc<Counting>,
+        intake: impl FnOnce(Entrance, Arc<Room>) -> T + Send + 'static,
+    ) -> Result<T, ReplayError> {
+        let metrics = Arc::new(Metrics::new().0);
+        let ending = Arc::new(Ending::new(self.stop.clone()));
+        // Each object's own source is known; whose the rejects are is nobody's question.
+        let feed = Arc::new(Feed::new(0, None, BTreeMap::new()));
+        let feeds = Arc::new(Feeds::new(vec![feed], metrics.clone(), ending.clone(), None));
+        let room = Arc::new(Room::new(self.memory / HELD, 1));
+        let pipeline = Pipeline {
+            catalog: self.catalog.clone(),
+            tables: self.tables.clone(),
+            lake: self.lake.clone(),
+            settings: self.settings.clone(),
+            // Records of one kind are decoded one after the other.
+            workers: 1,
+            fetches: 1,
+            landing_attempts: Some(1),
+            metrics,
+            meter: self.meter.clone(),
+        };
+        let (mut running, mut entrances) =
+            pipeline.start(&feeds, &room, counting.clone(), &ending, &Arc::new(Pressure::new(1)));
+        let entrance = entrances.remove(0);
+        let taken = tokio::task::spawn_blocking(move || intake(entrance, room)).await;
+        let taken = taken.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        running.landed().await;
+        match ending.why() {
+            Some(error) => Err(error.into()),
+            None => Ok(taken),
+        }
+    }
+
+    /// Rejects of objects that others had brought already: they are none any more if those have landed.
+    fn take_in_postponed(
+        &self,
+        postponed: Vec<Postponed>,
+        entrance: &Entrance,
+        room: &Room,
+        counting: &Counting,
+    ) {
+        let runtime = Handle::current();
+        for (no, Postponed { reject, object, reason, waits_for }) in (0..).zip(postponed) {
+            if self.lake.as_ref().is_some_and(|lake| !lake.contains(waits_for.0)) {
+                counting.unreadable(&format!("{}: it did not land; run it again", object.location()));
+                continue;
+            }
+            let rejected = Arc::new(Mutex::new(Some(Rejected::Landed)));
+            let room = runtime.block_on(room.take(0, 0));
+            let replayed = Replayed { reject, object, reason, log_type: None, rejected, room };
+            if runtime.block_on(entrance.take_in(no, What::Replayed(replayed))).is_err() {
+                counting.summary.lock().not_begun += 1;
+            }
+        }
     }
 
     /// The ledger's ids, where there is no lake that knows them.
@@ -215,144 +296,152 @@ impl Landed {
     }
 }
 
-/// The worker's side of a replay. Blocking.
-struct Run<'a> {
+/// A reject of an object that another reject has brought already.
+struct Postponed {
+    reject: RowId,
+    object: Object,
+    reason: String,
+    waits_for: ObjectId,
+}
+
+/// Rejects, as they are read from their table, and what there is of them. Blocking.
+struct Intake<'a> {
     replay: &'a Replay,
     landed: Landed,
     objects: Objects<'a>,
-    worker: Worker,
-    /// Replays in the worker's batch, by their entries.
-    begun: HashSet<ObjectId>,
-    /// Objects that had been rejected unread, and were put into the batch as themselves.
+    entrance: Entrance,
+    room: Arc<Room>,
+    counting: Arc<Counting>,
+    runtime: Handle,
+    /// Objects that had been rejected unread, and were handed in as themselves.
     unread: HashSet<ObjectId>,
-    summary: Summary,
+    postponed: Vec<Postponed>,
+    taken_in: ItemNo,
 }
 
-impl<'a> Run<'a> {
-    fn new(replay: &'a Replay, landed: Landed) -> Self {
-        let Replay { catalog, tables, lake, settings, meter, .. } = replay;
-        let worker = Worker::new(
-            catalog,
-            tables.clone(),
-            lake.clone(),
-            settings.clone(),
-            meter.clone(),
-            Handle::current(),
-        );
-        let objects = Objects::new(&replay.sources, settings);
+impl<'a> Intake<'a> {
+    fn new(
+        replay: &'a Replay,
+        landed: Landed,
+        entrance: Entrance,
+        room: Arc<Room>,
+        counting: Arc<Counting>,
+    ) -> Self {
         Self {
             replay,
             landed,
-            objects,
-            worker,
-            begun: HashSet::new(),
+            objects: Objects::new(&replay.sources, &replay.settings),
+            entrance,
+            room,
+            counting,
+            runtime: Handle::current(),
             unread: HashSet::new(),
-            summary: Summary::default(),
+            postponed: Vec::new(),
+            taken_in: 0,
         }
     }
 
-    fn work_all(mut self, mut receive: mpsc::Receiver<RecordBatch>) -> Result<Summary, WorkError> {
+    fn take_in_all(mut self, mut receive: mpsc::Receiver<RecordBatch>) -> Vec<Postponed> {
         while let Some(batch) = receive.blocking_recv() {
             for kept in kept(&batch, &self.replay.chosen) {
-                self.summary.found += 1;
-                if self.replay.stop.is_cancelled() {
-                    self.summary.not_begun += 1;
-                } else {
-                    self.replay(&kept)?;
+                self.counting.summary.lock().found += 1;
+                if self.replay.stop.is_cancelled() || self.take_in(&kept).is_err() {
+                    self.counting.summary.lock().not_begun += 1;
                 }
             }
             Meter::add(&self.replay.meter.objects_done, batch.num_rows() as u64);
         }
-        self.flush()?;
-        Ok(self.summary)
+        self.postponed
     }
 
-    fn replay(&mut self, kept: &Kept<'_>) -> Result<(), WorkError> {
-        let entry = ObjectId::of_replay(kept.id);
-        if self.landed.contains(entry) {
-            self.summary.already_there += 1;
+    fn take_in(&mut self, kept: &Kept<'_>) -> Result<(), Stopped> {
+        if self.landed.contains(ObjectId::of_replay(kept.id)) {
+            self.counting.summary.lock().already_there += 1;
             return Ok(());
         }
-        let mut found = match self.objects.find(kept, |id| self.landed.contains(id)) {
-            Ok(found) => found,
+        let rejected = match self.objects.find(kept, |id| self.landed.contains(id)) {
+            Ok(rejected) => rejected,
             Err(Lost::Stays(reason)) => {
-                self.stays(kept, reason);
+                self.counting.stays(kept.reason, reason);
                 return Ok(());
             }
             Err(Lost::Unreadable(why)) => {
-                self.unreadable(&why);
+                self.counting.unreadable(&why);
                 return Ok(());
             }
         };
-        let unread = match &found {
-            Rejected::Unread(object, _) => Some(object.id),
-            _ => None,
-        };
-        if let Some(id) = unread.filter(|id| self.unread.contains(id)) {
-            // Announced twice: this one goes only when the first has landed the object.
-            self.flush()?;
-            if self.replay.lake.is_some() && !self.landed.contains(id) {
-                self.unreadable(&format!("{}: it did not land; run it again", kept.object.location()));
-                return Ok(());
-            }
-            found = Rejected::Landed;
+        let (reject, object, reason) = (kept.id, kept.object.clone(), kept.reason.to_owned());
+        if let Rejected::Unread(unread, _) = &rejected
+            && !self.unread.insert(unread.id)
+        {
+            self.postponed.push(Postponed { reject, object, reason, waits_for: unread.id });
+            return Ok(());
         }
+        let room = self.runtime.block_on(self.room.take(0, rejected.held()));
         let log_type = self.replay.sources.log_type_of(&kept.object);
-        match self.worker.replay(kept.id, kept.object.clone(), found, log_type) {
-            Ok(Replayed::Accepted) => {
-                self.begun.insert(entry);
-                self.unread.extend(unread);
-            }
-            Ok(Replayed::Rejected(reason)) => self.stays(kept, reason),
-            Err(error @ WorkError::Read { .. }) => self.unreadable(&error.to_string()),
-            Err(error) => return Err(error),
-        }
-        self.account();
-        Ok(())
+        let rejected = Arc::new(Mutex::new(Some(rejected)));
+        let replayed = Replayed { reject, object, reason, log_type, rejected, room };
+        self.taken_in += 1;
+        self.runtime.block_on(self.entrance.take_in(self.taken_in, What::Replayed(replayed)))
+    }
+}
+
+/// Counts what becomes of rejects.
+#[derive(Debug, Default)]
+struct Counting {
+    summary: Mutex<Summary>,
+    /// Those that are on their way.
+    begun: Mutex<HashSet<ObjectId>>,
+}
+
+impl Counting {
+    fn stays(&self, was: &str, reason: Option<Reason>) {
+        let code = reason.map_or(was, |reason| reason.code());
+        *self.summary.lock().rejected.entry(code.to_owned()).or_default() += 1;
     }
 
-    fn stays(&mut self, kept: &Kept<'_>, reason: Option<Reason>) {
-        let code = reason.map_or(kept.reason, |reason| reason.code());
-        *self.summary.rejected.entry(code.to_owned()).or_default() += 1;
-    }
-
-    fn unreadable(&mut self, why: &str) {
+    fn unreadable(&self, why: &str) {
         tracing::error!("{why}");
-        self.summary.unreadable += 1;
+        self.summary.lock().unreadable += 1;
     }
 
-    fn flush(&mut self) -> Result<(), WorkError> {
-        let flushed = self.worker.flush()?;
-        self.account_for(flushed);
-        Ok(())
-    }
-
-    /// Takes note of what the worker landed on its own.
-    fn account(&mut self) {
-        let flushed = self.worker.flushed();
-        self.account_for(flushed);
-    }
-
-    fn account_for(&mut self, flushed: Flushed) {
-        let summary = &mut self.summary;
-        for outcome in &flushed.landed {
-            summary.landed += u64::from(self.begun.remove(&outcome.entry()));
-            for (table, rows) in &outcome.rows {
-                *summary.rows.entry(table.clone()).or_default() += rows;
-            }
-            for (reason, count) in &outcome.rejects {
-                *summary.new_rejects.entry(reason.code()).or_default() += count;
-            }
+    fn count(&self, outcome: &ObjectOutcome) {
+        let mut summary = self.summary.lock();
+        for (table, rows) in &outcome.rows {
+            *summary.rows.entry(table.clone()).or_default() += rows;
         }
-        summary.already_there +=
-            flushed.already_there.iter().filter(|id| self.begun.remove(id)).count() as u64;
-        let stale = flushed.stale.iter().filter(|id| self.begun.remove(id)).count() as u64;
-        if stale > 0 {
-            tracing::error!(
-                rejects = stale,
-                "decoding and landing them took over an hour; run it again, with a faster line or more memory"
-            );
-            summary.unreadable += stale;
+        for (reason, count) in &outcome.rejects {
+            *summary.new_rejects.entry(reason.code()).or_default() += count;
         }
+    }
+}
+
+impl Settle for Counting {
+    fn identify(&self, _: ItemNo, entry: ObjectId) -> Identified {
+        if self.begun.lock().insert(entry) {
+            return Identified::First;
+        }
+        self.summary.lock().already_there += 1;
+        Identified::OnItsWay
+    }
+
+    fn settle(&self, item: &Item, outcome: Outcome<'_>) {
+        match outcome {
+            Outcome::Landed(outcome) => {
+                self.count(outcome);
+                self.summary.lock().landed += 1;
+            }
+            Outcome::AlreadyThere | Outcome::Empty => self.summary.lock().already_there += 1,
+            Outcome::Rejected(reason) => match &item.what {
+                What::Replayed(replayed) => self.stays(&replayed.reason, reason),
+                _ => unreachable!("nothing else is taken in"),
+            },
+            Outcome::GivenUp(why) => self.unreadable(why),
+            Outcome::NotBegun => self.summary.lock().not_begun += 1,
+        }
+    }
+
+    fn landed_beside(&self, outcome: &ObjectOutcome) {
+        self.count(outcome);
     }
 }

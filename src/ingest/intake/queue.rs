@@ -413,7 +413,7 @@ fn name(what: &What) -> u128 {
             };
             half(0) << 64 | half(1)
         }
-        What::Listed(_) => unreachable!("queues list nothing"),
+        What::Listed(_) | What::Replayed(_) => unreachable!("queues announce"),
     }
 }
 
@@ -424,7 +424,7 @@ fn weight(what: &What) -> usize {
         What::Unread(Unread { object, message, payload, .. }) => {
             object.key.len() + message.len() + payload.as_ref().map_or(0, Bytes::len)
         }
-        What::Held(_) | What::Listed(_) => 0,
+        What::Held(_) | What::Listed(_) | What::Replayed(_) => 0,
     };
     ITEM_OVERHEAD + 2 * text
 }

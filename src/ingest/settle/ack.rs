@@ -147,8 +147,8 @@ impl Settle for Acks {
                 );
                 self.lighter.notify_waiters();
             }
-            // Its messages are given back with all that are held.
-            Outcome::NotBegun => {}
+            // Its messages are given back with all that are held. Rejects come from no queue.
+            Outcome::NotBegun | Outcome::Rejected(_) => {}
         }
     }
 }

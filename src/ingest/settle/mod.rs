@@ -7,6 +7,7 @@ pub mod summary;
 
 use super::item::{Item, ItemNo};
 use crate::decode::object::ObjectId;
+use crate::decode::reject::Reason;
 use crate::land::ledger_rows::ObjectOutcome;
 
 /// What became of an item.
@@ -18,6 +19,8 @@ pub enum Outcome<'a> {
     AlreadyThere,
     /// It holds nothing to land.
     Empty,
+    /// It is a reject still, for this reason now; none: it is not one record.
+    Rejected(Option<Reason>),
     /// It did not land in this run, for this reason.
     GivenUp(&'a str),
     /// The run was stopped before it was begun, or before it had landed.
@@ -40,4 +43,8 @@ pub trait Settle: Send + Sync {
 
     /// What became of an item: the last that is told of it.
     fn settle(&self, item: &Item, outcome: Outcome<'_>);
+
+    /// What landed beside the items: objects that were rejected unread, each told before the item that
+    /// brought it.
+    fn landed_beside(&self, _: &ObjectOutcome) {}
 }

@@ -142,7 +142,8 @@ impl Settle for Counting {
                 tracing::error!("{why}");
                 self.done(item.what.size(), |summary| summary.failed.push(why.to_owned()));
             }
-            Outcome::NotBegun => self.count(|summary| summary.not_begun += 1),
+            // Rejects come from no listing.
+            Outcome::NotBegun | Outcome::Rejected(_) => self.count(|summary| summary.not_begun += 1),
         }
     }
 }
