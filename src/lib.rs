@@ -23,6 +23,32 @@
 //! | [`generate`] | realistic synthetic logs |
 //! | [`cli`] | the command line |
 //!
+//! The words, each with one meaning:
+//!
+//! | word | meaning |
+//! |---|---|
+//! | log type | one Cloudflare dataset: a schema, and a table |
+//! | source | a configured origin of logs: an id, a label, a queue, its buckets |
+//! | message | what a queue hands out: it announces objects, or carries records itself |
+//! | object | what lands whole or not at all: an S3 object, a file, a message's body, a piece of stdin |
+//! | record | one JSON log record; it becomes a row or a reject |
+//! | reject | what can't become rows, kept with its bytes and reason in `classification_failures` |
+//! | intake | what takes items in: a queue, a listing, standard input, a list of rejects |
+//! | item | an object on its way through the pipeline, from intake to settle |
+//! | settle | who is told what became of each item: the ack book, a summary |
+//! | feed | a source as the pipeline sees it: attribution, buckets, and how reading it goes |
+//! | batch, flush | the decoded objects that a worker holds; writing and landing them together |
+//! | landing | one entry of the ledger: objects, and the files that every table gets for them |
+//! | ledger | the table `ingested_objects`, whose log is the one truth about what has landed |
+//! | projection | bringing a data table up to a version of the ledger |
+//! | entry | one version of a table's log; of the ledger also the id under which an object stands there |
+//! | mark | what a settled ledger version tells: up to where every table has its files |
+//! | fence | an empty ledger version that a vacuum puts before it deletes |
+//! | bin, merge | files that a compaction plans to merge; carrying that out |
+//! | upkeep | compaction, retention, vacuum, checkpoints |
+//! | indicator | a value collected into the `p_any_` lists; the value index of a file finds it |
+//! | problem | what is wrong with a source, a queue or the lake now, as `/readyz` tells it |
+//!
 //! What holds, always:
 //!
 //! * **I1** Every record is a row or a reject with its raw bytes and reason: `rows + rejects + skipped ==

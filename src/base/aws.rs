@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::clock;
+use super::failure::{Failure, FailureKind};
 use async_trait::async_trait;
 use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::sts::AssumeRoleProvider;
@@ -40,7 +41,6 @@ pub struct Access {
     pub role_arn: Option<String>,
     /// What that role's trust policy asks for.
     pub external_id: Option<String>,
-    /// The region.
     pub region: Option<String>,
     /// Another address than AWS's, `http://` or `https://`: of its buckets, and of a queue whose URL is not
     /// AWS's.
@@ -83,60 +83,17 @@ impl Access {
         }
     }
 
-    /// A client for the account's buckets. `elsewhere`: the environment names another address than AWS's.
-    pub async fn s3(&self, elsewhere: bool) -> aws_sdk_s3::Client {
+    /// A client for the account's buckets. `custom_endpoint`: whether the environment names another address
+    /// than AWS's.
+    pub async fn s3(&self, custom_endpoint: bool) -> aws_sdk_s3::Client {
         let config = self.resolve(None).await;
         let config = aws_sdk_s3::config::Builder::from(&config)
             // Other stores have no host name for each bucket.
-            .force_path_style(elsewhere || self.endpoint.is_some())
+            .force_path_style(custom_endpoint || self.endpoint.is_some())
             .response_checksum_validation(aws_sdk_s3::config::ResponseChecksumValidation::WhenRequired)
             .request_checksum_calculation(aws_sdk_s3::config::RequestChecksumCalculation::WhenRequired);
         aws_sdk_s3::Client::from_conf(config.build())
     }
-}
-
-/// What a failed request asks of the caller.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FailureKind {
-    /// The caller may not: someone has to change a policy.
-    Denied,
-    /// Too many requests: go slower.
-    Throttled,
-    /// There is no such thing.
-    NotFound,
-    /// It is another than it was (If-Match).
-    Changed,
-    /// The service, or the way to it, is at fault: try again later.
-    Unavailable,
-    /// It is this one object that can't be had: it is archived, or named as nothing can be.
-    Unreadable,
-    /// The request is wrong, and will be.
-    Wrong,
-}
-
-impl FailureKind {
-    /// As it stands in metrics.
-    pub fn code(self) -> &'static str {
-        match self {
-            Self::Denied => "denied",
-            Self::Throttled => "throttled",
-            Self::NotFound => "not_found",
-            Self::Changed => "changed",
-            Self::Unavailable => "unavailable",
-            Self::Unreadable => "unreadable",
-            Self::Wrong => "wrong",
-        }
-    }
-}
-
-/// A failed request, told without a credential.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{message}")]
-pub struct Failure {
-    /// What it asks of the caller.
-    pub kind: FailureKind,
-    /// What the service said, or what happened on the way.
-    pub message: String,
 }
 
 impl<E: ProvideErrorMetadata + Error + 'static> From<&SdkError<E, HttpResponse>> for Failure {

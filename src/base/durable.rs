@@ -28,7 +28,6 @@ const STORE: &str = "DurableFileSystem";
 /// Files that are asked for one by one.
 const MOST_ASKED: usize = 64;
 
-/// See the module.
 #[derive(Debug, Clone)]
 pub struct DurableFileSystem {
     inner: LocalFileSystem,

@@ -1,6 +1,7 @@
 //! Ground that knows nothing of logs: the clock, random ids, AWS access, and the object store.
 
 pub mod clock;
+pub mod failure;
 pub mod aws;
 mod durable;
 pub mod panics;

@@ -30,37 +30,21 @@ pub enum StoreError {
     /// Not a folder and not a URL of a known kind.
     #[error("`{url}` is neither a folder nor an s3:// URL: {why}")]
     Url {
-        /// What was given.
         url: String,
         /// What is wrong with it.
         why: String,
     },
     /// The store's settings are wrong.
     #[error("can't set up access to {url}: {source}; look at [store] and the AWS_* environment variables")]
-    Settings {
-        /// The URL.
-        url: String,
-        /// What is wrong.
-        source: object_store::Error,
-    },
+    Settings { url: String, source: object_store::Error },
     /// A request failed.
     #[error("{doing} {url}: {source}")]
-    Request {
-        /// What was being done.
-        doing: &'static str,
-        /// The URL.
-        url: String,
-        /// What the store said.
-        source: object_store::Error,
-    },
+    Request { doing: &'static str, url: String, source: object_store::Error },
     /// Two writers could overwrite each other's commits.
     #[error(
         "{url} lets two writers create the same key: it has no conditional put (If-None-Match), so nothing can land there exactly once; use a store that has it, such as AWS S3, MinIO or R2"
     )]
-    Unguarded {
-        /// The URL.
-        url: String,
-    },
+    Unguarded { url: String },
 }
 
 /// An object store and the place in it that a URL names.
@@ -79,7 +63,6 @@ pub struct Store {
 /// How a lake on S3 is reached, and what its objects are encrypted with.
 #[derive(Debug, Clone, Default)]
 pub struct Reach {
-    /// The account.
     pub access: Access,
     /// `aws:kms`, `aws:kms:dsse` or `AES256`; none leaves it to the bucket.
     pub encryption: Option<String>,

@@ -132,7 +132,7 @@ pub async fn land(backfill: &Backfill, paths: &[String], links: Links) -> anyhow
 /// The way to a bucket: a configured source knows how to reach its own.
 pub async fn buckets(sources: &Sources, bucket: &str) -> Arc<dyn Buckets> {
     let access = sources.of_bucket(bucket).map(|s| s.aws.clone()).unwrap_or_default();
-    Arc::new(access.s3(config::s3_is_elsewhere()).await)
+    Arc::new(access.s3(config::s3_has_custom_endpoint()).await)
 }
 
 /// On the first SIGINT or SIGTERM no further object is begun; the second ends the process, which is safe.

@@ -73,7 +73,7 @@ async fn check_source(source: &Source, found: &mut Findings) {
     let id = &source.id;
     match &source.queue {
         Some(url) => {
-            let queue = SqsQueue::open(url, &source.aws, config::sqs_is_elsewhere()).await;
+            let queue = SqsQueue::open(url, &source.aws, config::sqs_has_custom_endpoint()).await;
             let parts: Vec<&str> = url.rsplit('/').take(2).collect();
             let resource = arn("sqs", &format!("…:{}:{}", parts.get(1).unwrap_or(&""), parts[0]));
             found.add(&format!("source {id}: queue {url}"), &resource, queue.permissions().await);
@@ -85,7 +85,7 @@ async fn check_source(source: &Source, found: &mut Findings) {
             "source {id}: no buckets: whatever its queue announces becomes a reject; records in messages land"
         ));
     }
-    let client = source.aws.s3(config::s3_is_elsewhere()).await;
+    let client = source.aws.s3(config::s3_has_custom_endpoint()).await;
     for name in &source.buckets {
         found.add(
             &format!("source {id}: bucket {name}"),

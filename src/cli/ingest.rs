@@ -12,7 +12,7 @@ use crate::base::clock;
 use crate::base::panics::to_the_end;
 use crate::config::{self, Config};
 use crate::ingest::metrics::Metrics;
-use crate::ingest::service::{Ended, Ingest, Pace, QueueSource, TRIED_EVERY};
+use crate::ingest::service::{Ended, Ingest, Pace, QueueSource, REFUSED_RETRY_EVERY};
 use crate::land::batch::Tables;
 use crate::land::worker::WorkerSettings;
 use crate::maintain::Maintainer;
@@ -135,8 +135,8 @@ async fn sources(settings: &Settings) -> anyhow::Result<Vec<QueueSource>> {
     for source in &settings.config.source {
         let Some(url) = &source.queue else { continue };
         sources.push(QueueSource {
-            queue: Arc::new(SqsQueue::open(url, &source.aws, config::sqs_is_elsewhere()).await),
-            buckets: Arc::new(source.aws.s3(config::s3_is_elsewhere()).await),
+            queue: Arc::new(SqsQueue::open(url, &source.aws, config::sqs_has_custom_endpoint()).await),
+            buckets: Arc::new(source.aws.s3(config::s3_has_custom_endpoint()).await),
             log_types: log_types.clone(),
             source: source.clone(),
         });
@@ -163,7 +163,7 @@ fn pace(config: &Config, workers: usize, until_idle: Option<Duration>) -> Pace {
         message_bytes: memory / 16,
         fetched_bytes: memory / 16,
         drain: config.ingest.drain,
-        refused_every: TRIED_EVERY,
+        refused_every: REFUSED_RETRY_EVERY,
         until_idle,
     }
 }

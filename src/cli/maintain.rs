@@ -7,7 +7,7 @@ use super::compact::{Report, bytes, ended, stops};
 use super::output::{self, grouped};
 use super::progress::Progress;
 use super::{End, Settings, parts};
-use crate::maintain::{Outlook, Tidied, plan::Bin};
+use crate::maintain::{Tidied, UpkeepPreview, plan::Bin};
 
 /// How long.
 #[derive(Debug, Args)]
@@ -27,10 +27,10 @@ pub async fn run(arguments: MaintainArguments, settings: Settings) -> anyhow::Re
         if arguments.dry_run { None } else { Some(parts::open_lake_that_is_there(&settings.config).await?) };
     let maintainer = parts::maintainer(&settings, lake, stop.clone()).await?;
     if arguments.dry_run {
-        let outlook = maintainer.outlook().await?;
+        let preview = maintainer.preview().await?;
         let target = maintainer.settings.target_file_size.as_u64();
-        output::say(Begins { outlook: &outlook, target })?;
-        output::say(Freed { tidied: &outlook.tidied, dry_run: true })?;
+        output::say(Begins { preview: &preview, target })?;
+        output::say(Freed { tidied: &preview.tidied, dry_run: true })?;
         return Ok(End::Done);
     }
     stops(&stop);
@@ -49,14 +49,14 @@ pub async fn run(arguments: MaintainArguments, settings: Settings) -> anyhow::Re
 
 /// What upkeep would begin with, as a person reads it.
 struct Begins<'a> {
-    outlook: &'a Outlook,
+    preview: &'a UpkeepPreview,
     /// Bytes that a file is meant to have.
     target: u64,
 }
 
 impl std::fmt::Display for Begins<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Outlook { missing, merges, .. } = self.outlook;
+        let UpkeepPreview { missing, merges, .. } = self.preview;
         for (table, files) in missing {
             let (rows, size) = (files.iter().map(|f| f.rows).sum(), files.iter().map(|f| f.size).sum());
             writeln!(

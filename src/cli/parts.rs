@@ -66,7 +66,7 @@ pub async fn maintainer(
         at_once: config::cores().min(memory / LEAST_MERGE).max(1),
         encoders: config::cores(),
         checkpoint_every: CHECKPOINT_EVERY,
-        lease_term: lease::TERM,
+        lease_term: lease::DEFAULT_TERM,
         progress: Arc::default(),
         metrics: None,
         stop,

@@ -20,7 +20,6 @@ use crate::recover::{Chosen, Discard, Discarded, Replay, Summary};
 use crate::source::routing::Sources;
 use crate::table::{LEDGER_TABLE, open_tables};
 
-/// Which rejects.
 #[derive(Debug, Args)]
 pub struct ReplayArguments {
     /// Only those of this reason, as classification_failures has it; may be repeated

@@ -28,12 +28,7 @@ pub enum ConfigError {
     Invalid(String),
     /// The file can't be read.
     #[error("configuration: {path}: {source}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    File { path: PathBuf, source: std::io::Error },
     /// No lake was named.
     #[error(
         "no lake: give --lake FOLDER or --lake s3://bucket/prefix, set FLARELAKE_LAKE, or write lake = \"…\" in the configuration"
@@ -84,7 +79,6 @@ pub struct Config {
     pub log: LogFormat,
     /// When a batch is landed.
     pub flush: Flush,
-    /// What is refused.
     pub limits: Limits,
     /// How queues are worked off.
     pub ingest: Ingest,
@@ -179,7 +173,7 @@ pub struct Ingest {
     pub workers: usize,
     /// Long polls at once, for each queue.
     pub receivers: usize,
-    /// Objects that are fetched at once.
+    /// Objects of one source that are fetched at once.
     pub fetches: usize,
     /// Messages held at most, landed or on their way.
     pub max_messages: usize,
@@ -472,12 +466,12 @@ fn is_of_kubernetes(name: &str) -> bool {
 }
 
 /// Whether the environment names another address for S3 than AWS's.
-pub fn s3_is_elsewhere() -> bool {
+pub fn s3_has_custom_endpoint() -> bool {
     ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"].iter().any(|name| std::env::var_os(name).is_some())
 }
 
 /// Whether the environment names another address for SQS than AWS's.
-pub fn sqs_is_elsewhere() -> bool {
+pub fn sqs_has_custom_endpoint() -> bool {
     ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_SQS"].iter().any(|name| std::env::var_os(name).is_some())
 }
 

@@ -13,11 +13,48 @@ use super::time::{self, Time};
 use crate::decode::json::{Child, Kind, Value, children, unescape};
 use crate::schema::{ColumnType, TimeFormats, list_element};
 
+/// Elements that one value of a list or map may have: with more it does not fit its column, and is rescued.
+const MAX_ELEMENTS: usize = 1 << 18;
+/// Space that is kept for the next value, in bytes and in elements.
+const KEPT_TEXT: usize = 1 << 20;
+const KEPT_CHILDREN: usize = 1 << 14;
+
 /// Space that values are unescaped and listed in, used again for every value.
 #[derive(Debug, Default)]
 pub struct Scratch {
     text: String,
     children: Vec<Child>,
+    /// Elements of lists and maps that were appended since this was last taken.
+    elements: usize,
+}
+
+impl Scratch {
+    /// Elements of lists and maps that were appended since this was last asked.
+    pub fn take_elements(&mut self) -> usize {
+        std::mem::take(&mut self.elements)
+    }
+
+    /// Lists the children of a list or map; false if there are too many.
+    fn list(&mut self, record: &str, value: Value) -> bool {
+        let text = &record.as_bytes()[value.start as usize..value.end as usize];
+        // So many elements have as many commas between them, and some in their texts.
+        if text.len() > MAX_ELEMENTS && memchr::memchr_iter(b',', text).count() >= MAX_ELEMENTS {
+            return false;
+        }
+        children(record, value, &mut self.children);
+        self.elements += self.children.len();
+        true
+    }
+
+    /// Gives back the space that one odd value took: every later one would have it, too.
+    fn shrink(&mut self) {
+        if self.text.capacity() > KEPT_TEXT {
+            self.text = String::new();
+        }
+        if self.children.capacity() > KEPT_CHILDREN {
+            self.children = Vec::new();
+        }
+    }
 }
 
 /// Builds a list column.
@@ -109,6 +146,7 @@ impl ColumnBuilder {
         if held.is_none() {
             self.append_null();
         }
+        scratch.shrink();
         held.is_some()
     }
 
@@ -196,7 +234,9 @@ fn append_list(b: &mut TextList, record: &str, value: Value, scratch: &mut Scrat
         Kind::Null => b.append_null(),
         Kind::Object => return None,
         Kind::Array => {
-            children(record, value, &mut scratch.children);
+            if !scratch.list(record, value) {
+                return None;
+            }
             let readable = |child: &Child, text: &mut String| text_of(record, child.value, text).is_some();
             if !scratch.children.iter().all(|c| readable(c, &mut scratch.text)) {
                 return None;
@@ -223,8 +263,10 @@ fn append_map(b: &mut TextMap, record: &str, value: Value, scratch: &mut Scratch
     match value.kind {
         Kind::Null => append_map_null(b),
         Kind::Object => {
-            let mut members = std::mem::take(&mut scratch.children);
-            children(record, value, &mut members);
+            if !scratch.list(record, value) {
+                return None;
+            }
+            let members = std::mem::take(&mut scratch.children);
             // Hashed by a secret: whoever writes objects chooses names.
             let mut last = HashMap::new();
             for (index, member) in members.iter().enumerate() {

@@ -13,12 +13,12 @@ use super::json::{Field, Kind, Scanner};
 use super::keys::Keys;
 use super::object::{Object, ObjectContext};
 use super::reject::{Reason, Reject};
-use super::rows::{MAX_BATCH_ROWS, RowBuilder, Verdict};
+use super::rows::{RowBuilder, Verdict};
 use super::split::{MAX_PAYLOAD, Piece, Place, Splitter};
 use crate::schema::{Catalog, Match, likely};
 
-/// Decoding pauses at this many batches or rejects, so that what is decoded can be moved on.
-const MAX_BATCHES: usize = 4;
+/// Decoding pauses at this many rejects, and at each batch that is full, so that what is decoded can be moved
+/// on.
 const MAX_REJECTS: usize = 64 * 1024;
 
 /// How a person tells what a record's fields don't.
@@ -203,7 +203,7 @@ impl Decoder {
                 }
                 Piece::NeedMore | Piece::Done => break Need::Bytes,
             }
-            if self.decoded.batches.len() >= MAX_BATCHES || self.decoded.rejects.len() >= MAX_REJECTS {
+            if !self.decoded.batches.is_empty() || self.decoded.rejects.len() >= MAX_REJECTS {
                 break Need::Room;
             }
         };
@@ -212,9 +212,9 @@ impl Decoder {
         Progress { used, need }
     }
 
-    /// Decodes a record that was cut out of its object, where it stood at byte `offset`. `object` is like the
-    /// one that was begun, but for its id and time. Nothing is kept of bytes that are not one record and a
-    /// row: then why.
+    /// Decodes one record of `object`, which stood at byte `offset` there. Returns the reject reason on error
+    /// (None: the bytes are not exactly one record), and then appends nothing. `object` may differ from the
+    /// one that was begun in its id and time only.
     ///
     /// # Panics
     /// If no object was begun.
@@ -272,7 +272,7 @@ impl Decoder {
             Verdict::Row => {
                 self.counts.records += 1;
                 self.counts.rows += 1;
-                if self.rows[log_type].len() >= MAX_BATCH_ROWS {
+                if self.rows[log_type].is_full() {
                     let batch = self.rows[log_type].finish(context);
                     self.decoded.batches.push((log_type, batch));
                 }
@@ -334,7 +334,7 @@ impl Decoder {
     pub fn take(&mut self) -> Decoded {
         let context = self.context.as_ref().expect("an object was begun");
         for (log_type, rows) in self.rows.iter_mut().enumerate() {
-            if rows.len() > 0 {
+            if !rows.is_empty() {
                 let batch = rows.finish(context);
                 self.decoded.batches.push((log_type, batch));
             }

@@ -4,7 +4,7 @@
 //!
 //! Told by little at its beginning, and never by more than a line or two: one broken record is no table.
 
-use super::extent::End;
+use super::resync::End;
 
 /// How many bytes are looked at.
 const SNIFFED: usize = 64 << 10;

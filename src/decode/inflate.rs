@@ -65,16 +65,10 @@ pub enum InflateError {
     },
     /// More bytes than `limits.max_object`.
     #[error("it inflates to more than {limit} bytes (limits.max_object)")]
-    TooLarge {
-        /// The limit.
-        limit: u64,
-    },
+    TooLarge { limit: u64 },
     /// More bytes for each stored byte than `limits.max_ratio`.
     #[error("it inflates more than {limit} times (limits.max_ratio)")]
-    Ratio {
-        /// The limit.
-        limit: u64,
-    },
+    Ratio { limit: u64 },
     /// zstd data that refers further back than `ObjectLimits::max_window`.
     #[error(
         "its zstd window is larger than a worker has memory for; raise `memory`, or compress it without --long"

@@ -35,7 +35,6 @@ pub enum Kind {
 /// A value's kind and where it stands, in bytes from the record's first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Value {
-    /// What it is.
     pub kind: Kind,
     /// First byte.
     pub start: u32,
@@ -46,11 +45,9 @@ pub struct Value {
 /// A top-level field: its name and its value.
 #[derive(Debug, Clone, Copy)]
 pub struct Field {
-    /// The name's number.
     pub key: KeyId,
     /// Where the name's text begins, and whether it holds escapes.
     pub name: Value,
-    /// The value.
     pub value: Value,
 }
 
@@ -489,7 +486,6 @@ fn literal(bytes: &[u8], at: usize, word: &'static [u8]) -> Result<usize, Fault>
 pub struct Child {
     /// The member's name; none in an array.
     pub name: Option<Value>,
-    /// The value.
     pub value: Value,
 }
 

@@ -11,7 +11,7 @@ pub mod inflate;
 pub mod escape;
 pub mod keys;
 pub mod json;
-pub mod extent;
+pub mod resync;
 pub mod foreign;
 pub mod split;
 pub(crate) mod number;

@@ -69,7 +69,6 @@ impl fmt::Display for ObjectId {
 /// A row's `p_row_id`, or a reject's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RowId {
-    /// Its object.
     pub object: ObjectId,
     /// The record's byte offset in the inflated object, or [`WHOLE_OBJECT`](Self::WHOLE_OBJECT).
     pub offset: u64,

@@ -97,7 +97,6 @@ impl Reason {
 /// A record, or a whole object, that becomes no row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reject {
-    /// Why.
     pub reason: Reason,
     /// What exactly is wrong, for a person.
     pub message: String,

@@ -20,7 +20,9 @@ use super::time::{self, Time};
 use crate::schema::{Indicator, LogType, Standard};
 
 /// A batch is closed at this many rows, so that no builder grows without bound.
-pub const MAX_BATCH_ROWS: usize = 32 * 1024;
+const MAX_BATCH_ROWS: usize = 32 * 1024;
+/// Elements of lists and maps that a batch has before it is closed: each takes as much as a value.
+const MAX_BATCH_ELEMENTS: usize = 1 << 20;
 
 /// 2010-01-01T00:00:00Z: before Cloudflare was open to anyone. Microseconds.
 const EARLIEST_EVENT: i64 = 1_262_304_000_000_000;
@@ -75,6 +77,8 @@ pub struct RowBuilder {
     scratch: Scratch,
     text: String,
     rows: usize,
+    /// Elements of lists and maps among them.
+    elements: usize,
     /// How many rows the last batch had: what the next one is sized for.
     expected_rows: usize,
 }
@@ -132,6 +136,7 @@ impl RowBuilder {
             scratch: Scratch::default(),
             text: String::new(),
             rows: 0,
+            elements: 0,
             expected_rows: 0,
             log_type,
         };
@@ -143,8 +148,13 @@ impl RowBuilder {
         &self.log_type.name
     }
 
-    pub fn len(&self) -> usize {
-        self.rows
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// Whether the batch is to be closed.
+    pub fn is_full(&self) -> bool {
+        self.rows >= MAX_BATCH_ROWS || self.elements >= MAX_BATCH_ELEMENTS
     }
 
     /// Drops the rows that no batch was made of.
@@ -155,7 +165,7 @@ impl RowBuilder {
     }
 
     fn reset(&mut self) {
-        self.rows = 0;
+        (self.rows, self.elements) = (0, 0);
         self.columns = self
             .log_type
             .columns
@@ -192,6 +202,7 @@ impl RowBuilder {
         self.standard.row_id.append_value(&self.text);
         self.append_indicators(record, fields);
         self.append_rescued(record, fields);
+        self.elements += self.scratch.take_elements();
         self.rows += 1;
         Verdict::Row
     }

@@ -10,10 +10,10 @@
 //! The splitter sees the object through a window that the caller moves on; it keeps no bytes but those of a
 //! record that is too large.
 
-use super::extent::{End, Extent};
 use super::foreign::{Passage, Sniffed, sniff};
 use super::json::{Fault, Field, Nest, Scanner};
 use super::reject::Reason;
+use super::resync::{End, Extent};
 
 /// How much of a rejected record is kept.
 pub const MAX_PAYLOAD: usize = 1 << 20;
@@ -34,7 +34,6 @@ pub enum Piece {
         start: usize,
         /// One past the last byte.
         end: usize,
-        /// Why.
         reason: Reason,
         /// What exactly is wrong.
         message: String,
@@ -58,16 +57,13 @@ pub struct Kept {
     pub head: Vec<u8>,
     /// Why they are no record.
     pub reason: Reason,
-    /// What they are instead.
     pub what: &'static str,
 }
 
-/// What is passed over.
 #[derive(Debug, Clone)]
 enum Skipped {
     /// A record that is too large.
     Record(Extent),
-    /// What is no JSON.
     Foreign(Passage),
 }
 
@@ -109,7 +105,6 @@ pub struct Place {
 }
 
 impl Place {
-    /// An object's beginning.
     pub const START: Self = Self { framing: Framing::Unknown, after_value: false, indent: Some(0) };
 
     /// A line's beginning, among lines: where a record stands that was cut out of its object.

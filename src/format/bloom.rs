@@ -11,7 +11,6 @@ const BLOCK: u64 = 32;
 const SALT: [u32; 8] =
     [0x47b6_137b, 0x4497_4d91, 0x8824_ad5b, 0xa2b7_289d, 0x7054_95c7, 0x2df1_424b, 0x9efc_4947, 0x5c6b_fb31];
 
-/// A value's hash.
 pub fn hash(value: &str) -> u64 {
     XxHash64::oneshot(0, value.as_bytes())
 }

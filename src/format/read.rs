@@ -24,7 +24,7 @@ use crate::table::{DataFile, TableSpec};
 /// Bytes at the end of a file that may hold its footer, if nothing is known of it.
 const FIRST_GUESS: u64 = 64 << 10;
 /// Batches of one input in memory: with the merge, and in what is gathered.
-const IN_MEMORY: usize = 2;
+const BATCHES_IN_MEMORY: usize = 2;
 /// Rows that a batch has at most.
 const BATCH_ROWS: usize = 8 * 1024;
 
@@ -140,7 +140,7 @@ pub async fn stream(
     let encoded: i64 = groups.iter().map(|group| group.total_byte_size()).sum();
     // A view or a number each, and text that is in memory as it was encoded, or longer.
     let row = 16 * spec.schema.fields().len() + 2 * encoded as usize / (file.rows as usize).max(1);
-    let rows = (memory / IN_MEMORY / row).clamp(1, BATCH_ROWS);
+    let rows = (memory / BATCHES_IN_MEMORY / row).clamp(1, BATCH_ROWS);
     let roots = metadata
         .schema()
         .fields()

@@ -38,7 +38,6 @@ const INDEXED: [Standard; 2] = [Standard::AnyIpAddresses, Standard::AnyDomainNam
 /// Where one list's index stands in its file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
-    /// The list.
     pub column: String,
     /// The first byte of the blocks.
     pub blocks: u64,
@@ -48,7 +47,6 @@ pub struct Place {
     pub end: u64,
 }
 
-/// An address's key.
 pub fn address_key(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped(),
@@ -57,7 +55,6 @@ pub fn address_key(address: IpAddr) -> [u8; 16] {
     .octets()
 }
 
-/// A host's key.
 pub fn host_key(host: &str) -> Vec<u8> {
     host.bytes().rev().collect()
 }

@@ -57,9 +57,7 @@ pub fn footer_guess(columns: usize, rows: u64) -> u64 {
 #[derive(Debug, thiserror::Error)]
 #[error("writing a Parquet file for {table} failed: {message}")]
 pub struct FileError {
-    /// The table.
     table: String,
-    /// What the writer said.
     message: String,
 }
 
@@ -68,7 +66,6 @@ pub struct FileError {
 pub struct EncodedFile {
     /// What the log says of it.
     pub file: DataFile,
-    /// Its bytes.
     pub bytes: Vec<u8>,
 }
 

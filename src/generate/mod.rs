@@ -46,7 +46,6 @@ pub enum Dataset {
 }
 
 impl Dataset {
-    /// All of them.
     pub const ALL: [Self; 3] = [Self::Firewall, Self::HttpRequest, Self::Spectrum];
 
     /// The log type's name.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::base::aws::{Failure, FailureKind};
 use crate::base::clock::Instant;
+use crate::base::failure::{Failure, FailureKind};
 
 /// An announced object that was not there so often is rejected as `missing`.
 pub const MAX_NOT_FOUND: u32 = 3;

@@ -32,13 +32,10 @@ const LANDING_ATTEMPTS: u32 = 3;
 /// What a backfill works with.
 #[derive(Clone)]
 pub struct Backfill {
-    /// The log types.
     pub catalog: Catalog,
-    /// Their tables.
     pub tables: Arc<Tables>,
     /// Where rows land; without it everything is decoded and counted, and nothing written.
     pub lake: Option<Arc<Lake>>,
-    /// For each worker.
     pub settings: WorkerSettings,
     /// How many workers.
     pub workers: usize,

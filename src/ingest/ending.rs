@@ -17,11 +17,9 @@ pub enum IngestError {
         "source {source_id}: {location}: can't be read: {message}; nothing else of this source could be read either: {advice}"
     )]
     Source {
-        /// The source's id.
         source_id: String,
         /// An object that could not be read.
         location: String,
-        /// What the store said.
         message: String,
         /// What to do.
         advice: &'static str,
@@ -33,12 +31,7 @@ pub enum IngestError {
     #[error(
         "{task} panicked: {said}; the run ends, and what it held goes back to its queues: please report this"
     )]
-    Panicked {
-        /// Which task.
-        task: String,
-        /// What the panic said.
-        said: String,
-    },
+    Panicked { task: String, said: String },
 }
 
 /// What stops a run: told once, by whoever notices it first.

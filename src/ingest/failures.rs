@@ -10,7 +10,7 @@ use super::feed::Feeds;
 use super::item::Item;
 use super::metrics::Metrics;
 use super::settle::{Outcome, Settle};
-use crate::base::aws::{Failure, FailureKind};
+use crate::base::failure::{Failure, FailureKind};
 use crate::base::{clock, jittered};
 use crate::table::Lake;
 
@@ -118,7 +118,7 @@ fn advice(kind: FailureKind) -> &'static str {
 /// A panic over one item: it alone is given up.
 pub(super) fn item_panicked(item: &Item, said: &str, settle: &dyn Settle, metrics: &Metrics) {
     metrics.panics.inc();
-    let location = item.what.location();
+    let location = item.kind.location();
     settle.settle(
         item,
         Outcome::GivenUp(&format!("{location}: this program panicked over it: {said}; please report this")),

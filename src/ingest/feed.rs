@@ -18,13 +18,12 @@ use crate::source::routing::routed;
 
 /// How often a refused source is tried again, unless a service's pace says otherwise: a person who mends a
 /// policy waits so long at most.
-pub const TRIED_EVERY: Duration = Duration::from_secs(60);
+pub const REFUSED_RETRY_EVERY: Duration = Duration::from_secs(60);
 /// Objects refused, and none read in between: the source as a whole is refused.
 const REFUSED_OBJECTS: usize = 3;
 /// Failed reads of a source, and none that succeeded in between: it is out of reach, which is told.
-const OUTAGE: usize = 8;
+const OUTAGE_FAILURES: usize = 8;
 
-/// See the module.
 #[derive(Debug)]
 pub struct Feed {
     /// Its place among the feeds of the run.
@@ -130,8 +129,8 @@ impl Feeds {
     /// An object of it could not be read. `is_refused`: nor will it be before a person changes something.
     pub fn read_failed(&self, feed: &Feed, is_refused: bool, why: &str) {
         let failed = feed.health.failed.fetch_add(1, Ordering::Relaxed) + 1;
-        if is_refused || failed >= OUTAGE {
-            self.metrics.tell(&feed.problem(), Some(why.to_owned()));
+        if is_refused || failed >= OUTAGE_FAILURES {
+            self.metrics.set_problem(&feed.problem(), why.to_owned());
         }
     }
 
@@ -151,7 +150,7 @@ impl Feeds {
     /// read, a person has to see it, and the run ends.
     pub fn refuse(&self, feed: &Feed, error: IngestError) {
         let was_refused = feed.health.refused.lock().replace(clock::now()).is_some();
-        self.metrics.tell(&feed.problem(), Some(error.to_string()));
+        self.metrics.set_problem(&feed.problem(), error.to_string());
         self.metrics.sources_refused.set(self.refused() as i64);
         let Some(every) = self.every else {
             if !was_refused {
@@ -176,7 +175,7 @@ impl Feeds {
 
     /// A source can be read, whatever was before.
     fn accept(&self, feed: &Feed) {
-        self.metrics.tell(&feed.problem(), None);
+        self.metrics.clear_problem(&feed.problem());
         if feed.health.refused.lock().take().is_some() {
             tracing::info!(source = feed.id(), "it can be read again");
             self.metrics.sources_refused.set(self.refused() as i64);

@@ -13,12 +13,12 @@ use tokio_util::time::DelayQueue;
 use super::ending::Ending;
 use super::failures::{already_there, item_panicked, read_failed};
 use super::feed::{Feed, Feeds};
-use super::item::{Content, Fetched, Held, Item, Replayed, Unread, What};
+use super::item::{Content, Fetched, Held, Item, ItemKind, Replayed, Unread};
 use super::metrics::Metrics;
 use super::pressure::{Idle, Pressure};
 use super::room::{Room, Taken};
 use super::settle::{Identified, Outcome, Settle};
-use crate::base::aws::{Failure, FailureKind};
+use crate::base::failure::{Failure, FailureKind};
 use crate::base::panics::caught;
 use crate::decode::object::{Object, ObjectId};
 use crate::decode::reject::Reason;
@@ -41,7 +41,6 @@ struct Got {
 
 /// Why an object was not read.
 pub(super) struct NotRead {
-    /// What was looked for.
     location: String,
     why: WhyNot,
 }
@@ -66,16 +65,16 @@ pub(super) struct Fetcher {
 impl Fetcher {
     /// Fetches an item. None: it is settled, or set on its way again.
     async fn fetch(&self, mut item: Item) -> Option<Fetched> {
-        match &mut item.what {
-            What::Announced(announced) => {
+        match &mut item.kind {
+            ItemKind::Announced(announced) => {
                 let announced = announced.clone();
                 self.fetch_announced(item, announced).await
             }
-            What::Listed(origin) => {
+            ItemKind::Listed(origin) => {
                 let origin = origin.clone();
                 self.fetch_listed(item, origin).await
             }
-            What::Held(held) => {
+            ItemKind::Held(held) => {
                 let Held { mut object, bytes, place, room } = held.clone();
                 if room.is_some() {
                     (held.bytes, held.room) = (None, None);
@@ -86,13 +85,13 @@ impl Fetcher {
                     (Content::Input(Input::Memory(bytes), place), self.feed.log_type(""));
                 self.admit(item, object, content, log_type, room).await
             }
-            What::Unread(unread) => {
+            ItemKind::Unread(unread) => {
                 let Unread { mut object, reason, message, payload } = unread.clone();
                 self.feed.attribute(&mut object);
                 let content = Content::Reject { reason, message, payload: payload.map(|p| p.to_vec()) };
                 self.admit(item, object, content, None, None).await
             }
-            What::Replayed(replayed) => {
+            ItemKind::Replayed(replayed) => {
                 let Replayed { reject, object, log_type, rejected, room, .. } = replayed.clone();
                 let Some(rejected) = rejected.lock().take() else { return self.let_go(&item) };
                 let (entry, content) = (ObjectId::of_replay(reject), Content::Replay { reject, rejected });
@@ -103,7 +102,7 @@ impl Fetcher {
 
     /// What came with its bytes, which are decoded already.
     fn let_go(&self, item: &Item) -> Option<Fetched> {
-        let location = item.what.location();
+        let location = item.kind.location();
         let why = format!("{location}: it did not land, and what was read of it is gone: run it again");
         self.settle.settle(item, Outcome::GivenUp(&why));
         None
@@ -336,7 +335,6 @@ pub(super) struct FetchStage {
     pub fetcher: Arc<Fetcher>,
     /// Items fetched at once.
     pub at_once: usize,
-    /// What is taken in.
     pub fresh: mpsc::Receiver<Item>,
     /// What is to be fetched once more, and after how long.
     pub again: mpsc::UnboundedReceiver<(Item, Duration)>,

@@ -29,8 +29,7 @@ pub struct Item {
     pub no: ItemNo,
     /// Whose it is.
     pub feed: Arc<Feed>,
-    /// What it is.
-    pub what: What,
+    pub kind: ItemKind,
     pub(super) attempts: Attempts,
     /// Whether it was told that it is not what was announced.
     pub(super) is_told_overwritten: bool,
@@ -45,7 +44,7 @@ pub struct Item {
 
 /// What an item is.
 #[derive(Debug, Clone)]
-pub enum What {
+pub enum ItemKind {
     /// An object of a bucket, as a message announces it.
     Announced(Announced),
     /// A file, or an object of a bucket, as a listing has it.
@@ -61,7 +60,6 @@ pub enum What {
 /// A reject to be decoded again.
 #[derive(Debug, Clone)]
 pub struct Replayed {
-    /// Its id.
     pub reject: RowId,
     /// What was rejected, or what the record is of.
     pub object: Object,
@@ -78,7 +76,6 @@ pub struct Replayed {
 /// An object whose bytes came with it: a message's body, a piece of standard input.
 #[derive(Debug, Clone)]
 pub struct Held {
-    /// What it is.
     pub object: Object,
     /// Its bytes; none when they were let go.
     pub bytes: Option<Bytes>,
@@ -92,7 +89,6 @@ pub struct Held {
 /// An object that is one reject.
 #[derive(Debug, Clone)]
 pub struct Unread {
-    /// What it is.
     pub object: Object,
     /// Why it is a reject.
     pub reason: Reason,
@@ -102,7 +98,7 @@ pub struct Unread {
     pub payload: Option<Bytes>,
 }
 
-impl What {
+impl ItemKind {
     /// Where it is, as a person would write it.
     pub fn location(&self) -> String {
         match self {

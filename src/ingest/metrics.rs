@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::base::aws::FailureKind;
+use crate::base::failure::FailureKind;
 use crate::base::now_micros;
 use crate::land::ledger_rows::ObjectOutcome;
 use crate::source::queue::QueueError;
@@ -24,23 +24,18 @@ pub struct ByReason {
     pub reason: String,
 }
 
-/// A table's name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByTable {
-    /// The name.
     pub table: String,
 }
 
-/// A source's id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct BySource {
-    /// The id.
     pub source: String,
 }
 
 type Seconds = Gauge<f64, AtomicU64>;
 
-/// See the module.
 #[derive(Debug)]
 pub struct Metrics {
     /// Messages received, redelivered ones included.
@@ -297,14 +292,15 @@ impl Metrics {
         self.refresh();
     }
 
-    /// Takes note that something works, or what is wrong with it.
-    pub fn tell(&self, what: &str, problem: Option<String>) {
-        let mut problems = self.health.problems.lock();
-        match problem {
-            Some(problem) => _ = problems.insert(what.to_owned(), problem),
-            None => _ = problems.remove(what),
-        }
-        drop(problems);
+    /// Takes note of what is wrong with something: a source, a queue, the lake.
+    pub fn set_problem(&self, with: &str, problem: String) {
+        self.health.problems.lock().insert(with.to_owned(), problem);
+        self.refresh();
+    }
+
+    /// Takes note that it works.
+    pub fn clear_problem(&self, with: &str) {
+        self.health.problems.lock().remove(with);
         self.refresh();
     }
 

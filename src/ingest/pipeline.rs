@@ -17,7 +17,7 @@ use super::attempts::Attempts;
 use super::ending::{Ending, IngestError};
 use super::feed::{Feed, Feeds};
 use super::fetch::{FetchStage, Fetcher};
-use super::item::{Item, ItemNo, What};
+use super::item::{Item, ItemKind, ItemNo};
 use super::metrics::Metrics;
 use super::pressure::Pressure;
 use super::room::Room;
@@ -31,18 +31,15 @@ use crate::source::origin::WHOLE_BYTES;
 use crate::table::Lake;
 
 /// Objects that were fetched and wait for a worker, at most: small ones are decoded several at a time.
-const READY: usize = 64;
+const MAX_READY: usize = 64;
 
 /// What a pipeline works with.
 #[derive(Clone)]
 pub struct Pipeline {
-    /// The log types.
     pub catalog: Catalog,
-    /// Their tables.
     pub tables: Arc<Tables>,
     /// Where rows land; without it everything is decoded and counted, and nothing written.
     pub lake: Option<Arc<Lake>>,
-    /// For each worker.
     pub settings: WorkerSettings,
     /// Workers: each decodes and writes on a core.
     pub workers: usize,
@@ -50,7 +47,6 @@ pub struct Pipeline {
     pub fetches: usize,
     /// How often in a row landing may fail before the run ends; none: however often.
     pub landing_attempts: Option<u32>,
-    /// What it counts.
     pub metrics: Arc<Metrics>,
     /// What a progress display reads.
     pub meter: Arc<Meter>,
@@ -84,11 +80,11 @@ impl Entrance {
     }
 
     /// Hands an item in, when there is room for it.
-    pub async fn take_in(&self, no: ItemNo, what: What) -> Result<(), Stopped> {
+    pub async fn take_in(&self, no: ItemNo, kind: ItemKind) -> Result<(), Stopped> {
         let item = Item {
             no,
             feed: self.feed.clone(),
-            what,
+            kind,
             attempts: Attempts::default(),
             is_told_overwritten: false,
             is_suspect: false,
@@ -130,7 +126,7 @@ impl Pipeline {
         pressure: &Arc<Pressure>,
     ) -> (Running, Vec<Entrance>) {
         let Self { metrics, lake, .. } = self;
-        let (ready, fetched) = mpsc::channel(READY);
+        let (ready, fetched) = mpsc::channel(MAX_READY);
         let fetched = Arc::new(tokio::sync::Mutex::new(fetched));
         let whole = WHOLE_BYTES.min(room.bytes() / 2);
         let (mut fetching, mut entrances) = (Vec::new(), Vec::new());

@@ -8,7 +8,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// What permits count.
 const KIB: u64 = 1 << 10;
 
-/// See the module.
 #[derive(Debug)]
 pub struct Room {
     shares: Vec<Arc<Semaphore>>,

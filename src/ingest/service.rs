@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::attempts::delay;
 use super::ending::Ending;
 pub use super::ending::IngestError;
-pub use super::feed::TRIED_EVERY;
+pub use super::feed::REFUSED_RETRY_EVERY;
 use super::feed::{Feed, Feeds};
 use super::intake::queue::{Intake, Limits, Receiver};
 use super::metrics::Metrics;
@@ -44,9 +44,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 pub struct QueueSource {
     /// What its rows are attributed to, and the buckets that may be read.
     pub source: Source,
-    /// Its queue.
     pub queue: Arc<dyn Queue>,
-    /// Its buckets.
     pub buckets: Arc<dyn Buckets>,
     /// The log types that its routes name, by their index in the catalog.
     pub log_types: BTreeMap<String, usize>,
@@ -78,19 +76,15 @@ pub struct Pace {
 /// What an ingest works with.
 #[derive(Clone)]
 pub struct Ingest {
-    /// The log types.
     pub catalog: Catalog,
-    /// Their tables.
     pub tables: Arc<Tables>,
     /// Where rows land.
     pub lake: Arc<Lake>,
-    /// For each worker.
     pub settings: WorkerSettings,
     /// How much at once.
     pub pace: Pace,
     /// Where from.
     pub sources: Vec<QueueSource>,
-    /// What it counts.
     pub metrics: Arc<Metrics>,
 }
 

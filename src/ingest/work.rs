@@ -12,7 +12,7 @@ use super::attempts::{Failed, Next, delay};
 use super::ending::Ending;
 use super::failures::{already_there, item_panicked, read_failed, try_again};
 use super::feed::Feeds;
-use super::item::{Content, Fetched, Item, What};
+use super::item::{Content, Fetched, Item, ItemKind};
 use super::metrics::Metrics;
 use super::pressure::{Pressure, State};
 use super::room::Taken;
@@ -26,10 +26,10 @@ use crate::schema::Catalog;
 use crate::table::Lake;
 
 /// How long a worker that others wait for waits itself for more.
-const IDLE: Duration = Duration::from_millis(200);
+const IDLE_BEFORE_FLUSH: Duration = Duration::from_millis(200);
 
 /// Bytes of small objects that are decoded in one go.
-const TOGETHER: u64 = 256 << 10;
+const SMALL_OBJECTS_BYTES: u64 = 256 << 10;
 
 /// What every worker works with.
 #[derive(Clone)]
@@ -115,12 +115,12 @@ impl WorkStage {
             let wait = self.time_left().map(|left| match state {
                 State { busy: 0, .. } => Duration::ZERO,
                 State { waiting: 0, .. } => left,
-                State { .. } => left.min(IDLE),
+                State { .. } => left.min(IDLE_BEFORE_FLUSH),
             });
             let next = async {
                 let mut fetched = fetched.lock().await;
                 let mut together = vec![fetched.recv().await?];
-                while together.iter().map(Fetched::held).sum::<u64>() < TOGETHER
+                while together.iter().map(Fetched::held).sum::<u64>() < SMALL_OBJECTS_BYTES
                     && let Ok(next) = fetched.try_recv()
                 {
                     together.push(next);
@@ -218,7 +218,7 @@ impl WorkStage {
                 let Some(item) = self.items.remove(&entry) else { return };
                 let failure = error.failure();
                 metrics.count_fetch_error(failure.kind);
-                if let What::Replayed(_) = item.what {
+                if let ItemKind::Replayed(_) = item.kind {
                     settle.settle(&item, Outcome::GivenUp(&error.to_string()));
                 } else if let Some((item, _)) = read_failed(item, location, &failure, feeds, settle.as_ref())
                 {
@@ -296,7 +296,7 @@ impl WorkStage {
         let Working { metrics, settle, lake, .. } = &self.working;
         for (whole, commits) in flushed.took {
             metrics.count_flush(whole, commits);
-            metrics.tell("lake", None);
+            metrics.clear_problem("lake");
         }
         for outcome in &flushed.landed {
             metrics.count_landed(outcome);
@@ -322,7 +322,7 @@ impl WorkStage {
         let settle = self.working.settle.as_ref();
         let why = format!(
             "{}: decoding and landing it took over an hour, and a vacuum came by: give it a faster line, more memory, or `partition = \"day\"`",
-            item.what.location()
+            item.kind.location()
         );
         match item.attempts.next(Failed::Stale, clock::now(), None, true) {
             Next::Again(after) => {
@@ -339,7 +339,7 @@ impl WorkStage {
         let Working { metrics, ending, landing_attempts, .. } = &self.working;
         self.failures += 1;
         metrics.flush_errors.inc();
-        metrics.tell("lake", Some(error.to_string()));
+        metrics.set_problem("lake", error.to_string());
         let is_last = landing_attempts.is_some_and(|most| self.failures >= most);
         let after = jittered(delay(self.failures + 1));
         if error.needs_a_person() || is_last {

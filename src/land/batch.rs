@@ -33,7 +33,6 @@ pub enum BatchError {
     /// A fault of this program.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The lake's tables.
     #[error(transparent)]
     Table(#[from] TableError),
     /// A file could not be uploaded.
@@ -44,7 +43,6 @@ pub enum BatchError {
     ReadBack {
         /// The file's path in the store.
         location: String,
-        /// What the store said.
         source: object_store::Error,
     },
 }
@@ -129,7 +127,6 @@ struct OpenObject {
     event_times: Option<(i64, i64)>,
 }
 
-/// See the module.
 pub struct Batch {
     lake: Option<Arc<Lake>>,
     tables: Arc<Tables>,

@@ -64,7 +64,6 @@ fn times(micros: i64, rows: usize) -> ArrayRef {
 /// What became of one object: its line in the ledger.
 #[derive(Debug, Clone)]
 pub struct ObjectOutcome {
-    /// The object.
     pub object: Object,
     /// The reject that it was before, if it is that and no more of the object that landed now.
     pub replayed: Option<RowId>,

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::batch::{Batch, BatchError, Flushed, Tables};
-use crate::base::aws::{Failure, FailureKind};
+use crate::base::failure::{Failure, FailureKind};
 use crate::decode::decoder::{Counts, Decoder, Need, RecordLimits};
 use crate::decode::inflate::{InflateError, Inflater, ObjectLimits, cause};
 use crate::decode::object::{Object, ObjectContext, ObjectId, RowId};
@@ -26,7 +26,7 @@ use crate::table::Lake;
 const WINDOW_BYTES: usize = 8 << 20;
 
 /// How many records that were rejects have their rows gathered, at most.
-const GATHERED: u64 = 8 * 1024;
+const MAX_GATHERED_RECORDS: u64 = 8 * 1024;
 
 /// What a worker works with.
 #[derive(Debug, Clone)]
@@ -70,7 +70,6 @@ impl Meter {
         counter.fetch_add(by, Ordering::Relaxed);
     }
 
-    /// A counter's value.
     pub fn get(counter: &AtomicU64) -> u64 {
         counter.load(Ordering::Relaxed)
     }
@@ -82,7 +81,6 @@ pub enum WorkError {
     /// This object can't be read; others can.
     #[error("{location}: can't be read: {source}")]
     Read {
-        /// The object.
         location: String,
         /// What the system or store said.
         source: std::io::Error,
@@ -118,7 +116,6 @@ impl WorkError {
 /// What there is of a reject to be decoded again.
 #[derive(Debug)]
 pub enum Rejected {
-    /// A record's bytes.
     Record(Bytes),
     /// The whole object, which could not be decoded.
     Object(Input),
@@ -137,7 +134,6 @@ pub enum Replayed {
     Rejected(Option<Reason>),
 }
 
-/// See the module.
 pub struct Worker {
     settings: WorkerSettings,
     decoder: Decoder,
@@ -308,7 +304,7 @@ impl Worker {
             records.bytes += bytes.len();
             records.rejects.insert(reject, object);
             if records.bytes >= self.settings.flush_bytes / 4
-                || records.rejects.len() as u64 >= self.settings.flush_rows.min(GATHERED)
+                || records.rejects.len() as u64 >= self.settings.flush_rows.min(MAX_GATHERED_RECORDS)
             {
                 self.close_records();
                 self.flush_if_full()?;
@@ -324,7 +320,7 @@ impl Worker {
         }
     }
 
-    /// Begins an object: when that is.
+    /// Resets the decoder for `object` and returns its parse time.
     fn begin(&mut self, object: &Object, place: Place, log_type: Option<usize>) -> i64 {
         self.close_records();
         let parse_time = self.batch.clock().now_micros();

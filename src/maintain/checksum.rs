@@ -13,9 +13,7 @@ use crate::table::TableSpec;
     "{table}: the column {column} is missing or of another type; compaction has no way to check its work, so it is left out"
 )]
 pub struct NoId {
-    /// The table.
     table: String,
-    /// The column.
     column: String,
 }
 

@@ -22,12 +22,11 @@ use crate::table::{Change, DataFile, Replaced, TableError, TableSpec, Upkeep};
 const MOST_ROUNDS: u32 = 32;
 
 /// Merges that are being uploaded, read back and committed, beside those that have a turn.
-const ENDING: usize = 2;
+const MERGES_ENDING: usize = 2;
 
 /// How to compact.
 #[derive(Clone)]
 pub struct Compaction {
-    /// Where the lake is.
     pub store: Store,
     /// What to merge, by the time at which it began.
     pub policy: Policy,
@@ -45,20 +44,16 @@ pub struct Compaction {
     pub stop: CancellationToken,
 }
 
-/// What came of it.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Compacted {
     /// Merges that were committed.
     pub merges: u64,
     /// Files that were taken out.
     pub files_in: u64,
-    /// Their bytes.
     pub bytes_in: u64,
-    /// Their rows.
     pub rows: u64,
     /// Files that were put in their place.
     pub files_out: u64,
-    /// Their bytes.
     pub bytes_out: u64,
     /// Merges that were given up because someone else was faster.
     pub overtaken: u64,
@@ -138,12 +133,12 @@ impl Compaction {
         self.progress.rows.fetch_add(bins.iter().map(Bin::rows).sum(), Ordering::Relaxed);
         let rewriter = Rewriter {
             store: self.store.clone(),
-            spec: Arc::new(as_it_is(&table, spec)?),
+            spec: Arc::new(actual_layout(&table, spec)?),
             target: self.policy.target,
             memory: self.memory / at_once,
             progress: self.progress.clone(),
             threads: encoders(self.encoders),
-            goes: None,
+            drop_rows: None,
         };
         let (table, turns) = (Arc::new(Mutex::new(table)), Arc::new(Semaphore::new(at_once)));
         let merges = futures::stream::iter(bins).map(|bin| {
@@ -159,7 +154,7 @@ impl Compaction {
                 (bin, merged)
             }
         });
-        let merged: Vec<_> = merges.buffer_unordered(at_once + ENDING).collect().await;
+        let merged: Vec<_> = merges.buffer_unordered(at_once + MERGES_ENDING).collect().await;
         let mut all = Compacted::default();
         for (bin, merged) in merged {
             match merged {
@@ -234,7 +229,7 @@ fn encoders(count: usize) -> Option<Arc<ThreadPool>> {
 }
 
 /// The table with the columns that it really has: another engine may have added some, and they are kept.
-pub fn as_it_is(table: &Upkeep, spec: &TableSpec) -> Result<TableSpec, TableError> {
+pub fn actual_layout(table: &Upkeep, spec: &TableSpec) -> Result<TableSpec, TableError> {
     let (columns, by) = (table.snapshot().columns()?, table.snapshot().partition_columns()?);
     let partitioning = [None, Some(Partitioning::Day), Some(Partitioning::Hour)];
     let found =

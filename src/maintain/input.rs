@@ -32,7 +32,6 @@ pub enum InputError {
     Read {
         /// The file's path in the store.
         location: String,
-        /// What the reader said.
         source: ParquetError,
     },
     /// Its rows can't be told apart.
@@ -51,7 +50,6 @@ impl InputError {
 pub struct Reading {
     /// Where they are.
     pub store: Store,
-    /// Their table.
     pub spec: Arc<TableSpec>,
     /// Bytes that the batches of all open inputs may take.
     pub memory: usize,

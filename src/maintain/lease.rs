@@ -23,11 +23,11 @@ use crate::base::clock;
 use crate::base::store::Store;
 
 /// How long an entry holds, where nothing else is said.
-pub const TERM: Duration = Duration::from_secs(30);
+pub const DEFAULT_TERM: Duration = Duration::from_secs(30);
 /// Parts of a term after which the holder puts a new one.
-const RENEWALS: u32 = 3;
+const RENEWALS_PER_TERM: u32 = 3;
 /// Parts of a term after which one who waits looks again.
-const LOOKS: u32 = 30;
+const LOOKS_PER_TERM: u32 = 30;
 /// The folder of the entries; readers of tables don't look into it.
 const FOLDER: &str = "_lease";
 
@@ -174,7 +174,7 @@ impl Lease {
                 let holder = newest.map(|newest| newest.entry.holder).unwrap_or_default();
                 tracing::info!(%holder, "waiting for another maintainer; one that died is waited for {term:?} at most");
             }
-            clock::sleep(term / LOOKS).await;
+            clock::sleep(term / LOOKS_PER_TERM).await;
         }
     }
 
@@ -225,7 +225,7 @@ async fn renew(
     let mut renewed = clock.watch();
     loop {
         tokio::select! {
-            () = clock::sleep(term / RENEWALS) => {}
+            () = clock::sleep(term / RENEWALS_PER_TERM) => {}
             () = give_back.cancelled() => return number,
         }
         match entries.put(number + 1, &Entry::of(&holder, clock.now_micros(), term)).await {

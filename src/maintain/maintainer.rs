@@ -32,14 +32,11 @@ const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(600);
 /// Rows are not dropped within this time after they landed, however old they are.
 const SEEN: Duration = Duration::from_secs(86_400);
 
-/// See the module.
 #[derive(Clone)]
 pub struct Maintainer {
-    /// Where the lake is.
     pub store: Store,
     /// The lake, to write to; without it there are only plans and dry runs.
     pub lake: Option<Arc<Lake>>,
-    /// Its tables.
     pub tables: Arc<Vec<TableSpec>>,
     /// When and how.
     pub settings: Maintenance,
@@ -80,7 +77,7 @@ pub struct Tidied {
 
 /// What all upkeep would begin with, as the lake is now.
 #[derive(Debug, Default, Clone, PartialEq)]
-pub struct Outlook {
+pub struct UpkeepPreview {
     /// What dead workers left to be brought into the tables, by table.
     pub missing: BTreeMap<String, Vec<DataFile>>,
     /// What would be merged, by table.
@@ -169,7 +166,7 @@ impl Maintainer {
 
     /// What [`Maintainer::once`] would do to the lake as it is now, if this machine's clock is right. Nothing
     /// is written.
-    pub async fn outlook(&self) -> Result<Outlook, MaintainError> {
+    pub async fn preview(&self) -> Result<UpkeepPreview, MaintainError> {
         self.check_retention()?;
         let now = self.store.clock.now_micros();
         let compaction = self.compaction(now, false, self.stop.clone());
@@ -184,9 +181,9 @@ impl Maintainer {
                 dropped.entry(name.clone()).or_default().extend(expired);
             }
         }
-        let mut outlook =
-            Outlook { missing, merges: Vec::new(), tidied: Tidied { dropped, ..Tidied::default() } };
-        let Outlook { missing, merges, tidied } = &mut outlook;
+        let mut preview =
+            UpkeepPreview { missing, merges: Vec::new(), tidied: Tidied { dropped, ..Tidied::default() } };
+        let UpkeepPreview { missing, merges, tidied } = &mut preview;
         let files_of = |tables: &BTreeMap<String, Vec<DataFile>>, name: &str| {
             tables.get(name).cloned().unwrap_or_default()
         };
@@ -211,8 +208,8 @@ impl Maintainer {
             tidied.log_entries += table.old_log(self.oldest_log(now)).await?.len() as u64;
             merges.push((name.clone(), bins));
         }
-        outlook.tidied.unfinished = self.unfinished(now, true).await?;
-        Ok(outlook)
+        preview.tidied.unfinished = self.unfinished(now, true).await?;
+        Ok(preview)
     }
 
     /// Keeps the lake on its schedules until it is stopped. What fails is told, and tried again when it is

@@ -21,7 +21,7 @@ pub mod lease;
 mod schedule;
 mod maintainer;
 
-pub use maintainer::{Maintainer, Outlook, Tidied};
+pub use maintainer::{Maintainer, Tidied, UpkeepPreview};
 
 use crate::table::TableError;
 
@@ -34,25 +34,19 @@ pub enum MaintainError {
     /// The store can't be listed, or something not be deleted.
     #[error("{doing} {location} failed: {source}; the next run goes on from there")]
     Store {
-        /// What was being done.
         doing: &'static str,
         /// Where.
         location: String,
-        /// What the store said.
         source: object_store::Error,
     },
     /// What dead writers left in a local lake can't be removed.
     #[error(
         "removing unfinished files failed: {source}; remove what is named put*#* by hand, or run it again"
     )]
-    Unfinished {
-        /// What the system said.
-        source: std::io::Error,
-    },
+    Unfinished { source: std::io::Error },
     /// A retention for a table that is not there to be cut.
     #[error("retention: there is no table {name} whose rows could be dropped; it has to be one of {known}")]
     Retention {
-        /// What the configuration names.
         name: String,
         /// The tables that have partitions.
         known: String,
@@ -63,9 +57,7 @@ pub enum MaintainError {
          to {most:?}; set this machine's clock"
     )]
     Clock {
-        /// The lake's URL.
         store: String,
-        /// The store's time.
         theirs: String,
         /// This machine's.
         ours: String,

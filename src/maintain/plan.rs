@@ -23,8 +23,8 @@ use crate::table::DataFile;
 
 const HOUR: i64 = 3_600_000_000;
 const DAY: i64 = 24 * HOUR;
-/// Files of a tier, and how many times more than the rewritten is worth it.
-const FAN: u64 = 8;
+/// How many files of one tier make a merge; and at most how many times the new bytes a merge rewrites.
+const MERGE_FAN_IN: u64 = 8;
 /// Files that one merge takes in: each has a reader and a parsed footer.
 const MOST_INPUTS: usize = 128;
 /// About what a row group takes, and beside it a reader.
@@ -32,12 +32,12 @@ const GROUP_BYTES: u64 = 24 << 20;
 const READER_BYTES: u64 = 2 << 20;
 /// Bytes that one merge takes in, in target sizes.
 const MOST_TARGETS: u64 = 4;
-/// A merge of less than this part of the target size is little work.
-const LITTLE: u64 = 64;
-/// And one of less than this part is done in seconds.
-const SECONDS: u64 = 4;
-/// Late rows of less than this part of what they rewrite wait for a day.
-const TRICKLE: u64 = 64;
+/// A merge of less than target / 64 is so small that it is always worth it.
+const TINY_MERGE_FRACTION: u64 = 64;
+/// A merge of less than target / 4 finishes in seconds: `compact` settles open partitions of that size, too.
+const QUICK_MERGE_FRACTION: u64 = 4;
+/// Late rows that are less than 1/64 of what a merge would rewrite wait for a day.
+const LATE_ROWS_FRACTION: u64 = 64;
 /// Points in a file's time that stand for its rows when times to split at are looked for.
 const SAMPLES: i64 = 16;
 
@@ -88,7 +88,6 @@ pub struct Bin {
     pub inputs: Vec<DataFile>,
     /// A file begins at each of these times, at the latest.
     pub cuts: Vec<i64>,
-    /// Why.
     pub why: Why,
 }
 
@@ -142,7 +141,7 @@ pub fn plan(files: &[DataFile], policy: &Policy) -> Vec<Bin> {
         let is_open = end.is_none_or(|end| policy.now < end);
         // Whoever asks for it now gets it where it costs seconds. What is open for ever would be written anew
         // each time.
-        let little = policy.target / if end.is_some() { SECONDS } else { LITTLE };
+        let little = policy.target / if end.is_some() { QUICK_MERGE_FRACTION } else { TINY_MERGE_FRACTION };
         let by_tiers = is_open && (policy.patient || bytes(&files) > little);
         let planned = if by_tiers { tiers(&files, policy) } else { settle(&files, policy) };
         bins.extend(planned.into_iter().map(|draft| Bin {
@@ -182,13 +181,15 @@ fn is_full(file: &DataFile, policy: &Policy) -> bool {
 
 /// Merges of eight or more files of one tier with all smaller ones, the highest such tier.
 fn tiers<'a>(files: &[&'a DataFile], policy: &Policy) -> Vec<Draft<'a>> {
-    let tier = |file: &DataFile| file.rows.max(1).ilog(FAN);
+    let tier = |file: &DataFile| file.rows.max(1).ilog(MERGE_FAN_IN);
     let small: Vec<&DataFile> = files.iter().copied().filter(|file| !is_full(file, policy)).collect();
     let mut counts: BTreeMap<u32, u64> = BTreeMap::new();
     for file in &small {
         *counts.entry(tier(file)).or_default() += 1;
     }
-    let Some((highest, _)) = counts.iter().rev().find(|(_, count)| **count >= FAN) else { return Vec::new() };
+    let Some((highest, _)) = counts.iter().rev().find(|(_, count)| **count >= MERGE_FAN_IN) else {
+        return Vec::new();
+    };
     let taken: Vec<&DataFile> = small.into_iter().filter(|file| tier(file) <= *highest).collect();
     in_portions(&taken, policy, Why::Tier)
 }
@@ -266,8 +267,8 @@ fn clusters<'a>(files: &[&'a DataFile]) -> Vec<Vec<&'a DataFile>> {
     clusters
 }
 
-/// Whether merging is worth what it rewrites. What is neither in the chain of full files nor the largest of
-/// all is new.
+/// Whether a merge is worth the bytes that it rewrites. Files outside the chain of full files (or outside the
+/// largest file, if no file is full) count as new data.
 fn is_worth_it(files: &[&DataFile], policy: &Policy) -> bool {
     if !policy.patient {
         return true;
@@ -282,9 +283,9 @@ fn is_worth_it(files: &[&DataFile], policy: &Policy) -> bool {
     let landed = || fresh.iter().map(|file| file.modified_ms * 1000);
     let (total, new) = (bytes(files), bytes(&fresh));
     let is_quiet = landed().max().is_none_or(|newest| newest <= policy.now - HOUR);
-    total <= policy.target / LITTLE
-        || new * FAN >= total
-        || is_quiet && new * TRICKLE >= total
+    total <= policy.target / TINY_MERGE_FRACTION
+        || new * MERGE_FAN_IN >= total
+        || is_quiet && new * LATE_ROWS_FRACTION >= total
         || landed().min().is_none_or(|oldest| oldest <= policy.now - DAY)
 }
 

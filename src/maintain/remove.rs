@@ -8,35 +8,31 @@ use std::sync::Arc;
 use arrow::array::Array as _;
 use futures::StreamExt as _;
 
-use super::compact::as_it_is;
+use super::compact::actual_layout;
 use super::input::InputError;
 use super::plan::{Bin, Why};
-use super::rewrite::{Goes, RewriteError, Rewriter};
+use super::rewrite::{RewriteError, Rewriter, RowFilter};
 use crate::base::store::Store;
 use crate::format::read;
 use crate::table::{Change, DataFile, Replaced, TableSpec, Upkeep};
 
 /// Files that are put in the place of others by one commit.
-const TOGETHER: usize = 64;
+const FILES_PER_COMMIT: usize = 64;
 /// How often it is begun anew because someone else was faster.
 const MOST_TRIES: u32 = 8;
 
 /// Which rows to take out of which table.
 #[derive(Clone)]
 pub struct Removal {
-    /// Where the lake is.
     pub store: Store,
-    /// The table.
     pub spec: TableSpec,
     /// Bytes that a file is meant to have.
     pub target: u64,
     /// Bytes that it may take.
     pub memory: usize,
-    /// The rows.
-    pub goes: Goes,
+    pub drop_rows: RowFilter,
 }
 
-/// What came of it.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Removed {
     /// Rows that were taken out.
@@ -65,16 +61,16 @@ impl Removal {
         Ok(Removed { overtaken: true, ..removed })
     }
 
-    /// Goes through the table's files, as they are now. False: it was overtaken, and has to look again.
+    /// RowFilter through the table's files, as they are now. False: it was overtaken, and has to look again.
     async fn round(&self, mut table: Upkeep, removed: &mut u64) -> Result<bool, RewriteError> {
         let rewriter = Rewriter {
             store: self.store.clone(),
-            spec: Arc::new(as_it_is(&table, &self.spec)?),
+            spec: Arc::new(actual_layout(&table, &self.spec)?),
             target: self.target,
             memory: self.memory,
             progress: Arc::default(),
             threads: None,
-            goes: Some(self.goes.clone()),
+            drop_rows: Some(self.drop_rows.clone()),
         };
         let mut group = Group::default();
         for file in table.snapshot().files()? {
@@ -88,7 +84,7 @@ impl Removal {
                 Err(error) if error.is_gone() => return Ok(false),
                 Err(error) => return Err(error),
             }
-            if group.removes.len() >= TOGETHER
+            if group.removes.len() >= FILES_PER_COMMIT
                 && !self.commit(&mut table, std::mem::take(&mut group), removed).await?
             {
                 return Ok(false);
@@ -117,7 +113,7 @@ impl Removal {
         while let Some(batch) = batches.next().await {
             let batch = batch.map_err(failed)?;
             if read::ids(spec, &batch)
-                .is_some_and(|ids| (0..ids.len()).any(|row| (self.goes)(ids.value(row))))
+                .is_some_and(|ids| (0..ids.len()).any(|row| (self.drop_rows)(ids.value(row))))
             {
                 let partition = file.partition_values.clone();
                 let bin = Bin { partition, inputs: vec![file.clone()], cuts: Vec::new(), why: Why::Small };

@@ -42,11 +42,11 @@ const PART_BYTES: usize = 8 << 20;
 /// A file is ended with a row group that is at least this full, so that it has no tiny one.
 const FULL_GROUP_ROWS: usize = ROW_GROUP_ROWS / 16 * 15;
 /// Batches on their way from merging to writing.
-const GATHERED: usize = 1;
+const BATCHES_IN_FLIGHT: usize = 1;
 /// Of the memory of a merge the part for rows that are gathered at once.
-const GATHERING: usize = 16;
+const GATHER_PART: usize = 16;
 /// Of the memory of a merge the part for batches that were read; the rest is the writer's.
-const READING: usize = 3;
+const READ_PART: usize = 3;
 
 /// Why a merge failed. Nothing of it was committed.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +70,6 @@ pub enum RewriteError {
     Upload {
         /// The file's path in the store.
         location: String,
-        /// What the store said.
         message: String,
     },
     /// What was written is not what was read, or what was read not what the log says.
@@ -79,13 +78,9 @@ pub enum RewriteError {
          please report it"
     )]
     Differs {
-        /// The table.
         table: String,
-        /// How many.
         files: usize,
-        /// What the outputs hold.
         written: Checksum,
-        /// What the inputs gave.
         read: Checksum,
         /// Rows of the inputs, by the log.
         told: u64,
@@ -133,18 +128,18 @@ pub struct Rewriter {
     /// Those that encode columns; none: one of the merge's own.
     pub threads: Option<Arc<ThreadPool>>,
     /// Which rows go, by their ids; none: all stay.
-    pub goes: Option<Goes>,
+    pub drop_rows: Option<RowFilter>,
 }
 
 /// Tells by its id whether a row goes.
-pub type Goes = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+pub type RowFilter = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
 impl Rewriter {
     /// Merges a bin's inputs: the files that it wrote, which no log names yet. `turn` is given back when the
     /// memory is: the last parts are then still being uploaded, and what was written has to be read back,
     /// which takes time alone.
     pub async fn run(&self, bin: &Bin, turn: impl Send) -> Result<Vec<DataFile>, RewriteError> {
-        let (send, receive) = mpsc::channel(GATHERED);
+        let (send, receive) = mpsc::channel(BATCHES_IN_FLIGHT);
         let (reader, writer) =
             ((self.clone(), bin.clone(), Handle::current()), (self.clone(), bin.clone(), Handle::current()));
         let reading = on_a_thread("merge", move || reader.0.merge(&reader.1, reader.2, send));
@@ -196,7 +191,7 @@ impl Rewriter {
         let reading = Reading {
             store: self.store.clone(),
             spec: self.spec.clone(),
-            memory: self.memory / READING,
+            memory: self.memory / READ_PART,
             runtime,
         };
         let bounds: Vec<i64> =
@@ -205,19 +200,19 @@ impl Rewriter {
         let mut merge = Merge::new(Inputs::new(reading, &bin.inputs), column, &bounds);
         // A view or a number a column, and text that is larger in memory than in a file.
         let row = (16 * self.spec.schema.fields().len() as u64).max(8 * bin.bytes() / bin.rows().max(1));
-        let most = (self.memory / GATHERING) as u64 / row;
+        let most = (self.memory / GATHER_PART) as u64 / row;
         let mut gone = Checksum::default();
         while let Some(Chunk { batches, mut rows }) = merge.next(most.clamp(1, GATHER_ROWS as u64) as usize)?
         {
-            if let Some(goes) = &self.goes {
+            if let Some(drop_rows) = &self.drop_rows {
                 let ids: Vec<_> = batches.iter().map(|batch| ids(&self.spec, batch)).collect();
                 rows.retain(|&(batch, row)| {
                     let id = ids[batch].map_or("", |ids| ids.value(row));
-                    let goes = goes(id);
-                    if goes {
+                    let is_dropped = drop_rows(id);
+                    if is_dropped {
                         gone.add_id(id);
                     }
-                    !goes
+                    !is_dropped
                 });
                 if rows.is_empty() {
                     continue;

@@ -39,7 +39,6 @@ const MONITOR: &str = "panther_monitor";
 /// The view of what all log types have in common.
 const ALL_LOGS: &str = "all_logs";
 
-/// See the module.
 pub struct LakeTables {
     store: Store,
     log_types: Vec<Arc<LogType>>,

@@ -21,7 +21,6 @@ pub enum Kind {
     Text,
     /// A whole number.
     Integer,
-    /// A number.
     Float,
     /// `true` or `false`.
     Boolean,
@@ -62,7 +61,6 @@ pub enum Value {
     Text(String),
     /// A whole number.
     Integer(i64),
-    /// A number.
     Float(f64),
     /// True or false.
     Boolean(bool),
@@ -77,22 +75,18 @@ pub enum Value {
 pub struct Parameter {
     /// Written `$name` in the statement.
     pub name: String,
-    /// Its type.
     pub kind: Kind,
     /// What it is when nothing else is given; none: it has to be given.
     pub default: Option<String>,
-    /// What it does.
     pub help: String,
 }
 
-/// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavedQuery {
     /// The file's name without `.sql`.
     pub name: String,
     /// In a few words.
     pub title: String,
-    /// What it answers.
     pub answers: String,
     /// What can be given to it.
     pub parameters: Vec<Parameter>,
@@ -107,42 +101,19 @@ pub enum SavedError {
     #[error(
         "{name}: `{line}` is no parameter; write `-- param: NAME text|integer|float|boolean|time [= DEFAULT]: WHAT IT DOES`"
     )]
-    Header {
-        /// The query.
-        name: String,
-        /// The line.
-        line: String,
-    },
+    Header { name: String, line: String },
     /// A value was given to what the query doesn't have.
     #[error("{name} has no parameter `{parameter}`; it has {there}")]
-    Unknown {
-        /// The query.
-        name: String,
-        /// What was given.
-        parameter: String,
-        /// What there is.
-        there: String,
-    },
+    Unknown { name: String, parameter: String, there: String },
     /// A parameter without default was not given.
     #[error("{name} needs a value: -p {parameter}=… ({help})")]
-    Missing {
-        /// The query.
-        name: String,
-        /// The parameter.
-        parameter: String,
-        /// What it does.
-        help: String,
-    },
+    Missing { name: String, parameter: String, help: String },
     /// A value is not of its parameter's type.
     #[error("{name}: {parameter} = `{given}` is no {kind}{hint}")]
     Type {
-        /// The query.
         name: String,
-        /// The parameter.
         parameter: String,
-        /// What was given.
         given: String,
-        /// What it should be.
         kind: &'static str,
         /// How it is written.
         hint: &'static str,

@@ -56,7 +56,6 @@ const READ_WHOLE: usize = 8;
 /// Files whose filters are asked at once.
 const ASKED_AT_ONCE: usize = 16;
 
-/// See the module.
 #[derive(Debug)]
 pub struct LakeTable {
     schema: TableSchema,

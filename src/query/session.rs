@@ -54,10 +54,7 @@ pub enum QueryError {
     #[error(
         "the statement needs more memory than it may take; ask for less, or raise `memory` (FLARELAKE_MEMORY=…): {told}"
     )]
-    Exhausted {
-        /// What the planner said.
-        told: String,
-    },
+    Exhausted { told: String },
 }
 
 /// Wide rows are large: a sort of spilled rows holds this many of each part.
@@ -74,7 +71,6 @@ fn is_exhausted(error: &DataFusionError) -> bool {
     matches!(error.find_root(), DataFusionError::ResourcesExhausted(_))
 }
 
-/// See the module.
 pub struct Session {
     context: SessionContext,
     memory: usize,

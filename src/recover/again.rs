@@ -10,7 +10,8 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 
 use super::rejects::Kept;
-use crate::base::aws::{Access, FailureKind};
+use crate::base::aws::Access;
+use crate::base::failure::FailureKind;
 use crate::config;
 use crate::decode::foreign::is_foreign;
 use crate::decode::inflate::{InflateError, Inflater, cause};
@@ -176,7 +177,7 @@ impl<'a> Objects<'a> {
         };
         let access = self.sources.of_object(object).map(|source| source.aws.clone()).unwrap_or_default();
         let open = || -> Arc<dyn Buckets> {
-            Arc::new(Handle::current().block_on(access.s3(config::s3_is_elsewhere())))
+            Arc::new(Handle::current().block_on(access.s3(config::s3_has_custom_endpoint())))
         };
         let buckets = self.buckets.entry(access.clone()).or_insert_with(open).clone();
         let wanted = Wanted { bucket: bucket.clone(), key: object.key.clone(), version: None };

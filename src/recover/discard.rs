@@ -27,9 +27,7 @@ const MOST_TRIES: u32 = 8;
 
 /// What to take out, and where.
 pub struct Discard {
-    /// The tables.
     pub tables: Arc<Tables>,
-    /// Where the lake is.
     pub store: Store,
     /// The lake to write to; without it rejects are counted, and nothing is written.
     pub lake: Option<Arc<Lake>>,
@@ -37,11 +35,9 @@ pub struct Discard {
     pub memory: usize,
     /// Bytes that a file is meant to have.
     pub target: u64,
-    /// Which rejects.
     pub chosen: Chosen,
 }
 
-/// What was taken out.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Discarded {
     /// Rejects that are meant, by reason.
@@ -164,8 +160,10 @@ impl Discard {
     }
 
     async fn remove(&self, ids: HashSet<RowId>) -> Result<Removed, RewriteError> {
-        let goes = move |id: &str| RowId::parse(id).is_some_and(|id| ids.contains(&id));
+        let drop_rows = move |id: &str| RowId::parse(id).is_some_and(|id| ids.contains(&id));
         let (store, spec) = (self.store.clone(), self.tables.failures.clone());
-        Removal { store, spec, target: self.target, memory: self.memory, goes: Arc::new(goes) }.run().await
+        Removal { store, spec, target: self.target, memory: self.memory, drop_rows: Arc::new(drop_rows) }
+            .run()
+            .await
     }
 }

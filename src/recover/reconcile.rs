@@ -49,7 +49,6 @@ impl State {
 /// Objects, and how much they are.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Tally {
-    /// How many.
     pub objects: u64,
     /// Bytes as stored.
     pub bytes: u64,

@@ -49,7 +49,6 @@ impl Chosen {
 /// A reject, as it was kept.
 #[derive(Debug)]
 pub struct Kept<'a> {
-    /// Its `p_row_id`.
     pub id: RowId,
     /// The code of what was wrong, which a newer version may have brought.
     pub reason: &'a str,

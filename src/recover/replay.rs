@@ -37,7 +37,7 @@ use crate::decode::reject::Reason;
 use crate::format::read;
 use crate::ingest::ending::{Ending, IngestError};
 use crate::ingest::feed::{Feed, Feeds};
-use crate::ingest::item::{Item, ItemNo, Replayed, What};
+use crate::ingest::item::{Item, ItemKind, ItemNo, Replayed};
 use crate::ingest::metrics::Metrics;
 use crate::ingest::pipeline::{Entrance, Pipeline, Stopped};
 use crate::ingest::pressure::Pressure;
@@ -54,22 +54,18 @@ use crate::source::routing::Sources;
 use crate::table::{DataFile, Gathering, Ids, Lake, TableError, open_tables};
 
 /// Of the memory, the part for rejects that are read.
-const READING: usize = 4;
+const READ_PART: usize = 4;
 /// And for what there is of those that wait to be decoded.
-const HELD: usize = 8;
+const HELD_PART: usize = 8;
 
 /// What a replay works with.
 #[derive(Clone)]
 pub struct Replay {
-    /// The log types.
     pub catalog: Catalog,
-    /// Their tables.
     pub tables: Arc<Tables>,
-    /// Where the lake is.
     pub store: Store,
     /// The lake to land in; without it everything is decoded and counted, and nothing written.
     pub lake: Option<Arc<Lake>>,
-    /// For the worker.
     pub settings: WorkerSettings,
     /// Bytes that reading may take beside the worker.
     pub memory: usize,
@@ -77,7 +73,6 @@ pub struct Replay {
     pub target: u64,
     /// Which objects are whose, and of which log type.
     pub sources: Sources,
-    /// Which rejects.
     pub chosen: Chosen,
     /// What a progress display reads: its objects are rejects.
     pub meter: Arc<Meter>,
@@ -122,7 +117,6 @@ pub enum ReplayError {
     Read {
         /// The file's path in the store.
         location: String,
-        /// What the reader said.
         source: ParquetError,
     },
     /// The lake can't be written, or a fault of this program.
@@ -184,7 +178,7 @@ impl Replay {
         // Each object's own source is known; whose the rejects are is nobody's question.
         let feed = Arc::new(Feed::new(0, None, BTreeMap::new()));
         let feeds = Arc::new(Feeds::new(vec![feed], metrics.clone(), ending.clone(), None));
-        let room = Arc::new(Room::new(self.memory / HELD, 1));
+        let room = Arc::new(Room::new(self.memory / HELD_PART, 1));
         let pipeline = Pipeline {
             catalog: self.catalog.clone(),
             tables: self.tables.clone(),
@@ -226,7 +220,7 @@ impl Replay {
             let rejected = Arc::new(Mutex::new(Some(Rejected::Landed)));
             let room = runtime.block_on(room.take(0, 0));
             let replayed = Replayed { reject, object, reason, log_type: None, rejected, room };
-            if runtime.block_on(entrance.take_in(no, What::Replayed(replayed))).is_err() {
+            if runtime.block_on(entrance.take_in(no, ItemKind::Replayed(replayed))).is_err() {
                 counting.summary.lock().not_begun += 1;
             }
         }
@@ -255,7 +249,7 @@ impl Replay {
                 source,
             };
             let is_ours = |name: &str| spec.schema.column_with_name(name).is_some();
-            let mut batches = read::stream(&self.store, spec, &file, None, self.memory / READING, is_ours)
+            let mut batches = read::stream(&self.store, spec, &file, None, self.memory / READ_PART, is_ours)
                 .await
                 .map_err(failed)?;
             while let Some(batch) = batches.next().await {
@@ -272,10 +266,12 @@ impl Replay {
     /// not come to.
     async fn remove(&self) -> Result<Removed, RewriteError> {
         let Some(lake) = self.lake.clone() else { return Ok(Removed::default()) };
-        let goes =
+        let drop_rows =
             move |id: &str| RowId::parse(id).is_some_and(|id| lake.contains(ObjectId::of_replay(id).0));
         let (store, spec) = (self.store.clone(), self.tables.failures.clone());
-        Removal { store, spec, target: self.target, memory: self.memory, goes: Arc::new(goes) }.run().await
+        Removal { store, spec, target: self.target, memory: self.memory, drop_rows: Arc::new(drop_rows) }
+            .run()
+            .await
     }
 }
 
@@ -382,7 +378,7 @@ impl<'a> Intake<'a> {
         let rejected = Arc::new(Mutex::new(Some(rejected)));
         let replayed = Replayed { reject, object, reason, log_type, rejected, room };
         self.taken_in += 1;
-        self.runtime.block_on(self.entrance.take_in(self.taken_in, What::Replayed(replayed)))
+        self.runtime.block_on(self.entrance.take_in(self.taken_in, ItemKind::Replayed(replayed)))
     }
 }
 
@@ -432,8 +428,8 @@ impl Settle for Counting {
                 self.summary.lock().landed += 1;
             }
             Outcome::AlreadyThere | Outcome::Empty => self.summary.lock().already_there += 1,
-            Outcome::Rejected(reason) => match &item.what {
-                What::Replayed(replayed) => self.stays(&replayed.reason, reason),
+            Outcome::Rejected(reason) => match &item.kind {
+                ItemKind::Replayed(replayed) => self.stays(&replayed.reason, reason),
                 _ => unreachable!("nothing else is taken in"),
             },
             Outcome::GivenUp(why) => self.unreadable(why),

@@ -26,7 +26,6 @@ pub enum CatalogError {
     Read {
         /// The file or folder.
         path: String,
-        /// What the system said.
         source: std::io::Error,
     },
     /// Two log types of one folder would share a table.
@@ -42,18 +41,10 @@ pub enum CatalogError {
         "{path}: together with the built-in ones these have more than {MAX_FIELDS} fields, or their match rules are more than can be told apart (each takes one of {most} places for every name under all, one for any, one for none); split them over several runs",
         most = Match::MOST_BITS
     )]
-    TooMany {
-        /// The folder.
-        path: String,
-    },
+    TooMany { path: String },
     /// No log type of that name.
     #[error("unknown log type `{name}`; known: {known}")]
-    Unknown {
-        /// What was asked for.
-        name: String,
-        /// What there is.
-        known: String,
-    },
+    Unknown { name: String, known: String },
 }
 
 /// Every known log type, ordered by name.

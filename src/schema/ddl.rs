@@ -3,7 +3,6 @@
 
 use std::fmt::Write as _;
 
-/// An engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
     /// Amazon Athena, engine version 3.
@@ -29,12 +28,7 @@ pub enum Engine {
 pub enum DdlError {
     /// The engine reads object stores only.
     #[error("{engine} reads tables on S3; this lake is {url}")]
-    Place {
-        /// The engine.
-        engine: &'static str,
-        /// The lake.
-        url: String,
-    },
+    Place { engine: &'static str, url: String },
 }
 
 impl Engine {
@@ -69,7 +63,6 @@ impl Engine {
         Ok(text)
     }
 
-    /// What is said once.
     fn before(self, lake: &str, tables: &[String]) -> String {
         match self {
             Self::DuckDb => "INSTALL delta;\nLOAD delta;\n".to_owned(),

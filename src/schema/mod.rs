@@ -177,7 +177,6 @@ impl Standard {
         Self::AnyTraceIds,
     ];
 
-    /// The column's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::EventTime => "p_event_time",
@@ -243,7 +242,6 @@ impl Match {
 pub struct LogType {
     /// `Cloudflare.HttpRequest`.
     pub name: String,
-    /// What its records are.
     pub description: String,
     /// Where its fields are documented.
     pub reference_url: Option<String>,

@@ -31,7 +31,6 @@ const DAY: i64 = 86_400_000_000;
 /// A file, and how much of it was read.
 #[derive(Debug, Clone)]
 pub struct Metered {
-    /// Where it is.
     pub store: Arc<dyn ObjectStore>,
     /// Its path there.
     pub path: Path,

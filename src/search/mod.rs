@@ -38,7 +38,6 @@ pub enum SearchError {
     /// A file can't be read.
     #[error("{path}: can't be read: {source}")]
     File {
-        /// The file.
         path: String,
         /// What the store or the reader said.
         source: ParquetError,
@@ -48,7 +47,6 @@ pub enum SearchError {
 /// What was found in a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableHits {
-    /// The table.
     pub table: String,
     /// Rows.
     pub rows: u64,
@@ -61,7 +59,6 @@ pub struct TableHits {
 /// A row that holds the value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FoundRow {
-    /// Its table.
     pub table: String,
     /// Its columns that are not null.
     pub row: Map<String, Value>,

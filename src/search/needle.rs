@@ -14,13 +14,11 @@ use crate::schema::Standard;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` can't be searched for: {why}")]
 pub struct NeedleError {
-    /// What was given.
     text: String,
     /// What is wrong with it.
     why: &'static str,
 }
 
-/// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Needle {
     /// As it was given.

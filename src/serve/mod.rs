@@ -34,9 +34,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug, thiserror::Error)]
 #[error("http.listen = {listen}: {source}; set another address, or port 0 for any free one")]
 pub struct ServeError {
-    /// The address.
     listen: SocketAddr,
-    /// What the system said.
     source: std::io::Error,
 }
 

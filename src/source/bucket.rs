@@ -21,8 +21,8 @@ use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::runtime::Handle;
 
-use crate::base::aws::{Failure, FailureKind};
 use crate::base::clock;
+use crate::base::failure::{Failure, FailureKind};
 use crate::base::store::Permission;
 use crate::decode::inflate::Encoding;
 
@@ -35,7 +35,6 @@ const RANGE_PATIENCE: Duration = Duration::from_secs(20);
 /// What is to be read.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Wanted {
-    /// The bucket.
     pub bucket: String,
     /// The key, as it is.
     pub key: String,
@@ -64,7 +63,6 @@ pub struct Head {
 /// What an answer brings of an object's bytes.
 #[derive(Debug)]
 pub enum Body {
-    /// All of them.
     Whole(Bytes),
     /// None: there are more than were wanted at once.
     Larger,
@@ -83,7 +81,6 @@ pub struct Unmeasured {
 /// A line of a listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedObject {
-    /// The key.
     pub key: String,
     /// What the listing says of it.
     pub head: Head,

@@ -21,36 +21,20 @@ use crate::decode::object::{ContentHash, PassingHash};
 pub enum LocalError {
     /// The system says so.
     #[error("{path}: can't be read: {source}")]
-    Read {
-        /// The path.
-        path: String,
-        /// What the system said.
-        source: io::Error,
-    },
+    Read { path: String, source: io::Error },
     /// It was named, and is something that may never answer.
     #[error(
         "{path}: not read: it is {what}, and only files are; what it gives can be piped in: flarelake backfill - < FIFO"
     )]
-    NoFile {
-        /// The path.
-        path: String,
-        /// What it is.
-        what: &'static str,
-    },
+    NoFile { path: String, what: &'static str },
     /// A link has come into its path since it was listed.
     #[error(
         "{path}: not read: a symbolic link has come into its path since it was listed; --follow-links follows links"
     )]
-    Link {
-        /// The path.
-        path: String,
-    },
+    Link { path: String },
     /// Someone wrote to it while it was read.
     #[error("{path}: {Changed}: nothing of it lands; run it again when its writer is done with it")]
-    Changed {
-        /// The path.
-        path: String,
-    },
+    Changed { path: String },
 }
 
 /// What is read is not what it was before.
@@ -87,7 +71,6 @@ pub struct ReadFile {
     pub size: u64,
     /// When it was written.
     pub modified: Option<std::time::SystemTime>,
-    /// The bytes.
     pub content: Content,
 }
 

@@ -14,7 +14,6 @@ const MAX_ENVELOPES: usize = 4;
 /// An object that a message announces.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Announced {
-    /// The bucket.
     pub bucket: String,
     /// The key, decoded where the envelope encodes keys.
     pub key: String,
@@ -33,7 +32,6 @@ pub struct Announced {
 pub enum Notice {
     /// Objects were created. Events that bring no object (removals, tags) are left out.
     Objects {
-        /// The objects.
         created: Vec<Announced>,
         /// What is wrong with the entries that can't be read, if there are any.
         malformed: Option<String>,
@@ -43,10 +41,7 @@ pub enum Notice {
     /// Nothing to land, and why.
     Nothing(&'static str),
     /// Someone wants to subscribe this queue to a topic: reported, never followed.
-    Subscription {
-        /// The topic's ARN.
-        topic: String,
-    },
+    Subscription { topic: String },
     /// A notification that doesn't say what it has to.
     Malformed(String),
 }

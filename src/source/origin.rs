@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 
 use super::bucket::{Body, Buckets, Head, ListedObject, RangeReader, StreamReader, Wanted};
 use super::local::{self, Content, HashedFile, Links, LocalError, LocalFile, PassedOver};
-use crate::base::aws::Failure;
+use crate::base::failure::Failure;
 use crate::base::micros_since_epoch;
 use crate::decode::inflate::InflateError;
 use crate::decode::object::{Object, ObjectId, is_no_log};
@@ -26,18 +26,10 @@ pub enum SourceError {
     #[error(
         "{path}: nothing is there; give a file, a folder, a glob in quotes, s3://bucket/prefix, or - for standard input"
     )]
-    Nothing {
-        /// What was given.
-        path: String,
-    },
+    Nothing { path: String },
     /// A glob that can't be read.
     #[error("{pattern}: not a glob: {why}")]
-    Glob {
-        /// What was given.
-        pattern: String,
-        /// What is wrong.
-        why: String,
-    },
+    Glob { pattern: String, why: String },
     /// A file that is not read.
     #[error(transparent)]
     File(#[from] LocalError),
@@ -48,7 +40,6 @@ pub enum SourceError {
     S3 {
         /// The object or prefix.
         location: String,
-        /// What the store said.
         source: Failure,
     },
 }
@@ -67,7 +58,6 @@ pub enum Origin {
     File(LocalFile),
     /// An S3 object as a listing told of it.
     S3 {
-        /// Its account's buckets.
         buckets: Arc<dyn Buckets>,
         /// Bucket and key.
         wanted: Wanted,
@@ -119,7 +109,6 @@ impl Origin {
 /// An object's stored bytes, or the way to them.
 #[derive(Debug)]
 pub enum Input {
-    /// All of them.
     Memory(Bytes),
     /// A large file.
     File(HashedFile),

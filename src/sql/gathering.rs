@@ -19,8 +19,7 @@ use datafusion::logical_expr::{
     Signature,
 };
 
-/// The aggregates.
-const GATHERING: [&str; 2] = ["string_agg", "array_agg"];
+const COLLECTING_AGGREGATES: [&str; 2] = ["string_agg", "array_agg"];
 /// What the results of one of them may take of the memory: those of all rows of a window's partition.
 const RESULTS_SHARE: usize = 4;
 /// Rows of a batch that is read back from disk, at most.
@@ -28,7 +27,7 @@ const MERGED_ROWS: usize = 8192;
 
 /// Bounds what they hold and make in this session.
 pub fn bound(context: &SessionContext, memory: usize) -> Result<()> {
-    for name in GATHERING {
+    for name in COLLECTING_AGGREGATES {
         let bounded =
             Bounded { function: context.udaf(name)?, budget: Budget { memory, held: Arc::default() } };
         context.register_udaf(AggregateUDF::new_from_impl(bounded));
@@ -71,7 +70,7 @@ struct Hold {
 
 impl Hold {
     fn new(budget: &Budget, name: &str) -> Self {
-        let name = GATHERING.into_iter().find(|own| *own == name).unwrap_or_default();
+        let name = COLLECTING_AGGREGATES.into_iter().find(|own| *own == name).unwrap_or_default();
         Self { budget: budget.clone(), name, bytes: 0, made: 0, aside: 0 }
     }
 

@@ -56,7 +56,7 @@ const GROWING: [&str; 27] = [
 ];
 /// Those that put together what they are given: what they make shares its bytes with that, and is as large as
 /// all of it.
-const GATHERING: [&str; 4] = ["make_array", "map", "named_struct", "struct"];
+const COLLECTION_BUILDERS: [&str; 4] = ["make_array", "map", "named_struct", "struct"];
 /// What a result may take of the memory, for one batch of rows.
 const RESULT_SHARE: usize = 4;
 /// What a batch's constants may take of it.
@@ -251,7 +251,7 @@ impl ScalarUDFImpl for Bounded {
         let is_constant = arguments.args.iter().all(|value| matches!(value, ColumnarValue::Scalar(_)));
         self.share.check(self.name(), expected(self.name(), &arguments), is_constant)?;
         let result = self.function.invoke_with_args(arguments)?;
-        if !GATHERING.contains(&self.name()) {
+        if !COLLECTION_BUILDERS.contains(&self.name()) {
             self.share.check(self.name(), size(&result) as u128, is_constant)?;
         }
         Ok(result)
@@ -436,7 +436,7 @@ fn expected(name: &str, call: &ScalarFunctionArgs) -> u128 {
                 call.args[1..].iter().flat_map(|text| weights(text, rows)).fold(0, u128::saturating_add);
             between.saturating_mul(call.args.len().saturating_sub(2) as u128).saturating_add(texts)
         }
-        _ if GATHERING.contains(&name) || name == "concat" || name == "array_concat" => {
+        _ if COLLECTION_BUILDERS.contains(&name) || name == "concat" || name == "array_concat" => {
             call.args.iter().flat_map(|part| weights(part, rows)).fold(0, u128::saturating_add)
         }
         _ => 0,

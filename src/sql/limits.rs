@@ -37,7 +37,6 @@ const MAX_CONDITIONS: usize = 512;
 /// What is too much of a statement. Each says what to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TooLarge {
-    /// The text.
     #[error("the statement is longer than {} MiB: split it into several", MAX_TEXT >> 20)]
     Text,
     /// What its macros make of it.

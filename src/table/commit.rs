@@ -10,6 +10,8 @@ use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::file::DataFile;
+
 /// The app id of the `txn` that says up to which ledger version a table has been brought; and the key in the
 /// ledger's commitInfo.
 ///
@@ -40,26 +42,6 @@ const ACTIONS: [&str; 8] =
 const RESTORE: &str = "RESTORE";
 /// The version of [`Landing`]'s form.
 const FORMAT: u32 = 1;
-
-/// A Parquet file that was uploaded, with all that a log has to say of it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DataFile {
-    /// Its path below the table.
-    pub path: String,
-    /// Partition column to value.
-    pub partition_values: BTreeMap<String, String>,
-    /// Bytes.
-    pub size: u64,
-    /// Rows.
-    pub rows: u64,
-    /// When it was written, in milliseconds since the epoch.
-    pub modified_ms: i64,
-    /// Delta's per-file statistics, as JSON. Their times are cut to milliseconds, as Delta wants it.
-    pub stats: String,
-    /// The least and the greatest event time, in microseconds since the epoch; none in tables without one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub times: Option<(i64, i64)>,
-}
 
 /// The tags of a file that tell its times to the microsecond.
 pub(super) const TIME_TAGS: [&str; 2] = ["flarelake.min_event_time_us", "flarelake.max_event_time_us"];
@@ -370,7 +352,6 @@ pub(super) fn table_app(table: &str) -> String {
 /// What a settled mark tells: all that landed up to version `to` is in the tables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settled {
-    /// The version.
     pub to: u64,
     /// How many objects the ledger holds.
     pub objects: u64,

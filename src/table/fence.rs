@@ -18,7 +18,6 @@ const AT_ONCE: usize = 16;
 /// A version of a log behind which files that no version named may be deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fence {
-    /// The version.
     pub version: u64,
     /// When it was put, by the store's time, in milliseconds since the epoch.
     pub written_ms: i64,

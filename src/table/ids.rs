@@ -24,7 +24,6 @@ const ID_BYTES: usize = 16;
 /// Ids that are read from a file at once while it is merged: 64 KiB.
 const READ_IDS: usize = 4096;
 
-/// See the module.
 #[derive(Debug, Default)]
 pub struct Ids {
     recent: FxHashSet<u128>,

@@ -11,8 +11,9 @@ use futures::FutureExt as _;
 use parking_lot::Mutex as SyncMutex;
 use tokio::sync::Mutex;
 
-use super::commit::{self, DataFile, Landing, Settled};
+use super::commit::{self, Landing, Settled};
 use super::fence::Fence;
+use super::file::DataFile;
 use super::ids::Ids;
 use super::ledger::{self, Known};
 use super::listing::LogFileKind;
@@ -41,7 +42,6 @@ pub enum LandOutcome {
 #[derive(Debug, Clone, Copy)]
 pub struct Begun(u64);
 
-/// See the module.
 pub struct Lake {
     store: Store,
     pub(super) known: Known,
@@ -415,8 +415,8 @@ impl Lake {
         Ok(())
     }
 
-    /// K1. Reads the ledger to its end, and brings every table up to it. The version of the ledger up to
-    /// which nothing is left to be brought into a table, for ever.
+    /// K1. Reads the ledger to its end and brings every table up to it. Returns the newest ledger version
+    /// whose files all tables have; a checkpoint of the ledger must not stand for a later one.
     pub async fn settle(&self) -> Result<u64, TableError> {
         let mut ledger = self.ledger.lock().await;
         self.catch_up(&mut ledger, None).await?;

@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
-use super::commit::{self, DataFile, Landing, ReadCommit};
+use super::commit::{self, Landing, ReadCommit};
 use super::fence::Fence;
+use super::file::DataFile;
 use super::ids::Ids;
 use super::log::{Log, TableError};
 

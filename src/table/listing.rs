@@ -27,11 +27,9 @@ pub enum LogFileKind {
 pub struct LogFile {
     /// The version that it is, or up to which it tells.
     pub version: u64,
-    /// What it is.
     pub kind: LogFileKind,
     /// When it was written, in milliseconds since the epoch.
     pub written_ms: i64,
-    /// Its path.
     pub location: Path,
 }
 

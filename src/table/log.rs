@@ -16,7 +16,8 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::ObjectStore as _;
 use object_store::prefix::PrefixStore;
 
-use super::commit::{self, DataFile, ReadCommit, TableMetadata, Unreadable};
+use super::commit::{self, ReadCommit, TableMetadata, Unreadable};
+use super::file::DataFile;
 use super::listing::{LogFile, LogFileKind, Standing, base, newest_checkpoint, standing};
 use super::spec::TableSpec;
 use crate::base::clock;
@@ -38,38 +39,20 @@ const MAX_UNKNOWN_PUTS: u32 = 5;
 pub enum TableError {
     /// A request to the store failed.
     #[error("{table}: {doing} failed: {message}; nothing was lost, run it again")]
-    Request {
-        /// The table's URL.
-        table: String,
-        /// What was being done.
-        doing: String,
-        /// What the store said.
-        message: String,
-    },
+    Request { table: String, doing: String, message: String },
     /// No flarelake ever wrote there.
     #[error(
         "{url}: there is no lake; land something first with `flarelake backfill`, or check --lake; if its tables are there, run `flarelake repair`"
     )]
-    NoLake {
-        /// What was given.
-        url: String,
-    },
+    NoLake { url: String },
     /// The table's log has an entry that we can't read.
     #[error(
         "{table}: log entry {version} can't be used: {message}; restore it from a copy, or stop what writes to the lake and run `flarelake repair`"
     )]
-    Entry {
-        /// The table's URL.
-        table: String,
-        /// The version.
-        version: u64,
-        /// What is wrong.
-        message: String,
-    },
+    Entry { table: String, version: u64, message: String },
     /// The table's layout is not ours.
     #[error("{table}: {message}")]
     Layout {
-        /// The table's URL.
         table: String,
         /// How it differs, and what to do.
         message: String,
@@ -79,14 +62,10 @@ pub enum TableError {
         "{table}: no commit of it tells its ledger version: a repair was interrupted, another engine's checkpoint left it out (unset \
          delta.setTransactionRetentionDuration), or flarelake did not make it; run `flarelake repair`, or move away what is not flarelake's"
     )]
-    Unmarked {
-        /// The table's URL.
-        table: String,
-    },
+    Unmarked { table: String },
     /// The lake's parts don't fit together: something was removed, restored, or copied while it was written.
     #[error("{table}: {what}; nothing was landed: stop what writes to the lake, then run `flarelake repair`")]
     Damaged {
-        /// The table's URL.
         table: String,
         /// What was found, and where it may come from.
         what: String,
@@ -95,10 +74,7 @@ pub enum TableError {
     #[error(
         "{table}: this process was away so long that its place in the log was cleaned up; nothing was lost, run it again"
     )]
-    Outrun {
-        /// The table's URL.
-        table: String,
-    },
+    Outrun { table: String },
 }
 
 impl TableError {

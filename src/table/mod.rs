@@ -21,6 +21,7 @@
 //! A ledger that does not fit its tables is [`TableError::Damaged`], before anything lands; [`Repair`] fits
 //! them together again.
 
+mod file;
 mod commit;
 mod listing;
 mod spec;
@@ -34,12 +35,13 @@ mod lake;
 mod upkeep;
 mod repair;
 
-pub use commit::{Change, DataFile, Landing};
+pub use commit::{Change, Landing};
+pub use file::{DataFile, TimeBounds};
 pub use ids::{Gathering, Ids};
 pub use lake::{Begun, Lake, LandOutcome};
 pub use listing::{LEAST_LOG, LogFile, LogFileKind, Standing, removable_below, standing};
 pub use log::{TOMBSTONE_DAYS, TableError};
 pub use repair::{Absent, Findings, Repair};
-pub use snapshot::{Snapshot, TimeBounds, file_location, open_tables};
+pub use snapshot::{Snapshot, file_location, open_tables};
 pub use spec::{FAILURES_TABLE, LEDGER_TABLE, TableSpec, failures_spec, ledger_spec, log_type_spec};
 pub use upkeep::{Replaced, Upkeep};

@@ -5,7 +5,8 @@ use futures::stream::{self, StreamExt as _};
 use futures::{FutureExt as _, TryStreamExt as _};
 use object_store::ObjectStoreExt as _;
 
-use super::commit::{self, DataFile, TableMetadata};
+use super::commit::{self, TableMetadata};
+use super::file::DataFile;
 use super::ledger::Missing;
 use super::log::{Beginning, Log, MAX_BEGINNINGS, TableError};
 use super::snapshot::Snapshot;
@@ -16,7 +17,6 @@ use crate::schema::Standard;
 /// Files that are asked for at once.
 const AT_ONCE: usize = 16;
 
-/// See the module.
 pub(super) struct Table {
     pub log: Log,
     /// The ledger version that it has been brought up to.

@@ -15,7 +15,8 @@ use object_store::path::Path;
 use object_store::{ObjectStore as _, ObjectStoreExt as _};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use super::commit::{self, DataFile, Landing, Settled};
+use super::commit::{self, Landing, Settled};
+use super::file::DataFile;
 use super::ids::Ids;
 use super::lake::Lake;
 use super::ledger::{self, Known};
@@ -42,7 +43,6 @@ pub struct Findings {
 /// A table that has to be made anew.
 #[derive(Debug, Clone)]
 pub struct Absent {
-    /// What it looks like.
     pub spec: TableSpec,
     /// What is wrong with it.
     pub why: String,
@@ -163,7 +163,7 @@ impl Repair {
         self.known.beyond(&self.rows)
     }
 
-    /// Goes past the one entry that this repair has put into the ledger beside [`Repair::note`].
+    /// RowFilter past the one entry that this repair has put into the ledger beside [`Repair::note`].
     pub async fn goes_past(&mut self) -> Result<(), TableError> {
         let own = self.ledger.version.map_or(0, |version| version + 1);
         ledger::catch_up(&mut self.ledger, &self.known, None, None).await?;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use arrow::array::AsArray as _;
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Schema};
-use chrono::{DateTime, NaiveDate};
+use chrono::DateTime;
 use datafusion::error::DataFusionError;
 use deltalake::kernel::engine::arrow_conversion::TryIntoArrow as _;
 use deltalake::kernel::{LogicalFileView, Metadata};
@@ -16,26 +16,13 @@ use object_store::path::Path;
 use percent_encoding::percent_decode_str;
 use serde_json::Value;
 
-use super::commit::{DataFile, TIME_TAGS};
+use super::commit::TIME_TAGS;
+use super::file::DataFile;
 use super::ids::{Gathering, Ids};
 use super::log::{TableError, log_store};
 use super::spec::LEDGER_TABLE;
 use crate::base::store::Store;
 use crate::schema::Standard;
-
-const HOUR: i64 = 3_600_000_000;
-const DAY: i64 = 24 * HOUR;
-
-/// Between which times a file's rows are, in microseconds since the epoch, both ends included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TimeBounds {
-    /// No row is earlier.
-    pub least: i64,
-    /// No row is later.
-    pub greatest: i64,
-    /// Whether rows with these two times are in it.
-    pub exact: bool,
-}
 
 /// A table at one version of its log, as deltalake has it.
 #[derive(Debug, Clone)]
@@ -100,7 +87,7 @@ impl Snapshot {
         there.map_err(|e| TableError::request(log_store.root_url().as_str(), "opening the table", e))
     }
 
-    /// Goes on to the newest version; true if that is another one.
+    /// RowFilter on to the newest version; true if that is another one.
     pub async fn update(&mut self) -> Result<bool, TableError> {
         let before = self.0.version();
         self.0.update_incremental(None).await.map_err(|e| self.failed("reading the log", e))?;
@@ -121,7 +108,6 @@ impl Snapshot {
         Ok(snapshot.metadata().partition_columns().to_vec())
     }
 
-    /// Its metaData.
     pub(super) fn layout(&self) -> Result<Metadata, TableError> {
         let snapshot = self.0.snapshot().map_err(|e| self.failed("reading the log", e))?;
         Ok(snapshot.metadata().clone())
@@ -269,32 +255,5 @@ impl DataFile {
             .as_str()
             .and_then(|time| DateTime::parse_from_rfc3339(time).ok());
         greatest.map_or(self.modified_ms * 1000, |time| time.timestamp_micros())
-    }
-
-    /// Between which times its rows are: as its writer tells, else by its statistics, else by its partition.
-    pub fn time_bounds(&self) -> Option<TimeBounds> {
-        if let Some((least, greatest)) = self.times {
-            return Some(TimeBounds { least, greatest, exact: true });
-        }
-        let stats: Value = serde_json::from_str(&self.stats).unwrap_or_default();
-        let of = |which: &str| {
-            DateTime::parse_from_rfc3339(stats[which][Standard::EventTime.name()].as_str()?).ok()
-        };
-        if let (Some(least), Some(greatest)) = (of("minValues"), of("maxValues")) {
-            // Some writers cut the greatest down to the millisecond, too.
-            return Some(TimeBounds {
-                least: least.timestamp_micros(),
-                greatest: greatest.timestamp_micros() + 999,
-                exact: false,
-            });
-        }
-        let day: NaiveDate = self.partition_values.get("p_event_date")?.parse().ok()?;
-        let day = i64::from(day.to_epoch_days()) * DAY;
-        let (least, width) =
-            match self.partition_values.get("p_event_hour").and_then(|hour| hour.parse::<i64>().ok()) {
-                Some(hour) => (day + hour * HOUR, HOUR),
-                None => (day, DAY),
-            };
-        Some(TimeBounds { least, greatest: least + width - 1, exact: false })
     }
 }

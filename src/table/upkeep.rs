@@ -11,8 +11,9 @@ use deltalake::checkpoints::create_checkpoint;
 use deltalake::kernel::Metadata;
 use futures::TryStreamExt as _;
 
-use super::commit::{self, Change, DataFile};
+use super::commit::{self, Change};
 use super::fence::Fence;
+use super::file::DataFile;
 use super::listing::{LogFile, newest_checkpoint, removable_below};
 use super::log::{Log, TableError};
 use super::snapshot::Snapshot;
@@ -83,7 +84,6 @@ impl Upkeep {
         ))
     }
 
-    /// The table's name.
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use flarelake::base::clock;
 use flarelake::decode::object::ObjectId;
-use flarelake::ingest::settle::Identified;
-use flarelake::ingest::settle::book::{Book, Due, Lease, Load, MessageKey};
+use flarelake::ingest::settle::book::{Book, Due, Identified, Lease, Load, MessageKey};
 
 fn key(id: &str) -> MessageKey {
     MessageKey { queue: 0, id: id.into() }

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use bytes::Bytes;
-use flarelake::base::aws::{Failure, FailureKind};
+use flarelake::base::failure::{Failure, FailureKind};
 use flarelake::config::Partitioning;
 use flarelake::decode::inflate::ObjectLimits;
 use flarelake::decode::split::Place;
@@ -29,7 +29,8 @@ use object_store::memory::InMemory;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{LIMITS, WRITTEN, memory_lake, read_ledger};
+use crate::decoding::{LIMITS, WRITTEN};
+use crate::support::{memory_lake, read_ledger};
 
 /// A client of a server that gives this answer to everything.
 fn client(answer: impl Into<Vec<u8>>) -> aws_sdk_s3::Client {

@@ -406,3 +406,21 @@ fn generate_is_seeded_and_the_demo_holds_its_own_sums() {
         "{demo}"
     );
 }
+
+#[test]
+fn the_schema_command_lists_and_shows() {
+    let listed = stdout(&flarelake(&["schema", "list"]));
+    assert_eq!(listed.lines().count(), 3, "{listed}");
+    assert!(listed.contains("Cloudflare.Spectrum  cloudflare_spectrum  "), "{listed}");
+    for name in ["cloudflare.httprequest", "cloudflare_httprequest"] {
+        let shown = stdout(&flarelake(&["schema", "show", name]));
+        assert!(
+            shown.lines().any(
+                |l| l.trim_start().starts_with("EdgeStartTimestamp") && l.contains("timestamp, required")
+            ),
+            "{shown}"
+        );
+    }
+    let output = flarelake(&["schema", "show", "Cloudflare.Nothing"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("known: Cloudflare.Firewall"), "{output:?}");
+}

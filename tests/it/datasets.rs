@@ -9,7 +9,7 @@ use rand::rngs::SmallRng;
 use rand::seq::IteratorRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::support::{LIMITS, decode, decode_in_steps, runs};
+use crate::decoding::{LIMITS, decode, decode_in_steps, runs};
 
 /// Dataset, field, and `time` beside the one that holds the event's time: written down from Cloudflare's
 /// lists of fields.

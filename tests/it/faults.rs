@@ -25,10 +25,9 @@ use rand::{RngExt as _, SeedableRng as _};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 
+use crate::decoding::{LIMITS, WRITTEN, context, runs};
 use crate::ledger::{check_tables, expected, land, life, object};
-use crate::support::{
-    FaultStore, Faults, LIMITS, Meanwhile, TimedStore, WRITTEN, context, memory_lake, runs,
-};
+use crate::support::{FaultStore, Faults, Meanwhile, TimedStore, memory_lake};
 use crate::upkeep::{check, maintainer, rows};
 
 const HOUR: Duration = Duration::from_secs(3600);

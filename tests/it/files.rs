@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use flarelake::base::aws::FailureKind;
+use flarelake::base::failure::FailureKind;
 use flarelake::config::Partitioning;
 use flarelake::decode::inflate::ObjectLimits;
 use flarelake::decode::object::{ContentHash, Object, ObjectId};
@@ -25,7 +25,8 @@ use flarelake::table::Lake;
 use object_store::memory::InMemory;
 use tokio::runtime::Handle;
 
-use crate::support::{LIMITS, WRITTEN, command, memory_lake, query_one, read_ledger, read_table};
+use crate::decoding::{LIMITS, WRITTEN};
+use crate::support::{command, memory_lake, query_one, read_ledger, read_table};
 
 const LINE: &str = "{\"EdgeStartTimestamp\":\"2025-03-24T19:10:40Z\",\"ClientIP\":\"192.0.2.1\",\"EdgeResponseStatus\":200}\n";
 

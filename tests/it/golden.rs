@@ -3,18 +3,13 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::support::{LIMITS, Outcome, WRITTEN, context, decode, decode_in_steps, json_rows};
-use flarelake::config::Partitioning;
+use crate::decoding::{LIMITS, Outcome, WRITTEN, context, decode, decode_in_steps};
 use flarelake::decode::decoder::Decoder;
 use flarelake::decode::json::Scanner;
 use flarelake::decode::keys::Keys;
-use flarelake::decode::object::{Object, ObjectContext, ObjectId};
-use flarelake::decode::reject::{Reason, Reject};
+use flarelake::decode::object::ObjectContext;
 use flarelake::decode::split::{Piece, Place, Splitter};
-use flarelake::format::write::encode;
-use flarelake::land::ledger_rows::{ObjectOutcome, ledger_rows, reject_rows};
 use flarelake::schema::Catalog;
-use flarelake::table::{failures_spec, ledger_spec};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -291,56 +286,6 @@ fn a_time_that_no_object_was_written_at_makes_no_record_implausible() {
         Some(i64::MAX),
     ] {
         assert_eq!(rows(untold), 4, "{untold:?}");
-    }
-}
-
-/// A reject is in the partition of its object's time: a folder that every reader can take for a date.
-#[test]
-fn rejects_of_absurd_times_stand_in_dates_that_can_be_read() {
-    let spec = failures_spec(Partitioning::Day);
-    let reject = Reject {
-        reason: Reason::InvalidJson,
-        message: "x".into(),
-        log_type: None,
-        offset: Some(0),
-        length: Some(1),
-        payload: None,
-    };
-    for (last_modified, date) in [
-        (WRITTEN, "2026-06-01"),
-        (0, "1970-01-01"),
-        (-1, "1970-01-01"),
-        (i64::MIN, "1970-01-01"),
-        // The year 12345.
-        (327_403_382_400_000_000, "2099-12-31"),
-        (i64::MAX, "2099-12-31"),
-    ] {
-        let object = Object {
-            id: ObjectId(1),
-            bucket: None,
-            key: "k".into(),
-            etag: "e".into(),
-            size: 1,
-            last_modified: Some(last_modified),
-            source_id: None,
-            source_label: None,
-        };
-        let rows = reject_rows(&spec, &object, std::slice::from_ref(&reject), WRITTEN);
-        let files =
-            encode(&spec, std::slice::from_ref(&rows)).collect::<Result<Vec<_>, _>>().expect("a file");
-        assert_eq!(files[0].file.partition_values["p_event_date"], date);
-        let time = json_rows(&rows)[0]["p_event_time"].as_str().expect("a time").to_owned();
-        assert!(time.starts_with(date), "{time} in {date}");
-        let outcome = ObjectOutcome {
-            object,
-            replayed: None,
-            rows: Default::default(),
-            rejects: Default::default(),
-            skipped: 0,
-            event_times: None,
-        };
-        let line = &json_rows(&ledger_rows(&ledger_spec(), &[outcome], WRITTEN))[0];
-        assert!(line["last_modified"].as_str().expect("a time").starts_with(date), "{line}");
     }
 }
 

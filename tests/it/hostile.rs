@@ -277,9 +277,9 @@ async fn those_who_never_finish_a_request_keep_nobody_from_metrics() {
         assert!(get(address, "/readyz").ends_with("ready\n"));
         // Who asks is not told where the logs come from.
         let queue = "https://sqs.eu-west-1.amazonaws.com/123456789012/cloudflare-logs";
-        metrics.tell(queue, Some(format!("{queue}: access denied; allow sqs:ReceiveMessage")));
+        metrics.set_problem(queue, format!("{queue}: access denied; allow sqs:ReceiveMessage"));
         metrics
-            .tell("cf", Some("s3://acme-cloudflare-logs/http_requests/x.log.gz: access denied".to_owned()));
+            .set_problem("cf", "s3://acme-cloudflare-logs/http_requests/x.log.gz: access denied".to_owned());
         let answer = get(address, "/readyz");
         assert!(
             answer.starts_with("HTTP/1.1 503") && !answer.contains("amazonaws") && !answer.contains("acme"),

@@ -15,9 +15,10 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
 
+use crate::decoding::runs;
 use crate::moto::{Cloud, Moto, Proxy, python, skipped};
 use crate::queues::keeps_the_contract;
-use crate::support::{flarelake, query_one, runs, stdout};
+use crate::support::{flarelake, query_one, stdout};
 
 /// A configuration over a queue, with what else it shall say.
 fn configuration(dir: &Path, lake: &str, queue: &str, more: &str) -> PathBuf {

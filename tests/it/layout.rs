@@ -5,6 +5,12 @@ use std::fs;
 use arrow::array::AsArray as _;
 use arrow::datatypes::TimestampMicrosecondType;
 use flarelake::base::store::Store;
+use flarelake::config::Partitioning;
+use flarelake::decode::object::{Object, ObjectId};
+use flarelake::decode::reject::{Reason, Reject};
+use flarelake::format::write::encode;
+use flarelake::land::ledger_rows::{ObjectOutcome, ledger_rows, reject_rows};
+use flarelake::table::{failures_spec, ledger_spec};
 use futures::TryStreamExt as _;
 use object_store::ObjectMeta;
 use object_store::path::Path;
@@ -14,6 +20,7 @@ use parquet::file::properties::ReaderProperties;
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use parquet::file::serialized_reader::ReadOptionsBuilder;
 
+use crate::decoding::{WRITTEN, json_rows};
 use crate::support::{flarelake, stdout};
 
 #[test]
@@ -167,4 +174,54 @@ async fn a_local_listing_from_a_name_on_is_the_rest_of_a_whole_one() {
         .expect("linked");
     std::os::unix::fs::symlink(log.join("nowhere"), log.join("00000000000000000197.link")).expect("linked");
     check("links").await;
+}
+
+/// A reject is in the partition of its object's time: a folder that every reader can take for a date.
+#[test]
+fn rejects_of_absurd_times_stand_in_dates_that_can_be_read() {
+    let spec = failures_spec(Partitioning::Day);
+    let reject = Reject {
+        reason: Reason::InvalidJson,
+        message: "x".into(),
+        log_type: None,
+        offset: Some(0),
+        length: Some(1),
+        payload: None,
+    };
+    for (last_modified, date) in [
+        (WRITTEN, "2026-06-01"),
+        (0, "1970-01-01"),
+        (-1, "1970-01-01"),
+        (i64::MIN, "1970-01-01"),
+        // The year 12345.
+        (327_403_382_400_000_000, "2099-12-31"),
+        (i64::MAX, "2099-12-31"),
+    ] {
+        let object = Object {
+            id: ObjectId(1),
+            bucket: None,
+            key: "k".into(),
+            etag: "e".into(),
+            size: 1,
+            last_modified: Some(last_modified),
+            source_id: None,
+            source_label: None,
+        };
+        let rows = reject_rows(&spec, &object, std::slice::from_ref(&reject), WRITTEN);
+        let files =
+            encode(&spec, std::slice::from_ref(&rows)).collect::<Result<Vec<_>, _>>().expect("a file");
+        assert_eq!(files[0].file.partition_values["p_event_date"], date);
+        let time = json_rows(&rows)[0]["p_event_time"].as_str().expect("a time").to_owned();
+        assert!(time.starts_with(date), "{time} in {date}");
+        let outcome = ObjectOutcome {
+            object,
+            replayed: None,
+            rows: Default::default(),
+            rejects: Default::default(),
+            skipped: 0,
+            event_times: None,
+        };
+        let line = &json_rows(&ledger_rows(&ledger_spec(), &[outcome], WRITTEN))[0];
+        assert!(line["last_modified"].as_str().expect("a time").starts_with(date), "{line}");
+    }
 }

@@ -21,7 +21,8 @@ use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::runtime::Handle;
 
-use crate::support::{FaultStore, LIMITS, WRITTEN, memory_lake, read_ledger, read_table, runs};
+use crate::decoding::{LIMITS, WRITTEN, runs};
+use crate::support::{FaultStore, memory_lake, read_ledger, read_table};
 
 /// An object of a few records: rows of two tables, and in some a reject.
 pub fn object(n: u64) -> (Object, Vec<u8>) {

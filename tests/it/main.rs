@@ -3,15 +3,18 @@
 #![allow(clippy::disallowed_methods, reason = "tests wait by the system's clock, unless they say otherwise")]
 
 mod acks;
+mod attempts;
 mod buckets;
 mod cli;
 mod config;
 mod damage;
+mod decoding;
 mod faults;
 mod engines;
 mod evolve;
 mod files;
 mod datasets;
+mod full_disk;
 mod golden;
 mod hostile;
 mod laws;

@@ -6,7 +6,7 @@ use flarelake::schema::{Catalog, ColumnType, LogType};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
-use crate::support::{LIMITS, Outcome, decode, decode_in_steps};
+use crate::decoding::{LIMITS, Outcome, decode, decode_in_steps};
 
 /// Any JSON value whose text serde_json writes as it reads it.
 fn value() -> impl Strategy<Value = Value> {
@@ -179,7 +179,7 @@ fn jumble() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: crate::support::runs(256) as u32, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::decoding::runs(256) as u32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_http_request_is_what_the_oracle_says(fields in record(&Catalog::embedded().types()[1])) {

@@ -10,8 +10,9 @@ use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::Value;
 
+use crate::decoding::runs;
 use crate::moto::{Moto, python, readers, run, script, skipped};
-use crate::support::{command, flarelake, query_one, runs, stdout};
+use crate::support::{command, flarelake, query_one, stdout};
 use crate::upkeep::{land_and_keep_up, rows};
 
 const LINES: u64 = 6000;

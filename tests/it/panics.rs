@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use flarelake::base::aws::{Failure, FailureKind};
+use flarelake::base::failure::{Failure, FailureKind};
 use flarelake::base::panics::to_the_end;
 use flarelake::config::Every;
 use flarelake::ingest::metrics::Metrics;

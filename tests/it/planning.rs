@@ -8,7 +8,7 @@ use flarelake::table::DataFile;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::support::runs;
+use crate::decoding::runs;
 
 const MINUTE: i64 = 60_000_000;
 const HOUR: i64 = 60 * MINUTE;

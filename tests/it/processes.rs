@@ -7,7 +7,8 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::support::{command, flarelake, query_one, runs, stdout};
+use crate::decoding::runs;
+use crate::support::{command, flarelake, query_one, stdout};
 
 #[test]
 fn two_processes_killed_and_restarted_land_each_line_once() {

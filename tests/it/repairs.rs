@@ -10,8 +10,9 @@ use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt as _};
 
 use crate::damage::{below, copy, is_damaged, lake_of, mends, refused, remove, repair, table};
+use crate::decoding::runs;
 use crate::ledger::{land, life};
-use crate::support::{FaultStore, Faults, Meanwhile, memory_lake, runs};
+use crate::support::{FaultStore, Faults, Meanwhile, memory_lake};
 use crate::upkeep::{check, maintainer, rows};
 
 #[tokio::test(flavor = "multi_thread")]

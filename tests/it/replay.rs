@@ -32,10 +32,10 @@ use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
+use crate::decoding::{WRITTEN, runs};
 use crate::moto::{Cloud, Moto, python, skipped};
 use crate::support::{
-    FaultStore, Faults, Meanwhile, TimedStore, WRITTEN, flarelake, memory_lake, query_one, read_ledger,
-    read_table, runs,
+    FaultStore, Faults, Meanwhile, TimedStore, flarelake, memory_lake, query_one, read_ledger, read_table,
 };
 
 /// A log type that came later.

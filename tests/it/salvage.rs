@@ -19,9 +19,10 @@ use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::damage::{below, copy, lake_of, mends, refused, remove, repair};
+use crate::decoding::runs;
 use crate::ledger::{life, object};
 use crate::replay;
-use crate::support::{FaultStore, Faults, memory_lake, read_ledger, read_table, row_ids, runs};
+use crate::support::{FaultStore, Faults, memory_lake, read_ledger, read_table, row_ids};
 use crate::upkeep::{check, maintainer, rows};
 
 const REQUESTS: &str = "cloudflare_httprequest";

@@ -193,22 +193,3 @@ fn other_engines_are_told_by_the_statements_that_they_document() {
     let error = Engine::Athena.ddl(on_disk, &tables).expect_err("Athena reads S3").to_string();
     assert_eq!(error, "Athena reads tables on S3; this lake is file:///var/lake/");
 }
-
-#[test]
-fn the_schema_command_lists_and_shows() {
-    use crate::support::{flarelake, stdout};
-    let listed = stdout(&flarelake(&["schema", "list"]));
-    assert_eq!(listed.lines().count(), 3, "{listed}");
-    assert!(listed.contains("Cloudflare.Spectrum  cloudflare_spectrum  "), "{listed}");
-    for name in ["cloudflare.httprequest", "cloudflare_httprequest"] {
-        let shown = stdout(&flarelake(&["schema", "show", name]));
-        assert!(
-            shown.lines().any(
-                |l| l.trim_start().starts_with("EdgeStartTimestamp") && l.contains("timestamp, required")
-            ),
-            "{shown}"
-        );
-    }
-    let output = flarelake(&["schema", "show", "Cloudflare.Nothing"]);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("known: Cloudflare.Firewall"), "{output:?}");
-}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use flarelake::base::aws::FailureKind;
+use flarelake::base::failure::FailureKind;
 use flarelake::config::Route;
 use flarelake::decode::object::ObjectId;
 use flarelake::ingest::metrics::BySource;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use flarelake::base::aws::{Failure, FailureKind};
+use flarelake::base::failure::{Failure, FailureKind};
 use flarelake::config::{Partitioning, Source};
 use flarelake::decode::inflate::ObjectLimits;
 use flarelake::decode::object::{ContentHash, ObjectId};
@@ -32,9 +32,10 @@ use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use crate::decoding::{LIMITS, WRITTEN, runs};
 use crate::ledger::{check_tables, expected, object};
 use crate::memory_queue::MemoryQueue;
-use crate::support::{FaultStore, Faults, LIMITS, WRITTEN, memory_lake, runs};
+use crate::support::{FaultStore, Faults, memory_lake};
 
 /// Buckets in memory. Every n-th read fails, if so wished.
 #[derive(Debug, Default)]

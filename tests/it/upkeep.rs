@@ -11,7 +11,7 @@ use flarelake::base::store::Store;
 use flarelake::config::{Maintenance, Partitioning};
 use flarelake::land::batch::Tables;
 use flarelake::maintain::compact::Compacted;
-use flarelake::maintain::{MaintainError, Maintainer, Outlook, Tidied};
+use flarelake::maintain::{MaintainError, Maintainer, Tidied, UpkeepPreview};
 use flarelake::schema::Catalog;
 use flarelake::table::{DataFile, Lake, LogFile, LogFileKind, open_tables, removable_below};
 use object_store::memory::InMemory;
@@ -20,8 +20,9 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 
+use crate::decoding::runs;
 use crate::ledger::{expected, land, life, object};
-use crate::support::{FaultStore, Faults, at, memory_lake, row_ids, runs};
+use crate::support::{FaultStore, Faults, at, memory_lake, row_ids};
 
 const DAY: i64 = 86_400_000_000;
 
@@ -518,11 +519,11 @@ async fn what_a_dry_run_tells_is_what_a_run_then_does() {
         listed
     };
     let retention = || BTreeMap::from([("cloudflare_firewall".to_owned(), Duration::from_secs(90 * 86_400))]);
-    let outlook = async |now| {
+    let preview = async |now| {
         let before = listing().await;
-        let outlook = maintainer_of(at(store(), now), None, retention()).outlook().await.expect("an outlook");
+        let preview = maintainer_of(at(store(), now), None, retention()).preview().await.expect("an preview");
         assert_eq!(listing().await, before, "a dry run writes nothing");
-        outlook
+        preview
     };
     let sorted = |mut tidied: Tidied| {
         tidied.dropped.values_mut().for_each(|files| files.sort_by(|a, b| a.path.cmp(&b.path)));
@@ -530,7 +531,7 @@ async fn what_a_dry_run_tells_is_what_a_run_then_does() {
     };
     // Two days on what dead writers left is old enough to go; but not what has landed.
     let now = now_micros() + 2 * DAY;
-    let told = outlook(now).await;
+    let told = preview(now).await;
     let count =
         |files: &BTreeMap<String, Vec<DataFile>>| files.values().flatten().map(|file| file.rows).sum::<u64>();
     assert!(
@@ -545,7 +546,7 @@ async fn what_a_dry_run_tells_is_what_a_run_then_does() {
     let before = counted().await;
     let (compacted, tidied) = maintain(store(), retention(), now).await.expect("upkeep");
     assert_eq!(counted().await, before + count(&told.missing) - count(&told.tidied.dropped));
-    let merges = |told: &Outlook| told.merges.iter().map(|(_, bins)| bins.len() as u64).sum::<u64>();
+    let merges = |told: &UpkeepPreview| told.merges.iter().map(|(_, bins)| bins.len() as u64).sum::<u64>();
     assert!(merges(&told) > 0 && compacted.merges >= merges(&told), "{compacted:?}");
     assert_eq!(
         told.tidied.checkpoints.keys().collect::<Vec<_>>(),
@@ -559,7 +560,7 @@ async fn what_a_dry_run_tells_is_what_a_run_then_does() {
     // From now on there is nothing to merge: what is told is what is done, to the file.
     for days in [4, 10] {
         let now = now + days * DAY;
-        let told = outlook(now).await;
+        let told = preview(now).await;
         assert_eq!((told.missing.len(), merges(&told)), (0, 0));
         let (_, tidied) = maintain(store(), retention(), now).await.expect("upkeep");
         assert_eq!(told.tidied, tidied, "{days} days on");

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::{Stream, StreamExt as _};
 
-use crate::ingest::item::What;
+use crate::ingest::item::ItemKind;
 use crate::ingest::pipeline::Entrance;
 use crate::ingest::settle::summary::Counting;
 use crate::land::worker::Meter;
@@ -58,7 +58,7 @@ impl Listing<'_> {
             }
             let no = self.numbers.fetch_add(1, Ordering::Relaxed);
             let entrance = &self.entrances[(self.of)(&origin)];
-            if entrance.take_in(no, What::Listed(origin)).await.is_err() {
+            if entrance.take_in(no, ItemKind::Listed(origin)).await.is_err() {
                 is_stopped = true;
                 self.counting.count(|summary| summary.not_begun += 1);
             }

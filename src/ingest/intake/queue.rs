@@ -19,7 +19,7 @@ use crate::decode::reject::Reason;
 use crate::decode::split::Place;
 use crate::ingest::attempts::delay;
 use crate::ingest::feed::Feeds;
-use crate::ingest::item::{Held, Unread, What};
+use crate::ingest::item::{Held, ItemKind, Unread};
 use crate::ingest::metrics::{BySource, Metrics};
 use crate::ingest::pipeline::Entrance;
 use crate::ingest::pressure::Pressure;
@@ -42,9 +42,7 @@ const ITEM_OVERHEAD: usize = 1 << 10;
 /// One queue, and what is known of it while it is read.
 #[derive(Debug)]
 pub struct Intake {
-    /// Its number.
     pub no: usize,
-    /// The queue.
     pub queue: Arc<dyn Queue>,
     /// What its messages bring is attributed to.
     pub source: Source,
@@ -140,11 +138,9 @@ impl Limits {
 /// Receives one queue's messages. A queue may have several.
 #[derive(Clone)]
 pub struct Receiver {
-    /// The queue.
     pub intake: Arc<Intake>,
     /// Where what its messages bring is handed in.
     pub entrance: Entrance,
-    /// Where messages are held.
     pub acks: Arc<Acks>,
     /// Told of each message, whose lease is to be kept.
     pub leases: mpsc::UnboundedSender<MessageKey>,
@@ -158,7 +154,6 @@ pub struct Receiver {
     pub received: Arc<Mutex<Instant>>,
     /// The run ends when nothing comes for so long.
     pub until_idle: Option<Duration>,
-    /// What it counts.
     pub metrics: Arc<Metrics>,
     /// No message is received any more.
     pub stop: CancellationToken,
@@ -185,7 +180,7 @@ impl Receiver {
                     if !self.intake.has_answered.swap(true, Ordering::Relaxed) {
                         self.answered_first().await;
                     }
-                    self.metrics.tell(queue.url(), None);
+                    self.metrics.clear_problem(queue.url());
                     if messages.is_empty() {
                         *self.intake.quiet.lock() = Some(began);
                     } else {
@@ -201,7 +196,7 @@ impl Receiver {
                         continue;
                     }
                     tracing::warn!(failures, "{error}; trying again");
-                    self.metrics.tell(queue.url(), Some(error.to_string()));
+                    self.metrics.set_problem(queue.url(), error.to_string());
                     tokio::select! {
                         () = self.stop.cancelled() => {}
                         () = clock::sleep(jittered(delay(failures))) => {}
@@ -278,14 +273,14 @@ impl Receiver {
 
     /// Hands in what a message brings. Once the run is stopped, nothing more of it: it goes back.
     async fn admit(&self, key: MessageKey, message: Message) {
-        for what in self.items(&message) {
+        for kind in self.items(&message) {
             let no = {
                 let mut book = self.acks.book.lock();
-                book.weigh(&key, weight(&what));
-                book.wait_for(&key, name(&what))
+                book.weigh(&key, weight(&kind));
+                book.wait_for(&key, name(&kind))
             };
             match no {
-                Some(no) if self.entrance.take_in(no, what).await.is_err() => return,
+                Some(no) if self.entrance.take_in(no, kind).await.is_err() => return,
                 Some(_) => {}
                 None => _ = self.metrics.duplicates.inc(),
             }
@@ -296,7 +291,7 @@ impl Receiver {
     }
 
     /// What a message brings.
-    fn items(&self, message: &Message) -> Vec<What> {
+    fn items(&self, message: &Message) -> Vec<ItemKind> {
         let queue = self.intake.queue.url();
         match notice::read(&message.body) {
             Notice::Objects { created, malformed } => {
@@ -306,7 +301,7 @@ impl Receiver {
             }
             Notice::Records(text) => {
                 let object = self.body(message, &text);
-                vec![What::Held(Held {
+                vec![ItemKind::Held(Held {
                     object,
                     bytes: Some(text.into_bytes().into()),
                     place: Place::START,
@@ -347,10 +342,10 @@ impl Receiver {
     }
 
     /// A message, or some of its entries, that can't be read: one reject, with the whole body.
-    fn malformed(&self, message: &Message, why: &str) -> What {
+    fn malformed(&self, message: &Message, why: &str) -> ItemKind {
         let queue = self.intake.queue.url();
         tracing::warn!(queue, message = message.id, "{why}; that becomes a reject, with the message's body");
-        What::Unread(Unread {
+        ItemKind::Unread(Unread {
             object: self.body(message, &message.body),
             reason: Reason::InvalidMessage,
             message: format!("{queue}: message {}: {why}", message.id),
@@ -358,7 +353,7 @@ impl Receiver {
         })
     }
 
-    fn announced(&self, announced: Vec<Announced>, message: &Message) -> Vec<What> {
+    fn announced(&self, announced: Vec<Announced>, message: &Message) -> Vec<ItemKind> {
         let source = &self.intake.source;
         let (listed, foreign): (Vec<_>, Vec<_>) =
             announced.into_iter().partition(|a| source.buckets.contains(&a.bucket));
@@ -372,12 +367,12 @@ impl Receiver {
         }
         let (logs, others): (Vec<_>, Vec<_>) = listed.into_iter().partition(|a| !is_no_log(&a.key));
         self.metrics.skipped.inc_by(others.len() as u64);
-        let logs = logs.into_iter().map(What::Announced);
+        let logs = logs.into_iter().map(ItemKind::Announced);
         logs.chain(foreign.into_iter().map(|a| self.foreign(a, message))).collect()
     }
 
     /// An object of a bucket that is not the source's.
-    fn foreign(&self, announced: Announced, message: &Message) -> What {
+    fn foreign(&self, announced: Announced, message: &Message) -> ItemKind {
         let source = &self.intake.source;
         let Announced { bucket, key, etag, .. } = announced;
         let etag = etag.unwrap_or_default();
@@ -397,15 +392,15 @@ impl Receiver {
             source_id: None,
             source_label: None,
         };
-        What::Unread(Unread { object, reason: Reason::ForeignBucket, message: why, payload: None })
+        ItemKind::Unread(Unread { object, reason: Reason::ForeignBucket, message: why, payload: None })
     }
 }
 
 /// What an item is called in the book: the same for two messages that announce the same.
-fn name(what: &What) -> u128 {
-    match what {
-        What::Held(Held { object, .. }) | What::Unread(Unread { object, .. }) => object.id.0,
-        What::Announced(announced) => {
+fn name(kind: &ItemKind) -> u128 {
+    match kind {
+        ItemKind::Held(Held { object, .. }) | ItemKind::Unread(Unread { object, .. }) => object.id.0,
+        ItemKind::Announced(announced) => {
             let half = |salt: u8| {
                 let mut hasher = DefaultHasher::new();
                 (salt, announced).hash(&mut hasher);
@@ -413,18 +408,20 @@ fn name(what: &What) -> u128 {
             };
             half(0) << 64 | half(1)
         }
-        What::Listed(_) | What::Replayed(_) => unreachable!("queues announce"),
+        ItemKind::Listed(_) | ItemKind::Replayed(_) => unreachable!("queues announce"),
     }
 }
 
 /// What it costs in memory while it is held, besides its message: its names, and copies of them.
-fn weight(what: &What) -> usize {
-    let text = match what {
-        What::Announced(a) => a.bucket.len() + a.key.len() + a.literal_key.as_ref().map_or(0, String::len),
-        What::Unread(Unread { object, message, payload, .. }) => {
+fn weight(kind: &ItemKind) -> usize {
+    let text = match kind {
+        ItemKind::Announced(a) => {
+            a.bucket.len() + a.key.len() + a.literal_key.as_ref().map_or(0, String::len)
+        }
+        ItemKind::Unread(Unread { object, message, payload, .. }) => {
             object.key.len() + message.len() + payload.as_ref().map_or(0, Bytes::len)
         }
-        What::Held(_) | What::Listed(_) | What::Replayed(_) => 0,
+        ItemKind::Held(_) | ItemKind::Listed(_) | ItemKind::Replayed(_) => 0,
     };
     ITEM_OVERHEAD + 2 * text
 }

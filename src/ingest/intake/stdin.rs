@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 
 use crate::decode::decoder::RecordLimits;
 use crate::decode::inflate::{InflateError, cause};
-use crate::ingest::item::{Held, What};
+use crate::ingest::item::{Held, ItemKind};
 use crate::ingest::pipeline::Entrance;
 use crate::ingest::room::Room;
 use crate::land::worker::Meter;
@@ -41,7 +41,7 @@ impl Cutter {
             let held =
                 Held { object: piece.object, bytes: Some(piece.bytes), place: piece.place, room: Some(room) };
             let no = self.numbers.fetch_add(1, Ordering::Relaxed);
-            if runtime.block_on(self.entrance.take_in(no, What::Held(held))).is_err() {
+            if runtime.block_on(self.entrance.take_in(no, ItemKind::Held(held))).is_err() {
                 break;
             }
         }

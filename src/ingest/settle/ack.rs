@@ -143,7 +143,7 @@ impl Settle for Acks {
                     messages = messages.len(),
                     why,
                     "{}: given up for now; its messages stay in their queue and come again",
-                    item.what.location()
+                    item.kind.location()
                 );
                 self.lighter.notify_waiters();
             }
@@ -155,11 +155,8 @@ impl Settle for Acks {
 
 /// Deletes one queue's messages as they become complete.
 pub struct Deleter {
-    /// The queue's number.
     pub no: usize,
-    /// The queue.
     pub queue: Arc<dyn Queue>,
-    /// Where messages are held.
     pub acks: Arc<Acks>,
     /// What is to be deleted. Kept here when one panics who works it off.
     pub complete: tokio::sync::Mutex<Complete>,

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::time::Duration;
 
-use super::Identified;
 use crate::base::clock::Instant;
 use crate::decode::object::ObjectId;
 use crate::ingest::item::ItemNo;
@@ -15,10 +14,17 @@ use crate::ingest::item::ItemNo;
 /// A message: its queue's place in the configuration, and its id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MessageKey {
-    /// The queue.
     pub queue: usize,
-    /// The message's id.
     pub id: String,
+}
+
+/// Whether an item goes on, now that it is known which object it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identified {
+    /// It goes on.
+    First,
+    /// Another item is that object, and is on its way: this one is settled with it.
+    OnItsWay,
 }
 
 /// How long a message is hidden from others.

@@ -16,25 +16,21 @@ use crate::ingest::metrics::Metrics;
 use crate::source::queue::{BATCH, Entry, Queue};
 
 /// A request for longer leases is given up after this at most.
-const LONGEST_REQUEST: Duration = Duration::from_secs(10);
+const MAX_REQUEST_TIME: Duration = Duration::from_secs(10);
 /// Leases that are due within this of one another are extended together.
-const TOGETHER: Duration = Duration::from_millis(50);
+const DUE_TOGETHER: Duration = Duration::from_millis(50);
 /// How often a queue's visibility timeout is read: someone may change it.
-const READ_AGAIN: Duration = Duration::from_secs(300);
+const READ_TIMEOUT_EVERY: Duration = Duration::from_secs(300);
 
 /// Extends the leases of one queue's messages.
 pub struct Leases {
-    /// The queue's number.
     pub no: usize,
-    /// The queue.
     pub queue: Arc<dyn Queue>,
-    /// Where messages are held.
     pub acks: Arc<Acks>,
     /// Messages that were received. Kept here when one panics who keeps their leases.
     pub received: tokio::sync::Mutex<mpsc::UnboundedReceiver<MessageKey>>,
     /// The queue's visibility timeout, as it was last read.
     pub visibility: Arc<Mutex<Duration>>,
-    /// What it counts.
     pub metrics: Arc<Metrics>,
 }
 
@@ -49,12 +45,12 @@ impl Leases {
         self.set_all(&mut timers, left, Duration::ZERO);
         let mut read = clock::now();
         loop {
-            let read_again = READ_AGAIN.saturating_sub(read.elapsed());
+            let read_again = READ_TIMEOUT_EVERY.saturating_sub(read.elapsed());
             tokio::select! {
                 Some(key) = received.recv() => self.set_all(&mut timers, vec![key], Duration::ZERO),
                 Some(first) = timers.next() => {
                     let visibility = *self.visibility.lock();
-                    clock::sleep(TOGETHER.min(visibility / 100)).await;
+                    clock::sleep(DUE_TOGETHER.min(visibility / 100)).await;
                     let mut due = vec![first];
                     while let Some(Some(next)) = timers.next().now_or_never() {
                         due.push(next);
@@ -117,7 +113,7 @@ impl Leases {
         let began = clock::now();
         let (keys, receipts): (Vec<_>, Vec<_>) = due.into_iter().unzip();
         // There has to be time for another try.
-        let patience = (timeout / 4).clamp(TOGETHER, LONGEST_REQUEST);
+        let patience = (timeout / 4).clamp(DUE_TOGETHER, MAX_REQUEST_TIME);
         let answers = match clock::timeout(patience, self.queue.hide(&receipts, timeout)).await {
             Ok(Ok(answers)) => answers,
             Ok(Err(error)) => {

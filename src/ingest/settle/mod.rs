@@ -5,6 +5,8 @@ pub mod ack;
 pub mod leases;
 pub mod summary;
 
+pub use book::Identified;
+
 use super::item::{Item, ItemNo};
 use crate::decode::object::ObjectId;
 use crate::decode::reject::Reason;
@@ -25,15 +27,6 @@ pub enum Outcome<'a> {
     GivenUp(&'a str),
     /// The run was stopped before it was begun, or before it had landed.
     NotBegun,
-}
-
-/// Whether an item goes on, now that it is known which object it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Identified {
-    /// It goes on.
-    First,
-    /// Another item is that object, and is on its way: this one is settled with it.
-    OnItsWay,
 }
 
 /// Who is told what became of items. An intake and its settle know each other's items by their numbers.

@@ -13,7 +13,6 @@ use crate::land::ledger_rows::ObjectOutcome;
 use crate::land::worker::Meter;
 use crate::source::local::PassedOver;
 
-/// See the module.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Summary {
     /// Objects that landed now.
@@ -136,11 +135,11 @@ impl Settle for Counting {
         match outcome {
             // The worker has counted its bytes when it was decoded.
             Outcome::Landed(outcome) => self.count(|summary| summary.count(outcome)),
-            Outcome::AlreadyThere => self.done(item.what.size(), |summary| summary.already_there += 1),
-            Outcome::Empty => self.done(item.what.size(), |summary| summary.skipped += 1),
+            Outcome::AlreadyThere => self.done(item.kind.size(), |summary| summary.already_there += 1),
+            Outcome::Empty => self.done(item.kind.size(), |summary| summary.skipped += 1),
             Outcome::GivenUp(why) => {
                 tracing::error!("{why}");
-                self.done(item.what.size(), |summary| summary.failed.push(why.to_owned()));
+                self.done(item.kind.size(), |summary| summary.failed.push(why.to_owned()));
             }
             // Rejects come from no listing.
             Outcome::NotBegun | Outcome::Rejected(_) => self.count(|summary| summary.not_begun += 1),

@@ -11,7 +11,7 @@ use super::{Anew, RepairError};
 use crate::base::store::Store;
 use crate::decode::object::{ObjectId, RowId};
 use crate::land::batch::Tables;
-use crate::maintain::compact::as_it_is;
+use crate::maintain::compact::actual_layout;
 use crate::maintain::lease;
 use crate::maintain::vacuum::{ListedFile, list};
 use crate::table::{
@@ -24,7 +24,6 @@ const COMES_BACK: &str = "; rows that were deleted less than a vacuum ago are am
 
 /// A lake whose writers are stopped, to be mended.
 pub struct Mender {
-    /// Where it is.
     pub store: Store,
     /// The tables that it may have.
     pub tables: Arc<Tables>,
@@ -44,8 +43,9 @@ impl Mender {
         if !Repair::is_lake(&self.store).await? {
             return Err(TableError::NoLake { url: self.store.url.to_string() }.into());
         }
-        let held =
-            lease::Lease::take(&self.store, "repair", lease::TERM, None).await?.ok_or(RepairError::Busy)?;
+        let held = lease::Lease::take(&self.store, "repair", lease::DEFAULT_TERM, None)
+            .await?
+            .ok_or(RepairError::Busy)?;
         let done = self.mend(tell).await;
         held.give_back().await;
         done
@@ -101,7 +101,7 @@ impl Mender {
     /// Takes out of the ledger what stands in it twice.
     async fn undouble(&self, repair: &mut Repair) -> Result<(), RepairError> {
         let Some((mut ledger, files)) = self.open(LEDGER_TABLE).await? else { return Ok(()) };
-        let spec = Arc::new(as_it_is(&ledger, &self.tables.ledger)?);
+        let spec = Arc::new(actual_layout(&ledger, &self.tables.ledger)?);
         let Undoubled { removes, adds } = Doubles(self.anew(spec)).run(files).await?;
         if removes.is_empty() {
             return Ok(());
@@ -149,7 +149,7 @@ impl Mender {
         {
             return Ok(false);
         }
-        let spec = Arc::new(as_it_is(&table, &self.tables.named(name))?);
+        let spec = Arc::new(actual_layout(&table, &self.tables.named(name))?);
         let salvaged = self.salvage(spec, &|row| state(repair, name, row)).run(&named, &listed).await?;
         // RowState before nothing names it any more.
         gone.iter().for_each(|file| tracing::warn!("{}", is_gone(name, file)));
@@ -183,7 +183,7 @@ impl Mender {
             .into_iter()
             .filter(|file| !taken_out.contains_key(&file.path))
             .collect();
-        let spec = Arc::new(as_it_is(&table, &self.tables.named(name))?);
+        let spec = Arc::new(actual_layout(&table, &self.tables.named(name))?);
         let of_objects = |row: RowId| {
             if objects.contains_key(&row.object) { state(repair, name, row) } else { RowState::Unknown }
         };

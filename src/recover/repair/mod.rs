@@ -27,7 +27,7 @@ use crate::maintain::rewrite::{RewriteError, Rewriter};
 use crate::table::{DataFile, TableError, TableSpec};
 
 /// Bytes of rows that are read at once.
-const READING: usize = 64 << 20;
+const READ_BYTES: usize = 64 << 20;
 
 /// Why a repair stopped. It can be begun again.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +38,6 @@ pub enum RepairError {
     /// No such table is there to be looked through.
     #[error("there is no table {name} in this lake; there are: {there}")]
     NoTable {
-        /// What was asked for.
         name: String,
         /// The tables that are there.
         there: String,
@@ -62,7 +61,6 @@ pub enum RepairError {
     Read {
         /// The file's path in the store.
         location: String,
-        /// What the reader said.
         source: parquet::errors::ParquetError,
     },
     /// The ledger's rows can't be written.
@@ -73,12 +71,11 @@ pub enum RepairError {
     Upload {
         /// The file's path in the store.
         location: String,
-        /// What the store said.
         source: object_store::Error,
     },
 }
 
-/// Goes through the ids of a file's rows; none for those that have none.
+/// RowFilter through the ids of a file's rows; none for those that have none.
 async fn each_id(
     store: &Store,
     spec: &TableSpec,
@@ -86,7 +83,7 @@ async fn each_id(
     mut each: impl FnMut(Option<&str>),
 ) -> Result<(), ParquetError> {
     let id = spec.id_column();
-    let mut batches = read::stream(store, spec, file, None, READING, |name| name == id).await?;
+    let mut batches = read::stream(store, spec, file, None, READ_BYTES, |name| name == id).await?;
     while let Some(batch) = batches.next().await {
         let batch = batch?;
         match read::ids(spec, &batch) {
@@ -115,12 +112,12 @@ impl Anew {
     async fn without(
         &self,
         files: Vec<DataFile>,
-        goes: impl Fn(&str) -> bool + Send + Sync + 'static,
+        drop_rows: impl Fn(&str) -> bool + Send + Sync + 'static,
     ) -> Result<Vec<DataFile>, RewriteError> {
         let Self { store, spec, target, memory } = self.clone();
-        let goes = Some(Arc::new(goes) as _);
+        let drop_rows = Some(Arc::new(drop_rows) as _);
         let rewriter =
-            Rewriter { store, spec, target, memory, progress: Arc::default(), threads: None, goes };
+            Rewriter { store, spec, target, memory, progress: Arc::default(), threads: None, drop_rows };
         let partition = files.first().map(|file| file.partition_values.clone()).unwrap_or_default();
         rewriter.run(&Bin { partition, inputs: files, cuts: Vec::new(), why: Why::Small }, ()).await
     }

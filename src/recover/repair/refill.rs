@@ -11,7 +11,7 @@ use object_store::{ObjectStoreExt as _, PutPayload};
 use parquet::errors::ParquetError;
 use roaring::RoaringTreemap;
 
-use super::{READING, RepairError, each_id};
+use super::{READ_BYTES, RepairError, each_id};
 use crate::base::new_uuid;
 use crate::base::store::Store;
 use crate::decode::object::{Object, ObjectId, RowId};
@@ -27,14 +27,12 @@ use crate::table::{
 };
 
 /// Objects, and a batch at most, that one commit tells the ledger of.
-const TOGETHER: usize = 20_000;
+const OBJECTS_PER_COMMIT: usize = 20_000;
 
 /// By table and object: how many rows had landed, and are in no file that the table names.
 pub type Lacking = BTreeMap<String, HashMap<ObjectId, u64>>;
 
-/// See the module.
 pub struct Refill<'a> {
-    /// Where the lake is.
     pub store: &'a Store,
     /// The tables that it may have.
     pub tables: &'a Tables,
@@ -101,7 +99,7 @@ impl Refill<'_> {
         let mut together = Vec::new();
         for rows in remembered {
             together.push(rows);
-            if together.iter().map(RecordBatch::num_rows).sum::<usize>() >= TOGETHER {
+            if together.iter().map(RecordBatch::num_rows).sum::<usize>() >= OBJECTS_PER_COMMIT {
                 self.note(repair, &std::mem::take(&mut together)).await?;
             }
         }
@@ -112,7 +110,7 @@ impl Refill<'_> {
         let mut outcomes: Vec<ObjectOutcome> =
             unknown.iter().flat_map(|(id, told)| outcomes(*id, told)).collect();
         outcomes.sort_unstable_by_key(|outcome| outcome.entry().0);
-        for outcomes in outcomes.chunks(TOGETHER) {
+        for outcomes in outcomes.chunks(OBJECTS_PER_COMMIT) {
             self.note(repair, &[ledger_rows(&self.tables.ledger, outcomes, self.store.clock.now_micros())])
                 .await?;
         }
@@ -159,7 +157,7 @@ impl Refill<'_> {
         mut each: impl FnMut(&RecordBatch),
     ) -> Result<(), ParquetError> {
         let spec = &self.tables.ledger;
-        let mut batches = read::stream(self.store, spec, file, None, READING, |_| true).await?;
+        let mut batches = read::stream(self.store, spec, file, None, READ_BYTES, |_| true).await?;
         while let Some(batch) = batches.next().await {
             each(&read::adapt(&batch?, &spec.schema)?);
         }
@@ -191,7 +189,7 @@ impl Refill<'_> {
         for file in table.files()? {
             let failed =
                 |source| RepairError::Read { location: file.location(self.store, name).to_string(), source };
-            let mut batches = match read::stream(self.store, &spec, &file, None, READING, |column| {
+            let mut batches = match read::stream(self.store, &spec, &file, None, READ_BYTES, |column| {
                 wanted.contains(&column)
             })
             .await

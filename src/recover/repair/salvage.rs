@@ -41,7 +41,6 @@ pub enum RowState {
     Unknown,
 }
 
-/// What was found.
 #[derive(Debug, Default)]
 pub struct Salvaged {
     /// The files that hold what was found, which no log names yet.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::base::aws::{Failure, FailureKind};
+use crate::base::failure::{Failure, FailureKind};
 
 pub mod sqs;
 
@@ -22,7 +22,6 @@ pub struct Message {
     pub id: String,
     /// What this receipt is answered by.
     pub receipt: String,
-    /// What was sent.
     pub body: String,
     /// When it was sent, in microseconds since the epoch.
     pub sent: Option<i64>,
@@ -34,11 +33,9 @@ pub struct Message {
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("queue {queue}: {doing} failed: {failure}{}", self.advice())]
 pub struct QueueError {
-    /// Its URL.
     pub queue: String,
     /// What was being done, with the IAM action that it needs.
     pub doing: &'static str,
-    /// What the service said.
     pub failure: Failure,
 }
 
@@ -68,10 +65,8 @@ pub enum Entry {
     Failed(String),
 }
 
-/// See the module.
 #[async_trait]
 pub trait Queue: Send + Sync + Debug {
-    /// Its URL.
     fn url(&self) -> &str;
 
     /// How long a received message stays hidden.

@@ -12,7 +12,8 @@ use aws_sdk_sqs::types::{
 use url::Url;
 
 use super::{BATCH, Entry, Message, Queue, QueueError};
-use crate::base::aws::{Access, Failure, FailureKind};
+use crate::base::aws::Access;
+use crate::base::failure::{Failure, FailureKind};
 use crate::base::store::Permission;
 
 /// The longest that SQS hides a message.
@@ -22,7 +23,6 @@ const DELETE: &str = "sqs:DeleteMessage";
 const HIDE: &str = "sqs:ChangeMessageVisibility";
 const ATTRIBUTES: &str = "sqs:GetQueueAttributes";
 
-/// See the module.
 #[derive(Debug)]
 pub struct SqsQueue {
     url: String,
@@ -30,8 +30,8 @@ pub struct SqsQueue {
 }
 
 impl SqsQueue {
-    /// A queue by its URL. `elsewhere`: the environment names another address than AWS's.
-    pub async fn open(url: &str, access: &Access, elsewhere: bool) -> Self {
+    /// A queue by its URL. `custom_endpoint`: the environment names another address than AWS's.
+    pub async fn open(url: &str, access: &Access, custom_endpoint: bool) -> Self {
         let parsed = Url::parse(url).ok();
         let host = parsed.as_ref().and_then(Url::host_str).unwrap_or_default();
         let at_aws = host.contains(".amazonaws.com");
@@ -39,7 +39,7 @@ impl SqsQueue {
         let access = Access { endpoint: access.endpoint.clone().filter(|_| !at_aws), ..access.clone() };
         let config = access.resolve(region_of(host)).await;
         let mut builder = aws_sdk_sqs::config::Builder::from(&config);
-        if !at_aws && !elsewhere && access.endpoint.is_none() {
+        if !at_aws && !custom_endpoint && access.endpoint.is_none() {
             // Not AWS, and nobody says where: where its URL is.
             builder =
                 builder.endpoint_url(parsed.map_or_else(String::new, |u| u.origin().ascii_serialization()));

@@ -394,7 +394,7 @@ impl Protocol {
         state.processes[who].end();
     }
 
-    /// Goes on to a fence, or to what comes after it.
+    /// RowFilter on to a fence, or to what comes after it.
     fn fence(&self, process: &mut Process, stage: Stage) {
         match stage {
             Stage::FenceLedger if self.rules.fences_ledger => process.read(Stage::FenceLedger),

@@ -40,7 +40,6 @@ enum State {
     },
 }
 
-/// The value's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct End {
     /// The value's length in bytes.

@@ -1,0 +1,66 @@
+//! The parts of the program that need no lake, no network and no engine, and their tests: decoding, framing,
+//! schemas, notices, retries, the ack book, the plan of a compaction. The files are the program's own, and
+//! the tests those of the whole.
+
+#![allow(dead_code, clippy::disallowed_methods)]
+
+extern crate self as flarelake;
+
+#[path = "../../src/base"]
+pub mod base {
+    pub mod clock;
+    pub mod failure;
+}
+
+#[path = "../../src/schema/mod.rs"]
+pub mod schema;
+
+#[path = "../../src/decode/mod.rs"]
+pub mod decode;
+
+#[path = "../../src/table"]
+pub mod table {
+    pub mod file;
+
+    pub use file::DataFile;
+}
+
+#[path = "../../src/source"]
+pub mod source {
+    pub mod notice;
+}
+
+#[path = "../../src/ingest"]
+pub mod ingest {
+    pub mod attempts;
+
+    pub mod item {
+        pub type ItemNo = u64;
+    }
+
+    pub mod settle {
+        pub mod book;
+    }
+}
+
+#[path = "../../src/maintain"]
+pub mod maintain {
+    pub mod plan;
+}
+
+#[cfg(test)]
+#[path = "../it/decoding.rs"]
+mod decoding;
+
+#[cfg(test)]
+#[path = "../it"]
+mod tests {
+    mod acks;
+    mod attempts;
+    mod datasets;
+    mod golden;
+    mod notices;
+    mod oracle;
+    mod planning;
+    mod schemas;
+}
