@@ -16,6 +16,7 @@ pub mod room;
 pub mod item;
 pub mod settle;
 pub mod pressure;
+mod thread;
 mod failures;
 mod fetch;
 mod work;

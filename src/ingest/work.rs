@@ -1,5 +1,5 @@
 //! The workers: each has a batch, and lands it when it is full, old enough, or others wait for it. Decoding
-//! and writing block, so each step of theirs has a thread while it lasts.
+//! and writing block, so each worker has a thread for these steps.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use super::metrics::Metrics;
 use super::pressure::{Pressure, State};
 use super::room::Taken;
 use super::settle::{Outcome, Settle};
+use super::thread::OwnThread;
 use crate::base::panics::caught_here;
 use crate::base::{clock, jittered};
 use crate::decode::object::{Object, ObjectId};
@@ -88,7 +89,8 @@ impl Step {
 /// A worker's batch, from outside.
 pub(super) struct WorkStage {
     working: Working,
-    /// None only while it works on a thread of its own.
+    thread: OwnThread,
+    /// None only while it works.
     worker: Option<Worker>,
     /// What is in its batch, and in it alone.
     items: HashMap<ObjectId, Item>,
@@ -100,7 +102,8 @@ impl WorkStage {
     /// With an empty batch.
     pub fn new(working: Working) -> Self {
         let worker = Some(working.worker());
-        Self { working, worker, items: HashMap::new(), failures: 0 }
+        let thread = OwnThread::new(Handle::current());
+        Self { working, thread, worker, items: HashMap::new(), failures: 0 }
     }
 
     /// Until nothing is fetched any more.
@@ -174,7 +177,7 @@ impl WorkStage {
         };
         let steps: Vec<Step> = fetched.into_iter().map(step).collect();
         let mut worker = self.worker.take().expect("it is put back below");
-        let working = tokio::task::spawn_blocking(move || {
+        let working = self.thread.run(move || {
             let mut worked = Vec::with_capacity(steps.len());
             for step in steps {
                 let (entry, location) = (step.entry, step.location.clone());
@@ -187,7 +190,7 @@ impl WorkStage {
             }
             (worker, worked)
         });
-        let (worker, worked) = working.await.expect("panics are caught");
+        let (worker, worked) = working.await;
         self.worker = Some(worker);
         self.account().await;
         for (entry, location, done) in worked {
@@ -248,11 +251,11 @@ impl WorkStage {
 
     async fn flush(&mut self) {
         let Some(mut worker) = self.worker.take_if(|worker| !worker.is_empty()) else { return };
-        let flushing = tokio::task::spawn_blocking(move || {
+        let flushing = self.thread.run(move || {
             let flushed = caught_here(|| worker.flush());
             (worker, flushed)
         });
-        let (worker, flushed) = flushing.await.expect("panics are caught");
+        let (worker, flushed) = flushing.await;
         self.worker = Some(worker);
         match flushed {
             Ok(Ok(flushed)) => {

@@ -74,3 +74,30 @@ fn few_ids_are_told_exactly() {
         check(&empty, &all.into_iter().collect(), 7);
     }
 }
+
+/// Minutes without optimisation: `cargo test --release -p flarelake-pure -- --ignored --nocapture ten_million`
+/// tells the time and the memory.
+#[test]
+#[ignore = "for a bench"]
+fn ten_million_ids_take_two_bytes_of_memory_each() {
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/status").expect("Linux tells");
+        let kb = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
+            line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") >> 10
+        };
+        (kb("VmRSS:"), kb("VmHWM:"))
+    };
+    let (before, began) = (resident(), std::time::Instant::now());
+    let mut random = SmallRng::seed_from_u64(1);
+    let mut gathering = Gathering::default();
+    (0..10_000_000).for_each(|_| gathering.push(random.random()));
+    let (ids, repeated) = gathering.finish();
+    let (gathered, after) = (began.elapsed(), resident());
+    let asked = std::time::Instant::now();
+    let strangers = (0..1_000_000).filter(|_| ids.contains(random.random())).count();
+    println!("{gathered:.2?} to gather, {:.2?} for a million questions", asked.elapsed());
+    println!("MiB resident, peak: before {before:?}, after {after:?}");
+    assert_eq!((ids.len(), repeated, strangers), (10_000_000, 0, 0));
+    assert!(after.1 - before.0 < 64, "{after:?} MiB, {before:?} before");
+}

@@ -21,7 +21,7 @@ use crate::support::{FaultStore, Faults, memory_lake};
 pub struct OddStore {
     pub inner: Arc<InMemory>,
     pub listings_panic: AtomicU64,
-    /// Puts of data files.
+    /// Puts of files of HTTP requests.
     pub files_panic: AtomicU64,
 }
 
@@ -38,7 +38,7 @@ impl ObjectStore for OddStore {
             return Err(Error::AlreadyExists { path: location.to_string(), source: "it is there".into() });
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
-        if location.as_ref().contains("p_event_date") {
+        if location.as_ref().contains("cloudflare_httprequest/p_event_date") {
             let left =
                 self.files_panic.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
             assert!(left.is_err(), "a fault of the store's client");

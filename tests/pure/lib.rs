@@ -12,6 +12,12 @@ pub mod base {
     pub mod failure;
 }
 
+pub mod config {
+    pub fn temporary_folder() -> std::path::PathBuf {
+        std::env::temp_dir()
+    }
+}
+
 #[path = "../../src/schema/mod.rs"]
 pub mod schema;
 
@@ -21,8 +27,10 @@ pub mod decode;
 #[path = "../../src/table"]
 pub mod table {
     pub mod file;
+    mod ids;
 
     pub use file::DataFile;
+    pub use ids::{Gathering, Ids};
 }
 
 #[path = "../../src/source"]
@@ -59,6 +67,7 @@ mod tests {
     mod attempts;
     mod datasets;
     mod golden;
+    mod ids;
     mod notices;
     mod oracle;
     mod planning;
