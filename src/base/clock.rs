@@ -138,6 +138,16 @@ impl Watch {
     }
 }
 
+/// An hour in microseconds.
+pub const HOUR_MICROS: i64 = 3_600_000_000;
+/// A day in microseconds.
+pub const DAY_MICROS: i64 = 24 * HOUR_MICROS;
+
+/// A length of time in microseconds; what is too long is as long as can be told.
+pub fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
+}
+
 /// Now by the system's clock, in microseconds since the epoch.
 pub fn now_micros() -> i64 {
     Clock::system().now_micros()

@@ -4,13 +4,15 @@ pub mod clock;
 pub mod failure;
 pub mod aws;
 mod durable;
+mod nearest;
 pub mod panics;
 pub mod printable;
 pub mod store;
 
 use std::time::Duration;
 
-pub use clock::{Clock, Watch, micros_since_epoch, now_micros};
+pub use clock::{Clock, Watch, micros, micros_since_epoch, now_micros};
+pub use nearest::nearest;
 use rand::RngExt as _;
 pub use uuid::Uuid;
 

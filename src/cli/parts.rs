@@ -25,7 +25,10 @@ const CHECKPOINT_EVERY: u64 = 50;
 
 /// Opens the lake to write to; refuses a store that can't guard commits.
 pub async fn open_lake(config: &Config) -> anyhow::Result<Arc<Lake>> {
-    let store = Store::open(config.lake()?, &config.reach()).await?;
+    open(Store::open(config.lake()?, &config.reach()).await?).await
+}
+
+async fn open(store: Store) -> anyhow::Result<Arc<Lake>> {
     store.probe().await?;
     Ok(Arc::new(Lake::open(store).await?))
 }
@@ -36,7 +39,7 @@ pub async fn open_lake_that_is_there(config: &Config) -> anyhow::Result<Arc<Lake
     if !Snapshot::is_there(&store, LEDGER_TABLE).await? {
         return Err(TableError::NoLake { url: store.url.to_string() }.into());
     }
-    open_lake(config).await
+    open(store).await
 }
 
 /// The upkeep of the lake, with all of the memory and every core; without a lake to write to, for plans and

@@ -13,8 +13,8 @@ use super::output::{grouped, time};
 use super::progress::Progress;
 use super::{End, Settings, Usage, answer, backfill, output, parts};
 use crate::base::clock;
-use crate::base::now_micros;
 use crate::base::printable::printable;
+use crate::base::{micros, now_micros};
 use crate::ingest::backfill::{Backfill, Summary};
 use crate::recover::{Absent, Gap, Reconciled, State, Tally, Window, is_dated, reconcile};
 use crate::source::origin::{Origin, bucket_of, list_objects};
@@ -103,10 +103,6 @@ pub async fn run(arguments: ReconcileArguments, settings: Settings) -> anyhow::R
         None if found.absent.is_empty() => End::Done,
         _ => End::Incomplete,
     })
-}
-
-fn micros(time: Duration) -> i64 {
-    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// Lands what is missing; what came of it, and whether it was interrupted.

@@ -12,8 +12,8 @@ use super::output::grouped;
 use super::progress::Progress;
 use super::{End, Settings, Usage, backfill, output, parts};
 use crate::base::clock;
-use crate::base::now_micros;
 use crate::base::store::Store;
+use crate::base::{micros, nearest, now_micros};
 use crate::decode::reject::Reason;
 use crate::land::batch::Tables;
 use crate::recover::{Chosen, Discard, Discarded, Replay, Summary};
@@ -117,17 +117,12 @@ async fn discard(discard: Discard) -> anyhow::Result<End> {
 }
 
 fn reason(code: &str) -> Result<Reason, Usage> {
-    let likeness = |reason: &Reason| strsim::jaro_winkler(reason.code(), code);
-    let unknown = || match Reason::ALL.into_iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))) {
-        Some(nearest) if likeness(&nearest) > 0.75 => format!("did you mean `{}`?", nearest.code()),
-        _ => format!("there are {}", Reason::ALL.map(Reason::code).join(", ")),
+    let unknown = || match nearest(code, Reason::ALL.map(Reason::code)) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!("there are {}", Reason::ALL.map(Reason::code).join(", ")),
     };
     Reason::parse(code)
         .ok_or_else(|| Usage(format!("--reason {code}: nothing is rejected for that; {}", unknown())))
-}
-
-fn micros(time: Duration) -> i64 {
-    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// The summary as a person reads it.

@@ -7,8 +7,8 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::answer::{Form, open, print_to_stdout};
 use super::{End, Settings, Usage, output};
-use crate::base::now_micros;
 use crate::base::store::Store;
+use crate::base::{micros, now_micros};
 use crate::query::{Value, drift};
 use crate::schema::{Engine, LogType};
 use crate::table::{FAILURES_TABLE, LEDGER_TABLE};
@@ -103,7 +103,7 @@ pub async fn run(arguments: SchemaArguments, settings: Settings) -> anyhow::Resu
                 Some(name) => vec![named(&settings, name)?],
                 None => types.iter().map(AsRef::as_ref).collect(),
             };
-            let since = now_micros().saturating_sub(i64::try_from(since.as_micros()).unwrap_or(i64::MAX));
+            let since = now_micros().saturating_sub(micros(since));
             let session = open(&settings).await?;
             print_to_stdout(&session, &drift(&of), &[("since".to_owned(), Value::Time(since))], form).await?;
         }

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 
 use super::output::{grouped, time};
 use super::{End, Settings, Usage, output};
-use crate::base::now_micros;
 use crate::base::printable::printable;
 use crate::base::store::Store;
+use crate::base::{micros, now_micros};
 use crate::search::{Found, Needle, Searched, TableHits, search};
 
 /// What tells most of a row in one line, as far as its table has it.
@@ -66,7 +66,7 @@ pub async fn run(arguments: SearchArguments, settings: Settings) -> anyhow::Resu
     let needles = arguments.values.iter().map(|text| Needle::parse(text)).collect::<Result<Vec<_>, _>>();
     let needles = needles.map_err(|e| Usage(e.to_string()))?;
     let store = Store::open(settings.config.lake()?, &settings.config.reach()).await?;
-    let since = now_micros().saturating_sub(i64::try_from(arguments.since.as_micros()).unwrap_or(i64::MAX));
+    let since = now_micros().saturating_sub(micros(arguments.since));
     let searched = search(&store, &settings.catalog, &needles, since, arguments.rows).await?;
     let answers = needles.iter().zip(&searched.found);
     match arguments.format {

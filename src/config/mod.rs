@@ -18,6 +18,7 @@ use serde::Deserialize;
 pub use every::Every;
 
 use crate::base::aws::Access;
+use crate::base::nearest;
 use crate::base::store::Reach;
 
 /// Why the settings can't be used.
@@ -416,12 +417,9 @@ fn explain(error: figment::Error) -> String {
     let is_table = |part: &&String| *part != name && part.parse::<usize>().is_err();
     let table = error.path.iter().filter(is_table).cloned().collect::<Vec<_>>().join(".");
     let place = if table.is_empty() { String::new() } else { format!(" in [{table}]") };
-    let likeness = |known: &&&str| strsim::jaro_winkler(name, known);
-    match expected.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))) {
-        Some(known) if likeness(&known) > 0.75 => {
-            format!("unknown key `{name}`{place}: did you mean `{known}`?")
-        }
-        _ => format!("unknown key `{name}`{place}; known are {}", expected.join(", ")),
+    match nearest(name, expected.iter().copied()) {
+        Some(known) => format!("unknown key `{name}`{place}: did you mean `{known}`?"),
+        None => format!("unknown key `{name}`{place}; known are {}", expected.join(", ")),
     }
 }
 

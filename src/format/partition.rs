@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::base::clock::{DAY_MICROS, HOUR_MICROS};
 use crate::config::Partitioning;
-
-const HOUR: i64 = 3_600_000_000;
-const DAY: i64 = 24 * HOUR;
 
 /// Consecutive time-sorted rows of one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,12 +16,25 @@ pub struct Run {
     pub values: BTreeMap<String, String>,
 }
 
+/// The numbers of the partitions that rows of these times are in; neighbours of one partition are one.
+pub fn numbers(times: &[i64], partitioning: Partitioning) -> impl Iterator<Item = i64> {
+    let width = width(partitioning);
+    let mut last = None;
+    times.iter().map(move |time| time.div_euclid(width)).filter(move |n| last.replace(*n) != Some(*n))
+}
+
+/// How long the times of a partition are, in microseconds.
+fn width(partitioning: Partitioning) -> i64 {
+    match partitioning {
+        Partitioning::Day => DAY_MICROS,
+        Partitioning::Hour => HOUR_MICROS,
+    }
+}
+
 /// Cuts rows whose times, in microseconds, are `times` in ascending order.
 pub fn cut(times: &[i64], partitioning: Option<Partitioning>) -> Vec<Run> {
-    let width = match partitioning {
-        None => return vec![Run { start: 0, end: times.len(), values: BTreeMap::new() }],
-        Some(Partitioning::Day) => DAY,
-        Some(Partitioning::Hour) => HOUR,
+    let Some(width) = partitioning.map(width) else {
+        return vec![Run { start: 0, end: times.len(), values: BTreeMap::new() }];
     };
     let mut runs = Vec::new();
     let mut start = 0;
@@ -39,8 +50,8 @@ pub fn cut(times: &[i64], partitioning: Option<Partitioning>) -> Vec<Run> {
 fn values(micros: i64, width: i64) -> BTreeMap<String, String> {
     let time = chrono::DateTime::from_timestamp_micros(micros).unwrap_or_default();
     let mut values = BTreeMap::from([("p_event_date".to_owned(), time.format("%Y-%m-%d").to_string())]);
-    if width == HOUR {
-        values.insert("p_event_hour".to_owned(), (micros.rem_euclid(DAY) / HOUR).to_string());
+    if width == HOUR_MICROS {
+        values.insert("p_event_hour".to_owned(), (micros.rem_euclid(DAY_MICROS) / HOUR_MICROS).to_string());
     }
     values
 }

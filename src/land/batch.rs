@@ -11,6 +11,7 @@ use arrow::array::AsArray;
 use arrow::datatypes::TimestampMicrosecondType;
 use arrow::record_batch::RecordBatch;
 use object_store::ObjectStoreExt as _;
+use rustc_hash::FxHashSet;
 use tokio::runtime::Handle;
 
 use super::ledger_rows::{ObjectOutcome, ledger_rows, reject_rows};
@@ -20,6 +21,7 @@ use crate::config::Partitioning;
 use crate::decode::decoder::{Counts, Decoded};
 use crate::decode::object::{Object, ObjectId, RowId};
 use crate::decode::reject::{Reason, Reject};
+use crate::format::partition;
 use crate::format::write::{self, EncodedFile, FileError};
 use crate::schema::Catalog;
 use crate::table::{
@@ -121,11 +123,15 @@ impl Rows {
 #[derive(Debug, Default)]
 struct OpenObject {
     rows: Rows,
+    partitions: Partitions,
     files: BTreeMap<String, Vec<DataFile>>,
     counts: BTreeMap<String, u64>,
     rejects: BTreeMap<Reason, u64>,
     event_times: Option<(i64, i64)>,
 }
+
+/// Partitions, by the log type's index in the catalog and their numbers.
+type Partitions = FxHashSet<(usize, i64)>;
 
 pub struct Batch {
     lake: Option<Arc<Lake>>,
@@ -137,6 +143,8 @@ pub struct Batch {
     since: Option<Watch>,
     open: OpenObject,
     rows: Rows,
+    /// Of the whole objects.
+    partitions: Partitions,
     files: BTreeMap<String, Vec<DataFile>>,
     outcomes: Vec<ObjectOutcome>,
 }
@@ -165,6 +173,7 @@ impl Batch {
             since: None,
             open: OpenObject::default(),
             rows: Rows::default(),
+            partitions: Partitions::default(),
             files: BTreeMap::new(),
             outcomes: Vec::new(),
         }
@@ -183,6 +192,11 @@ impl Batch {
     /// Rows and rejects held in memory.
     pub fn rows(&self) -> u64 {
         self.rows.count + self.open.rows.count
+    }
+
+    /// Partitions that its whole objects have rows in.
+    pub fn partitions(&self) -> usize {
+        self.partitions.len()
     }
 
     /// Whether it holds no object.
@@ -205,6 +219,7 @@ impl Batch {
                 .into_iter()
                 .flatten()
                 .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)));
+            touch(&mut open.partitions, &self.tables, log_type, &batch);
             open.rows.push(name, batch);
         }
         if decoded.rejects.is_empty() {
@@ -243,6 +258,7 @@ impl Batch {
     fn close_as(&mut self, object: Object, counts: Counts, replayed: Option<RowId>) {
         let open = std::mem::take(&mut self.open);
         self.rows.append(open.rows);
+        self.partitions.extend(open.partitions);
         let clock = self.clock();
         self.since.get_or_insert_with(|| clock.watch());
         for (table, files) in open.files {
@@ -285,6 +301,7 @@ impl Batch {
                     outcome(object, id, Some((table, *time)));
                 }
             }
+            touch(&mut self.partitions, &self.tables, log_type, &batch);
             self.rows.push(table, batch);
         }
         // Test uploads are no rows, and no rejects either.
@@ -317,6 +334,7 @@ impl Batch {
     pub fn flush(&mut self) -> Result<Flushed, BatchError> {
         let mut flushed = Flushed::default();
         self.since = None;
+        self.partitions.clear();
         let rows = std::mem::take(&mut self.rows);
         let Some(lake) = self.lake.clone() else {
             flushed.landed = std::mem::take(&mut self.outcomes);
@@ -447,6 +465,15 @@ fn upload(
         files.push(file);
     }
     Ok(files)
+}
+
+/// Adds the partitions that rows of a log type are in.
+fn touch(partitions: &mut Partitions, tables: &Tables, log_type: usize, batch: &RecordBatch) {
+    let times =
+        batch.column_by_name("p_event_time").map(|times| times.as_primitive::<TimestampMicrosecondType>());
+    if let (Some(partitioning), Some(times)) = (tables.log_types[log_type].partitioning, times) {
+        partitions.extend(partition::numbers(times.values(), partitioning).map(|number| (log_type, number)));
+    }
 }
 
 fn event_times(batch: &RecordBatch) -> Option<(i64, i64)> {

@@ -25,6 +25,9 @@ use crate::table::Lake;
 /// How much of a large object is decoded at once.
 const WINDOW_BYTES: usize = 8 << 20;
 
+/// Partitions that a flush touches, at most, unless a single object touches more: each is a file of its own.
+const MAX_FLUSH_PARTITIONS: usize = 1024;
+
 /// How many records that were rejects have their rows gathered, at most.
 const MAX_GATHERED_RECORDS: u64 = 8 * 1024;
 
@@ -364,7 +367,7 @@ impl Worker {
     }
 
     fn flush_if_full(&mut self) -> Result<(), BatchError> {
-        if self.is_full() { self.land() } else { Ok(()) }
+        if self.is_full() || self.batch.partitions() >= MAX_FLUSH_PARTITIONS { self.land() } else { Ok(()) }
     }
 
     fn land(&mut self) -> Result<(), BatchError> {

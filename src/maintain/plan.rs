@@ -19,10 +19,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use crate::base::clock::{DAY_MICROS, HOUR_MICROS};
 use crate::table::DataFile;
 
-const HOUR: i64 = 3_600_000_000;
-const DAY: i64 = 24 * HOUR;
 /// How many files of one tier make a merge; and at most how many times the new bytes a merge rewrites.
 const MERGE_FAN_IN: u64 = 8;
 /// Files that one merge takes in: each has a reader and a parsed footer.
@@ -157,10 +156,10 @@ pub fn plan(files: &[DataFile], policy: &Policy) -> Vec<Bin> {
 /// When a partition's time is over; none if it has none.
 pub fn partition_end(partition: &BTreeMap<String, String>) -> Option<i64> {
     let date: chrono::NaiveDate = partition.get("p_event_date")?.parse().ok()?;
-    let day = i64::from(date.to_epoch_days()) * DAY;
+    let day = i64::from(date.to_epoch_days()) * DAY_MICROS;
     match partition.get("p_event_hour") {
-        Some(hour) => Some(day + (hour.parse::<i64>().ok()? + 1) * HOUR),
-        None => Some(day + DAY),
+        Some(hour) => Some(day + (hour.parse::<i64>().ok()? + 1) * HOUR_MICROS),
+        None => Some(day + DAY_MICROS),
     }
 }
 
@@ -282,11 +281,11 @@ fn is_worth_it(files: &[&DataFile], policy: &Policy) -> bool {
         files.iter().copied().filter(|file| !settled.contains(file.path.as_str())).collect();
     let landed = || fresh.iter().map(|file| file.modified_ms * 1000);
     let (total, new) = (bytes(files), bytes(&fresh));
-    let is_quiet = landed().max().is_none_or(|newest| newest <= policy.now - HOUR);
+    let is_quiet = landed().max().is_none_or(|newest| newest <= policy.now - HOUR_MICROS);
     total <= policy.target / TINY_MERGE_FRACTION
         || new * MERGE_FAN_IN >= total
         || is_quiet && new * LATE_ROWS_FRACTION >= total
-        || landed().min().is_none_or(|oldest| oldest <= policy.now - DAY)
+        || landed().min().is_none_or(|oldest| oldest <= policy.now - DAY_MICROS)
 }
 
 /// Full files that follow one another without an overlap, as many as there can be.

@@ -27,6 +27,7 @@ use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use super::catalog::{DATABASE, DEFAULT_SCHEMA, LakeTables};
 use super::saved::Value;
 use super::scan::store_url;
+use crate::base::nearest;
 use crate::base::printable::printable;
 use crate::base::store::Store;
 use crate::config::Partitioning;
@@ -352,20 +353,16 @@ fn told(fault: Box<dyn Any + Send>) -> String {
 
 /// That there is no such thing, and which one may have been meant.
 fn unknown<'a>(what: &str, name: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let lower = name.to_lowercase();
     let mut known: Vec<&str> = known.collect();
     known.sort_unstable();
     known.dedup();
-    let name = printable(name);
-    let likeness = |known: &str| strsim::jaro_winkler(&known.to_lowercase(), &lower);
-    match known.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b))) {
-        Some(nearest) if likeness(nearest) > 0.75 => {
-            format!("there is no {what} `{name}`; did you mean `{nearest}`?")
-        }
-        _ if (1..=20).contains(&known.len()) => {
+    let (meant, name) = (nearest(name, known.iter().copied()), printable(name));
+    match meant {
+        Some(meant) => format!("there is no {what} `{name}`; did you mean `{meant}`?"),
+        None if (1..=20).contains(&known.len()) => {
             format!("there is no {what} `{name}`; there are {}", known.join(", "))
         }
-        _ => format!("there is no {what} `{name}`"),
+        None => format!("there is no {what} `{name}`"),
     }
 }
 

@@ -21,12 +21,11 @@ use parquet::errors::{ParquetError, Result};
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
 
 use super::needle::Needle;
+use crate::base::clock::DAY_MICROS;
 use crate::format::bloom;
 use crate::format::value_index::{self, Place};
 use crate::format::write::footer_guess;
 use crate::schema::{Standard, timestamp_type};
-
-const DAY: i64 = 86_400_000_000;
 
 /// A file, and how much of it was read.
 #[derive(Debug, Clone)]
@@ -105,7 +104,7 @@ pub struct FileHits {
 
 impl FileHits {
     fn add(&mut self, row: Row) {
-        *self.days.entry(row.0.div_euclid(DAY)).or_default() += 1;
+        *self.days.entry(row.0.div_euclid(DAY_MICROS)).or_default() += 1;
         self.times =
             Some(self.times.map_or((row.0, row.0), |(first, last)| (first.min(row.0), last.max(row.0))));
         self.newest.push(row);

@@ -6,10 +6,8 @@ use chrono::{DateTime, NaiveDate};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::base::clock::{DAY_MICROS, HOUR_MICROS};
 use crate::schema::Standard;
-
-const HOUR: i64 = 3_600_000_000;
-const DAY: i64 = 24 * HOUR;
 
 /// Between which times a file's rows are, in microseconds since the epoch, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,11 +59,11 @@ impl DataFile {
             });
         }
         let day: NaiveDate = self.partition_values.get("p_event_date")?.parse().ok()?;
-        let day = i64::from(day.to_epoch_days()) * DAY;
+        let day = i64::from(day.to_epoch_days()) * DAY_MICROS;
         let (least, width) =
             match self.partition_values.get("p_event_hour").and_then(|hour| hour.parse::<i64>().ok()) {
-                Some(hour) => (day + hour * HOUR, HOUR),
-                None => (day, DAY),
+                Some(hour) => (day + hour * HOUR_MICROS, HOUR_MICROS),
+                None => (day, DAY_MICROS),
             };
         Some(TimeBounds { least, greatest: least + width - 1, exact: false })
     }

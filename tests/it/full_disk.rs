@@ -93,6 +93,22 @@ fn a_backfill_onto_a_full_disk_says_so_and_the_next_one_lands_everything_once() 
     assert_eq!(query_one(&lake, rows), 30_000);
     assert_eq!(query_one(&lake, &rows.replace("count(*)", "count(DISTINCT p_row_id)")), 30_000);
     assert_eq!(query_one(&lake, "SELECT count(*) FROM ingested_objects"), 3);
+    // Nor does a merge that has no room take anything away.
+    let more = tempfile::tempdir().expect("a folder");
+    let generated = ["--log-type", "Cloudflare.HttpRequest", "--rows", "3000", "--seed", "2"];
+    stdout(&flarelake(&[&["generate", "--out", text(more.path())], &generated[..]].concat()));
+    stdout(&flarelake(&["--lake", text(&lake), "backfill", text(more.path())]));
+    let filler = disk.fill(64 << 10);
+    let output = flarelake(&["--lake", text(&lake), "compact"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("No space left on device"), "{said}");
+    assert_eq!(query_one(&lake, rows), 33_000);
+    fs::remove_file(filler).expect("room again");
+    let merged = stdout(&flarelake(&["--lake", text(&lake), "compact"]));
+    assert!(merged.contains("merged:  "), "{merged}");
+    assert_eq!(query_one(&lake, rows), 33_000);
+    assert_eq!(query_one(&lake, &rows.replace("count(*)", "count(DISTINCT p_row_id)")), 33_000);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -225,3 +225,28 @@ fn rejects_of_absurd_times_stand_in_dates_that_can_be_read() {
         assert!(line["last_modified"].as_str().expect("a time").starts_with(date), "{line}");
     }
 }
+
+#[test]
+fn a_flush_ends_where_it_touches_too_many_partitions() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (logs, lake) = (dir.path().join("logs"), dir.path().join("lake"));
+    fs::create_dir(&logs).expect("a folder");
+    // Of 400 hours each: three of them touch more than a thousand.
+    for n in 0..4 {
+        let line = |hour: i64| format!("{{\"EdgeStartTimestamp\":{}}}\n", 1_653_974_623 + hour * 3600);
+        let text: String = (n * 400..(n + 1) * 400).map(line).collect();
+        fs::write(logs.join(format!("{n}.log")), text).expect("written");
+    }
+    let mut backfill = crate::support::command(&[
+        "--lake",
+        lake.to_str().expect("UTF-8"),
+        "backfill",
+        "--workers",
+        "1",
+        logs.to_str().expect("UTF-8"),
+    ]);
+    stdout(&backfill.env("FLARELAKE_PARTITION", "hour").output().expect("started"));
+    let one = |sql: &str| crate::support::query_one(&lake, sql);
+    assert_eq!(one("SELECT count(*) FROM cloudflare_httprequest"), 1600);
+    assert_eq!(one("SELECT count(DISTINCT landed_at) FROM ingested_objects"), 2, "landings");
+}
