@@ -10,7 +10,7 @@ use arrow::array::{
 
 use super::number;
 use super::time::{self, Time};
-use crate::decode::json::{Child, Kind, Value, children, unescape};
+use crate::decode::json::{Child, Value, ValueKind, children, unescape};
 use crate::schema::{ColumnType, TimeFormats, list_element};
 
 /// Elements that one value of a list or map may have: with more it does not fit its column, and is rescued.
@@ -179,7 +179,7 @@ pub fn append_map_null(builder: &mut TextMap) {
 /// The decoded text of a string value, the JSON text of any other; none for text that no string can hold.
 fn text_of<'a>(record: &'a str, value: Value, scratch: &'a mut String) -> Option<&'a str> {
     let raw = &record[value.start as usize..value.end as usize];
-    if value.kind != Kind::Escaped {
+    if value.kind != ValueKind::Escaped {
         return Some(raw);
     }
     scratch.clear();
@@ -201,19 +201,19 @@ fn scalar<T>(
     read: impl Fn(&str) -> Option<T>,
 ) -> Option<Option<T>> {
     match value.kind {
-        Kind::Null => Some(None),
-        Kind::Number => read(&record[value.start as usize..value.end as usize]).map(Some),
-        Kind::Text | Kind::Escaped => match text_of(record, value, &mut scratch.text)? {
+        ValueKind::Null => Some(None),
+        ValueKind::Number => read(&record[value.start as usize..value.end as usize]).map(Some),
+        ValueKind::Text | ValueKind::Escaped => match text_of(record, value, &mut scratch.text)? {
             "" => Some(None),
             text => read(text).map(Some),
         },
-        Kind::True | Kind::False | Kind::Object | Kind::Array => None,
+        ValueKind::True | ValueKind::False | ValueKind::Object | ValueKind::Array => None,
     }
 }
 
 fn append_text(b: &mut StringViewBuilder, record: &str, value: Value, scratch: &mut Scratch) -> Option<()> {
     match value.kind {
-        Kind::Null => b.append_null(),
+        ValueKind::Null => b.append_null(),
         _ => b.append_value(text_of(record, value, &mut scratch.text)?),
     }
     Some(())
@@ -221,8 +221,8 @@ fn append_text(b: &mut StringViewBuilder, record: &str, value: Value, scratch: &
 
 fn append_boolean(b: &mut BooleanBuilder, record: &str, value: Value, scratch: &mut Scratch) -> Option<()> {
     match value.kind {
-        Kind::True => b.append_value(true),
-        Kind::False => b.append_value(false),
+        ValueKind::True => b.append_value(true),
+        ValueKind::False => b.append_value(false),
         _ => b.append_option(scalar(record, value, scratch, number::boolean)?),
     }
     Some(())
@@ -231,9 +231,9 @@ fn append_boolean(b: &mut BooleanBuilder, record: &str, value: Value, scratch: &
 /// An array element by element; a scalar is a list of one. An object is no list.
 fn append_list(b: &mut TextList, record: &str, value: Value, scratch: &mut Scratch) -> Option<()> {
     match value.kind {
-        Kind::Null => b.append_null(),
-        Kind::Object => return None,
-        Kind::Array => {
+        ValueKind::Null => b.append_null(),
+        ValueKind::Object => return None,
+        ValueKind::Array => {
             if !scratch.list(record, value) {
                 return None;
             }
@@ -243,7 +243,7 @@ fn append_list(b: &mut TextList, record: &str, value: Value, scratch: &mut Scrat
             }
             for child in &scratch.children {
                 match child.value.kind {
-                    Kind::Null => b.values().append_null(),
+                    ValueKind::Null => b.values().append_null(),
                     _ => b.values().append_option(text_of(record, child.value, &mut scratch.text)),
                 }
             }
@@ -261,8 +261,8 @@ fn append_list(b: &mut TextList, record: &str, value: Value, scratch: &mut Scrat
 /// An object member by member, any value as text; of equal names the last wins. Nothing else is a map.
 fn append_map(b: &mut TextMap, record: &str, value: Value, scratch: &mut Scratch) -> Option<()> {
     match value.kind {
-        Kind::Null => append_map_null(b),
-        Kind::Object => {
+        ValueKind::Null => append_map_null(b),
+        ValueKind::Object => {
             if !scratch.list(record, value) {
                 return None;
             }
@@ -293,7 +293,7 @@ fn append_map(b: &mut TextMap, record: &str, value: Value, scratch: &mut Scratch
 /// Appends the value half of a map entry: null stays null.
 pub fn append_map_value(b: &mut TextMap, record: &str, value: Value, scratch: &mut String) {
     match value.kind {
-        Kind::Null => b.values().append_null(),
+        ValueKind::Null => b.values().append_null(),
         _ => b.values().append_value(map_text(record, value, scratch)),
     }
 }

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 
 use arrow::record_batch::RecordBatch;
 
-use super::json::{Field, Kind, Scanner};
+use super::json::{Field, Scanner, ValueKind};
 use super::keys::Keys;
 use super::object::{Object, ObjectContext};
 use super::reject::{Reason, Reject};
@@ -48,7 +48,7 @@ pub struct Counts {
 
 /// How far a call of [`Decoder::decode`] came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub struct DecodeProgress {
     /// Bytes of the window that are done with.
     pub used: usize,
     /// What it takes to go on.
@@ -155,7 +155,7 @@ impl Decoder {
     ///
     /// # Panics
     /// If no object was begun.
-    pub fn decode(&mut self, window: &[u8], offset: u64, last: bool) -> Progress {
+    pub fn decode(&mut self, window: &[u8], offset: u64, last: bool) -> DecodeProgress {
         let context = self.context.clone().expect("an object was begun");
         let valid = match simdutf8::compat::from_utf8(window) {
             Ok(text) => text,
@@ -209,7 +209,7 @@ impl Decoder {
         };
         let used = self.splitter.position();
         self.splitter.shift(used);
-        Progress { used, need }
+        DecodeProgress { used, need }
     }
 
     /// Decodes one record of `object`, which stood at byte `offset` there. Returns the reject reason on error
@@ -386,5 +386,5 @@ fn rule(matches: &Match, keys: &Keys, match_bits: &mut [u128], used: &mut usize)
 fn is_test_upload(record: &str, fields: &[Field]) -> bool {
     let [field] = fields else { return false };
     let text = |v: super::json::Value| &record[v.start as usize..v.end as usize];
-    field.value.kind == Kind::Text && text(field.name) == "content" && text(field.value) == "tests"
+    field.value.kind == ValueKind::Text && text(field.name) == "content" && text(field.value) == "tests"
 }

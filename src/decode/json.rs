@@ -13,7 +13,7 @@ use super::keys::{KeyId, Keys, UNKNOWN_KEY};
 
 /// What a value is. Spans of strings exclude the quotes; all other spans cover the JSON text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ValueKind {
     /// Text without an escape: the span is the text.
     Text,
     /// Text with at least one escape.
@@ -35,7 +35,7 @@ pub enum Kind {
 /// A value's kind and where it stands, in bytes from the record's first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Value {
-    pub kind: Kind,
+    pub kind: ValueKind,
     /// First byte.
     pub start: u32,
     /// One past the last byte.
@@ -203,7 +203,7 @@ impl Scanner {
                 return Err(Fault::Syntax(at, "expected a field name in quotes"));
             }
             let (key, name_end, escaped) = self.key(bytes, at + 1, previous)?;
-            let name_kind = if escaped { Kind::Escaped } else { Kind::Text };
+            let name_kind = if escaped { ValueKind::Escaped } else { ValueKind::Text };
             let name = Value { kind: name_kind, start: relative(at + 1), end: relative(name_end) };
             let colon = white_space(bytes, name_end + 1)?;
             if byte(bytes, colon)? != b':' {
@@ -261,18 +261,18 @@ impl Scanner {
 
     /// The value at `at`: kind, first byte, one past its last, and where scanning goes on.
     #[inline]
-    fn value(&mut self, bytes: &[u8], at: usize) -> Result<(Kind, usize, usize, usize), Fault> {
+    fn value(&mut self, bytes: &[u8], at: usize) -> Result<(ValueKind, usize, usize, usize), Fault> {
         match byte(bytes, at)? {
             b'"' => {
                 let (end, escaped) = string_end(bytes, at + 1)?;
-                Ok((if escaped { Kind::Escaped } else { Kind::Text }, at + 1, end, end + 1))
+                Ok((if escaped { ValueKind::Escaped } else { ValueKind::Text }, at + 1, end, end + 1))
             }
-            b'{' => self.container(bytes, at).map(|end| (Kind::Object, at, end, end)),
-            b'[' => self.container(bytes, at).map(|end| (Kind::Array, at, end, end)),
-            b'-' | b'0'..=b'9' => number_end(bytes, at).map(|end| (Kind::Number, at, end, end)),
-            b't' => literal(bytes, at, b"true").map(|end| (Kind::True, at, end, end)),
-            b'f' => literal(bytes, at, b"false").map(|end| (Kind::False, at, end, end)),
-            b'n' => literal(bytes, at, b"null").map(|end| (Kind::Null, at, end, end)),
+            b'{' => self.container(bytes, at).map(|end| (ValueKind::Object, at, end, end)),
+            b'[' => self.container(bytes, at).map(|end| (ValueKind::Array, at, end, end)),
+            b'-' | b'0'..=b'9' => number_end(bytes, at).map(|end| (ValueKind::Number, at, end, end)),
+            b't' => literal(bytes, at, b"true").map(|end| (ValueKind::True, at, end, end)),
+            b'f' => literal(bytes, at, b"false").map(|end| (ValueKind::False, at, end, end)),
+            b'n' => literal(bytes, at, b"null").map(|end| (ValueKind::Null, at, end, end)),
             _ => Err(Fault::Syntax(at, "expected a value")),
         }
     }
@@ -498,7 +498,7 @@ pub fn children(text: &str, container: Value, out: &mut Vec<Child>) {
 fn list_children(bytes: &[u8], container: Value, out: &mut Vec<Child>) -> Result<(), Fault> {
     out.clear();
     let span = |kind, start: usize, end: usize| Value { kind, start: start as u32, end: end as u32 };
-    let text_kind = |escaped| if escaped { Kind::Escaped } else { Kind::Text };
+    let text_kind = |escaped| if escaped { ValueKind::Escaped } else { ValueKind::Text };
     let mut at = container.start as usize + 1;
     loop {
         at = white_space(bytes, at)?;
@@ -509,7 +509,7 @@ fn list_children(bytes: &[u8], container: Value, out: &mut Vec<Child>) -> Result
             at = white_space(bytes, at + 1)?;
         }
         let mut name = None;
-        if container.kind == Kind::Object {
+        if container.kind == ValueKind::Object {
             let (end, escaped) = string_end(bytes, at + 1)?;
             name = Some(span(text_kind(escaped), at + 1, end));
             at = member_name(bytes, at)?;
@@ -519,14 +519,14 @@ fn list_children(bytes: &[u8], container: Value, out: &mut Vec<Child>) -> Result
                 let (end, escaped) = string_end(bytes, at + 1)?;
                 span(text_kind(escaped), at + 1, end)
             }
-            b'{' => span(Kind::Object, at, valid_container_end(bytes, at)?),
-            b'[' => span(Kind::Array, at, valid_container_end(bytes, at)?),
-            b't' => span(Kind::True, at, at + 4),
-            b'f' => span(Kind::False, at, at + 5),
-            b'n' => span(Kind::Null, at, at + 4),
-            _ => span(Kind::Number, at, number_end(bytes, at)?),
+            b'{' => span(ValueKind::Object, at, valid_container_end(bytes, at)?),
+            b'[' => span(ValueKind::Array, at, valid_container_end(bytes, at)?),
+            b't' => span(ValueKind::True, at, at + 4),
+            b'f' => span(ValueKind::False, at, at + 5),
+            b'n' => span(ValueKind::Null, at, at + 4),
+            _ => span(ValueKind::Number, at, number_end(bytes, at)?),
         };
-        at = value.end as usize + usize::from(matches!(value.kind, Kind::Text | Kind::Escaped));
+        at = value.end as usize + usize::from(matches!(value.kind, ValueKind::Text | ValueKind::Escaped));
         out.push(Child { name, value });
     }
 }

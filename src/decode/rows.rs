@@ -12,7 +12,7 @@ use arrow::record_batch::RecordBatch;
 
 use super::column::{self, ColumnBuilder, Scratch, TextList, TextMap};
 use super::indicator::Indicators;
-use super::json::{Field, Kind, unescape};
+use super::json::{Field, ValueKind, unescape};
 use super::keys::{Keys, MAX_KEYS, UNKNOWN_KEY};
 use super::object::{LATEST_TIME, ObjectContext};
 use super::reject::Reason;
@@ -256,9 +256,9 @@ impl RowBuilder {
         let value = fields[field as usize].value;
         let raw = &record[value.start as usize..value.end as usize];
         let time = match value.kind {
-            Kind::Null => return missing("is null"),
-            Kind::Text | Kind::Number => time::parse(raw, column.time_formats),
-            Kind::Escaped => {
+            ValueKind::Null => return missing("is null"),
+            ValueKind::Text | ValueKind::Number => time::parse(raw, column.time_formats),
+            ValueKind::Escaped => {
                 self.text.clear();
                 if unescape(raw, &mut self.text) {
                     time::parse(&self.text, column.time_formats)
@@ -299,8 +299,8 @@ impl RowBuilder {
             let value = fields[field as usize].value;
             let raw = &record[value.start as usize..value.end as usize];
             match value.kind {
-                Kind::Text | Kind::Number => self.indicators.collect(*kind, raw),
-                Kind::Escaped => {
+                ValueKind::Text | ValueKind::Number => self.indicators.collect(*kind, raw),
+                ValueKind::Escaped => {
                     self.text.clear();
                     if unescape(raw, &mut self.text) {
                         self.indicators.collect(*kind, &self.text);

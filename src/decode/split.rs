@@ -39,7 +39,7 @@ pub enum Piece {
         message: String,
     },
     /// Bytes that are no record, of which not all are in the window any more.
-    Kept(Kept),
+    Kept(KeptBytes),
     /// The window ends inside a record: give more bytes, from `Splitter::position` on.
     NeedMore,
     /// Nothing is left.
@@ -48,7 +48,7 @@ pub enum Piece {
 
 /// Bytes that are no record, of which only the beginning was kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
+pub struct KeptBytes {
     /// Offset of the first byte in the object.
     pub offset: u64,
     /// How many bytes there were.
@@ -116,7 +116,7 @@ impl Place {
 pub struct Splitter {
     place: Place,
     max_record: usize,
-    skipping: Option<(Kept, Skipped)>,
+    skipping: Option<(KeptBytes, Skipped)>,
     /// What the value before was in, if it could not be read on.
     nest: Nest,
     /// A value was read, or passed over.
@@ -124,7 +124,7 @@ pub struct Splitter {
     /// Bytes that were read to find where broken values end.
     work: u64,
     /// An array of records that was empty: a reject, if anything follows it.
-    empty_array: Option<Kept>,
+    empty_array: Option<KeptBytes>,
     /// Where in the window the next piece begins.
     position: usize,
 }
@@ -199,7 +199,7 @@ impl Splitter {
                 Sniffed::NeedMore => return Piece::NeedMore,
                 Sniffed::Foreign(foreign) => {
                     let (offset, reason) = (offset + start as u64, Reason::ForeignFormat);
-                    let kept = Kept { offset, length: 0, head: Vec::new(), reason, what: foreign.what };
+                    let kept = KeptBytes { offset, length: 0, head: Vec::new(), reason, what: foreign.what };
                     self.skipping = Some((kept, Skipped::Foreign(Passage::new(foreign))));
                     return self.skip_on(window, last);
                 }
@@ -273,7 +273,7 @@ impl Splitter {
                         let length = offset + at as u64 + 1 - opened;
                         let (reason, what) = (Reason::NotAnObject, "an array, not an object");
                         self.empty_array =
-                            Some(Kept { offset: opened, length, head: b"[]".to_vec(), reason, what });
+                            Some(KeptBytes { offset: opened, length, head: b"[]".to_vec(), reason, what });
                     }
                     self.place.framing = Framing::Lines;
                     self.place.after_value = false;
@@ -301,7 +301,7 @@ impl Splitter {
                 return Piece::NeedMore;
             }
             let (reason, what) = (Reason::RecordTooLarge, "a record that is too large");
-            let kept = Kept { offset: offset + start as u64, length: 0, head: Vec::new(), reason, what };
+            let kept = KeptBytes { offset: offset + start as u64, length: 0, head: Vec::new(), reason, what };
             self.skipping = Some((kept, Skipped::Record(self.extent(window[start]))));
             return self.skip_on(window, last);
         };

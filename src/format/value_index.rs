@@ -37,7 +37,7 @@ const INDEXED: [Standard; 2] = [Standard::AnyIpAddresses, Standard::AnyDomainNam
 
 /// Where one list's index stands in its file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
+pub struct IndexPlace {
     pub column: String,
     /// The first byte of the blocks.
     pub blocks: u64,
@@ -215,7 +215,7 @@ impl LookupBuilder {
 
     /// The indexes' bytes, which are to stand at `at` in the file, and where each is there. A list whose
     /// index would take more than `most` bytes has none: that is how many its reader would save.
-    pub fn finish(self, at: u64, most: usize) -> (Vec<u8>, Vec<Place>) {
+    pub fn finish(self, at: u64, most: usize) -> (Vec<u8>, Vec<IndexPlace>) {
         let (mut bytes, mut places) = (Vec::new(), Vec::new());
         for Collected { list, values, .. } in self.lists {
             let begun = bytes.len();
@@ -226,7 +226,7 @@ impl LookupBuilder {
             };
             let (blocks, middle) = (at + begun as u64, at + bytes.len() as u64);
             bytes.extend(&directory);
-            places.push(Place {
+            places.push(IndexPlace {
                 column: list.name().to_owned(),
                 blocks,
                 directory: middle,

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ending::{Ending, IngestError};
 use super::feed::{Feed, Feeds};
-use super::intake::listing::Listing;
+use super::intake::listing::ListingIntake;
 use super::intake::stdin::Cutter;
 use super::metrics::Metrics;
 use super::pipeline::{Entrance, Pipeline};
@@ -59,7 +59,7 @@ pub enum BackfillError {
     Ingest(#[from] IngestError),
     /// A listing broke off.
     #[error("{0}; what was listed before has landed")]
-    Listing(SourceError),
+    ListingIntake(SourceError),
     /// Standard input can't be inflated to its end.
     #[error("standard input: {0}; the pieces before it have landed")]
     Stdin(#[from] InflateError),
@@ -92,14 +92,14 @@ impl Backfill {
         let (mut running, entrances) =
             self.pipeline(metrics).start(&feeds, &room, counting.clone(), &ending, &pressure);
         let numbers = Arc::new(AtomicU64::new(0));
-        let listing = Listing {
+        let listing = ListingIntake {
             entrances: &entrances,
             of: &|origin| self.feed_of(origin),
             counting: &counting,
             numbers: &numbers,
             meter: &self.meter,
         };
-        let mut ended = listing.take_in(listed).await.map_err(BackfillError::Listing);
+        let mut ended = listing.take_in(listed).await.map_err(BackfillError::ListingIntake);
         if let Some(input) = stdin.filter(|_| ended.is_ok()) {
             ended = self.cut(input, entrances[0].clone(), &room, numbers).await;
         }

@@ -13,7 +13,7 @@ use tokio_util::time::DelayQueue;
 use super::ending::Ending;
 use super::failures::{already_there, item_panicked, read_failed};
 use super::feed::{Feed, Feeds};
-use super::item::{Content, Fetched, Held, Item, ItemKind, Replayed, Unread};
+use super::item::{Content, Fetched, Held, Item, ItemKind, ReplayedReject, Unread};
 use super::metrics::Metrics;
 use super::pressure::{Idle, Pressure};
 use super::room::{Room, Taken};
@@ -92,7 +92,7 @@ impl Fetcher {
                 self.admit(item, object, content, None, None).await
             }
             ItemKind::Replayed(replayed) => {
-                let Replayed { reject, object, log_type, rejected, room, .. } = replayed.clone();
+                let ReplayedReject { reject, object, log_type, rejected, room, .. } = replayed.clone();
                 let Some(rejected) = rejected.lock().take() else { return self.let_go(&item) };
                 let (entry, content) = (ObjectId::of_replay(reject), Content::Replay { reject, rejected });
                 self.pass(Fetched { item, entry, object, content, log_type, room: Some(room) }).await

@@ -54,12 +54,12 @@ pub enum ItemKind {
     /// An object that is one reject, unread.
     Unread(Unread),
     /// A reject to be decoded again.
-    Replayed(Replayed),
+    Replayed(ReplayedReject),
 }
 
 /// A reject to be decoded again.
 #[derive(Debug, Clone)]
-pub struct Replayed {
+pub struct ReplayedReject {
     pub reject: RowId,
     /// What was rejected, or what the record is of.
     pub object: Object,
@@ -108,7 +108,7 @@ impl ItemKind {
             Self::Listed(origin) => origin.location(),
             Self::Held(Held { object, .. })
             | Self::Unread(Unread { object, .. })
-            | Self::Replayed(Replayed { object, .. }) => object.location(),
+            | Self::Replayed(ReplayedReject { object, .. }) => object.location(),
         }
     }
 
@@ -119,7 +119,7 @@ impl ItemKind {
             Self::Listed(origin) => origin.size(),
             Self::Held(Held { object, .. })
             | Self::Unread(Unread { object, .. })
-            | Self::Replayed(Replayed { object, .. }) => object.size,
+            | Self::Replayed(ReplayedReject { object, .. }) => object.size,
         }
     }
 }

@@ -4,10 +4,10 @@ use tokio::sync::watch;
 
 /// What keeps batches from growing further.
 #[derive(Debug)]
-pub struct Pressure(watch::Sender<State>);
+pub struct Pressure(watch::Sender<PressureState>);
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct State {
+pub(super) struct PressureState {
     /// RowFilter up when whatever is held should land now.
     pub hurries: u64,
     /// Those who wait until something has landed.
@@ -32,11 +32,11 @@ impl Idle<'_> {
 impl Pressure {
     /// With so many stages that bring something.
     pub fn new(stages: usize) -> Self {
-        Self(watch::Sender::new(State { busy: stages, ..State::default() }))
+        Self(watch::Sender::new(PressureState { busy: stages, ..PressureState::default() }))
     }
 
     /// How it is, and whenever that changes.
-    pub(super) fn watch(&self) -> watch::Receiver<State> {
+    pub(super) fn watch(&self) -> watch::Receiver<PressureState> {
         self.0.subscribe()
     }
 

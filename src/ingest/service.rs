@@ -15,7 +15,7 @@ use super::ending::Ending;
 pub use super::ending::IngestError;
 pub use super::feed::REFUSED_RETRY_EVERY;
 use super::feed::{Feed, Feeds};
-use super::intake::queue::{Intake, Limits, Receiver};
+use super::intake::queue::{Limits, QueueIntake, Receiver};
 use super::metrics::Metrics;
 use super::pipeline::{Entrance, Pipeline, Running, join, stage};
 use super::pressure::Pressure;
@@ -110,8 +110,9 @@ impl Ingest {
             ending.clone(),
             Some(self.pace.refused_every),
         ));
-        let intake =
-            |(no, of): (usize, &QueueSource)| Arc::new(Intake::new(no, of.queue.clone(), of.source.clone()));
+        let intake = |(no, of): (usize, &QueueSource)| {
+            Arc::new(QueueIntake::new(no, of.queue.clone(), of.source.clone()))
+        };
         let intakes: Vec<_> = self.sources.iter().enumerate().map(intake).collect();
         let reading = async {
             for intake in &intakes {
@@ -161,7 +162,7 @@ struct Service {
     run: Ingest,
     ending: Arc<Ending>,
     feeds: Arc<Feeds>,
-    intakes: Vec<Arc<Intake>>,
+    intakes: Vec<Arc<QueueIntake>>,
     acks: Arc<Acks>,
     pressure: Arc<Pressure>,
     /// When a message was last received.
@@ -173,7 +174,7 @@ struct Service {
 }
 
 impl Service {
-    fn start(run: Ingest, ending: Arc<Ending>, feeds: Arc<Feeds>, intakes: Vec<Arc<Intake>>) -> Self {
+    fn start(run: Ingest, ending: Arc<Ending>, feeds: Arc<Feeds>, intakes: Vec<Arc<QueueIntake>>) -> Self {
         let (acks, complete) = Acks::new(intakes.len(), run.metrics.clone());
         let pressure = Arc::new(Pressure::new(intakes.len()));
         let room = Arc::new(Room::new(run.pace.fetched_bytes, intakes.len()));
@@ -199,7 +200,7 @@ impl Service {
     }
 
     /// What one queue takes: trouble with it keeps no other waiting.
-    fn start_queue(&mut self, intake: &Arc<Intake>, entrance: Entrance, complete: Complete) {
+    fn start_queue(&mut self, intake: &Arc<QueueIntake>, entrance: Entrance, complete: Complete) {
         let (no, queue, url) = (intake.no, intake.queue.clone(), intake.queue.url().to_owned());
         let (leases, to_keep) = mpsc::unbounded_channel();
         let complete = tokio::sync::Mutex::new(complete);
@@ -263,8 +264,9 @@ impl Service {
     /// Whether nothing was received for so long, and every queue that can be read has said so itself.
     fn nothing_comes(&self, idle: Duration) -> bool {
         let received = *self.received.lock();
-        let is_quiet =
-            |intake: &Arc<Intake>| self.feeds.all[intake.no].is_refused() || intake.is_quiet_since(received);
+        let is_quiet = |intake: &Arc<QueueIntake>| {
+            self.feeds.all[intake.no].is_refused() || intake.is_quiet_since(received)
+        };
         received.elapsed() >= idle && self.intakes.iter().all(is_quiet)
     }
 

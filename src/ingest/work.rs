@@ -14,7 +14,7 @@ use super::failures::{already_there, item_panicked, read_failed, try_again};
 use super::feed::Feeds;
 use super::item::{Content, Fetched, Item, ItemKind};
 use super::metrics::Metrics;
-use super::pressure::{Pressure, State};
+use super::pressure::{Pressure, PressureState};
 use super::room::Taken;
 use super::settle::{Outcome, Settle};
 use super::thread::OwnThread;
@@ -22,7 +22,7 @@ use crate::base::panics::caught_here;
 use crate::base::{clock, jittered};
 use crate::decode::object::{Object, ObjectId};
 use crate::land::batch::{BatchError, Flushed, Tables};
-use crate::land::worker::{Meter, Replayed, WorkError, Worker, WorkerSettings};
+use crate::land::worker::{Meter, ReplayOutcome, WorkError, Worker, WorkerSettings};
 use crate::schema::Catalog;
 use crate::table::Lake;
 
@@ -63,7 +63,7 @@ struct Step {
 enum Done {
     /// An object, of so many stored bytes.
     Decoded(u64),
-    Replayed(Replayed),
+    Replayed(ReplayOutcome),
 }
 
 impl Step {
@@ -116,9 +116,9 @@ impl WorkStage {
                 self.flush().await;
             }
             let wait = self.time_left().map(|left| match state {
-                State { busy: 0, .. } => Duration::ZERO,
-                State { waiting: 0, .. } => left,
-                State { .. } => left.min(IDLE_BEFORE_FLUSH),
+                PressureState { busy: 0, .. } => Duration::ZERO,
+                PressureState { waiting: 0, .. } => left,
+                PressureState { .. } => left.min(IDLE_BEFORE_FLUSH),
             });
             let next = async {
                 let mut fetched = fetched.lock().await;
@@ -211,8 +211,8 @@ impl WorkStage {
                 Meter::add(&meter.objects_done, 1);
                 Meter::add(&meter.bytes_done, bytes);
             }
-            Ok(Done::Replayed(Replayed::Accepted)) => {}
-            Ok(Done::Replayed(Replayed::Rejected(reason))) => {
+            Ok(Done::Replayed(ReplayOutcome::Accepted)) => {}
+            Ok(Done::Replayed(ReplayOutcome::Rejected(reason))) => {
                 if let Some(item) = self.items.remove(&entry) {
                     settle.settle(&item, Outcome::Rejected(reason));
                 }

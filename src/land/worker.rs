@@ -130,7 +130,7 @@ pub enum Rejected {
 
 /// What became of a reject that was decoded again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Replayed {
+pub enum ReplayOutcome {
     /// It is in the batch, and a reject no more when that lands.
     Accepted,
     /// It stays as it is, for this reason now; none: it is not one record.
@@ -237,7 +237,7 @@ impl Worker {
         object: Object,
         what: Rejected,
         log_type: Option<usize>,
-    ) -> Result<Replayed, WorkError> {
+    ) -> Result<ReplayOutcome, WorkError> {
         let mut own = None;
         let decoded = match what {
             Rejected::Record(bytes) => return self.replay_record(reject, object, &bytes, log_type),
@@ -254,7 +254,7 @@ impl Worker {
             Rejected::Landed => {
                 self.batch.close_replayed(object, Counts::default(), reject);
                 self.flush_if_full()?;
-                return Ok(Replayed::Accepted);
+                return Ok(ReplayOutcome::Accepted);
             }
         };
         match decoded {
@@ -266,7 +266,7 @@ impl Worker {
                     InflateError::Read(source) => {
                         Err(WorkError::Read { location: object.location(), source })
                     }
-                    error => Ok(Replayed::Rejected(error.reason())),
+                    error => Ok(ReplayOutcome::Rejected(error.reason())),
                 };
             }
         }
@@ -279,7 +279,7 @@ impl Worker {
             None => self.batch.close_replayed(object, counts, reject),
         }
         self.flush_if_full()?;
-        Ok(Replayed::Accepted)
+        Ok(ReplayOutcome::Accepted)
     }
 
     /// Rows of records of one kind are gathered: a batch of rows for each would take a hundred times the
@@ -290,7 +290,7 @@ impl Worker {
         object: Object,
         bytes: &[u8],
         log_type: Option<usize>,
-    ) -> Result<Replayed, WorkError> {
+    ) -> Result<ReplayOutcome, WorkError> {
         let kind = (object.source_id.clone(), object.source_label.clone(), log_type);
         if self.records.as_ref().is_none_or(|records| records.kind != kind) {
             self.close_records();
@@ -299,7 +299,7 @@ impl Worker {
             self.records = Some(Records { kind, rejects: HashMap::new(), bytes: 0 });
         }
         if let Err(reason) = self.decoder.decode_alone(&object, reject.offset, bytes) {
-            return Ok(Replayed::Rejected(reason));
+            return Ok(ReplayOutcome::Rejected(reason));
         }
         Meter::add(&self.meter.records, 1);
         Meter::add(&self.meter.inflated, bytes.len() as u64);
@@ -313,7 +313,7 @@ impl Worker {
                 self.flush_if_full()?;
             }
         }
-        Ok(Replayed::Accepted)
+        Ok(ReplayOutcome::Accepted)
     }
 
     /// Moves the rows of records into the batch.

@@ -32,13 +32,13 @@ const LOOKS_PER_TERM: u32 = 30;
 const FOLDER: &str = "_lease";
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Entry {
+struct LeaseEntry {
     holder: String,
     /// In milliseconds since the epoch; 0: it was given back.
     until_ms: i64,
 }
 
-impl Entry {
+impl LeaseEntry {
     fn of(holder: &str, now_micros: i64, term: Duration) -> Self {
         Self { holder: holder.to_owned(), until_ms: now_micros / 1000 + term.as_millis() as i64 }
     }
@@ -73,17 +73,20 @@ impl Entries {
                 let bytes =
                     found.bytes().await.map_err(|e| self.failed("reading the lease of a maintainer", e))?;
                 // What can't be read holds nothing.
-                newest(serde_json::from_slice(&bytes).unwrap_or(Entry { holder: String::new(), until_ms: 0 }))
+                newest(
+                    serde_json::from_slice(&bytes)
+                        .unwrap_or(LeaseEntry { holder: String::new(), until_ms: 0 }),
+                )
             }
             // Its holder has put a newer one meanwhile: it is held.
-            Err(Error::NotFound { .. }) => newest(Entry { holder: String::new(), until_ms: i64::MAX }),
+            Err(Error::NotFound { .. }) => newest(LeaseEntry { holder: String::new(), until_ms: i64::MAX }),
             Err(e) => Err(self.failed("reading the lease of a maintainer", e)),
         }
     }
 
     /// Puts an entry, if its number is free. If it is ours and the newest: when the store says that it was
     /// put, in microseconds since the epoch.
-    async fn put(&self, number: u64, entry: &Entry) -> Result<Option<i64>, MaintainError> {
+    async fn put(&self, number: u64, entry: &LeaseEntry) -> Result<Option<i64>, MaintainError> {
         let bytes = serde_json::to_vec(entry).expect("plain data");
         match self.0.objects.put_opts(&self.path(number), bytes.into(), PutMode::Create.into()).await {
             // If it exists, perhaps by an earlier try of this very put; if it did not, perhaps because it was
@@ -115,7 +118,7 @@ struct Newest {
     number: u64,
     /// When the store says that it was put, in microseconds since the epoch.
     written: i64,
-    entry: Entry,
+    entry: LeaseEntry,
 }
 
 /// A lease that is held until it is given back, or lost.
@@ -160,7 +163,7 @@ impl Lease {
             if free {
                 let next = newest.as_ref().map_or(0, |_| number + 1);
                 if let Some(taken) =
-                    entries.put(next, &Entry::of(holder, store.clock.now_micros(), term)).await?
+                    entries.put(next, &LeaseEntry::of(holder, store.clock.now_micros(), term)).await?
                 {
                     entries.remove_below(next).await;
                     return Ok(Some(Self::held(entries, holder, term, (next, taken))));
@@ -198,7 +201,7 @@ impl Lease {
         if self.lost.is_cancelled() {
             return;
         }
-        let entry = Entry { holder: self.holder.clone(), until_ms: 0 };
+        let entry = LeaseEntry { holder: self.holder.clone(), until_ms: 0 };
         if matches!(self.entries.put(number + 1, &entry).await, Ok(Some(_))) {
             self.entries.remove_below(number + 1).await;
         }
@@ -228,7 +231,7 @@ async fn renew(
             () = clock::sleep(term / RENEWALS_PER_TERM) => {}
             () = give_back.cancelled() => return number,
         }
-        match entries.put(number + 1, &Entry::of(&holder, clock.now_micros(), term)).await {
+        match entries.put(number + 1, &LeaseEntry::of(&holder, clock.now_micros(), term)).await {
             Ok(Some(_)) => {
                 number += 1;
                 entries.remove_below(number).await;

@@ -32,7 +32,7 @@ pub struct Chunk {
 }
 
 /// An input at hand.
-struct Head {
+struct RunHead {
     batch: RecordBatch,
     /// The next row.
     at: usize,
@@ -45,7 +45,7 @@ pub struct Merge<B> {
     column: Option<usize>,
     /// Least next time first; of equal ones the input that was named first.
     next: BinaryHeap<Reverse<(i64, usize)>>,
-    heads: Vec<Option<Head>>,
+    heads: Vec<Option<RunHead>>,
 }
 
 impl<B: Batches> Merge<B> {
@@ -60,7 +60,7 @@ impl<B: Batches> Merge<B> {
         &self.inputs
     }
 
-    fn time(&self, head: &Head, row: usize) -> i64 {
+    fn time(&self, head: &RunHead, row: usize) -> i64 {
         self.column.map_or(0, |column| {
             head.batch.column(column).as_primitive::<TimestampMicrosecondType>().value(row)
         })
@@ -84,7 +84,7 @@ impl<B: Batches> Merge<B> {
             });
             chunk.rows.extend((head.at..end).map(|row| (place, row)));
             if end < head.batch.num_rows() {
-                let head = Head { at: end, ..head };
+                let head = RunHead { at: end, ..head };
                 self.next.push(Reverse((self.time(&head, end), input)));
                 self.heads[input] = Some(head);
             } else {
@@ -98,7 +98,7 @@ impl<B: Batches> Merge<B> {
     /// Takes an input's next batch in hand.
     fn advance(&mut self, input: usize) -> Result<(), B::Error> {
         if let Some(batch) = self.inputs.next(input)? {
-            let head = Head { batch, at: 0 };
+            let head = RunHead { batch, at: 0 };
             self.next.push(Reverse((self.time(&head, 0), input)));
             self.heads[input] = Some(head);
         }
@@ -106,7 +106,7 @@ impl<B: Batches> Merge<B> {
     }
 
     /// One past the last row that comes before every other input's next.
-    fn run(&self, head: &Head, input: usize, most: usize) -> usize {
+    fn run(&self, head: &RunHead, input: usize, most: usize) -> usize {
         let end = head.batch.num_rows().min(head.at + most);
         let (Some(column), Some(Reverse((time, other)))) = (self.column, self.next.peek()) else {
             return end;

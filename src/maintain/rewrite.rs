@@ -186,7 +186,7 @@ impl Rewriter {
         &self,
         bin: &Bin,
         runtime: Handle,
-        send: mpsc::Sender<Piece<RecordBatch>>,
+        send: mpsc::Sender<OutputPiece<RecordBatch>>,
     ) -> Result<(Checksum, Checksum), RewriteError> {
         let reading = Reading {
             store: self.store.clone(),
@@ -219,11 +219,11 @@ impl Rewriter {
                 }
             }
             let sources: Vec<&RecordBatch> = batches.iter().collect();
-            if send.blocking_send(Piece::Next(gather(&self.spec, &sources, &rows)?)).is_err() {
+            if send.blocking_send(OutputPiece::Next(gather(&self.spec, &sources, &rows)?)).is_err() {
                 break;
             }
         }
-        drop(send.blocking_send(Piece::End));
+        drop(send.blocking_send(OutputPiece::End));
         Ok((merge.inputs().read, gone))
     }
 
@@ -232,7 +232,7 @@ impl Rewriter {
         &self,
         bin: &Bin,
         runtime: Handle,
-        mut receive: mpsc::Receiver<Piece<RecordBatch>>,
+        mut receive: mpsc::Receiver<OutputPiece<RecordBatch>>,
     ) -> Result<(Vec<DataFile>, Option<Upload>), RewriteError> {
         let mut output = Output {
             rewriter: self,
@@ -245,8 +245,8 @@ impl Rewriter {
         };
         loop {
             match receive.blocking_recv() {
-                Some(Piece::Next(rows)) => output.write(&rows)?,
-                Some(Piece::End) => {
+                Some(OutputPiece::Next(rows)) => output.write(&rows)?,
+                Some(OutputPiece::End) => {
                     output.end_file()?;
                     return Ok((output.files, output.last));
                 }
@@ -380,7 +380,7 @@ async fn on_a_thread<T: Send + 'static>(name: &str, work: impl FnOnce() -> T + S
 }
 
 /// A piece of something whole.
-enum Piece<T> {
+enum OutputPiece<T> {
     Next(T),
     /// Nothing comes after it. Without it what was sent is not whole.
     End,
@@ -388,7 +388,7 @@ enum Piece<T> {
 
 /// A file's bytes in parts, as they are written.
 struct Parts {
-    send: mpsc::Sender<Piece<Bytes>>,
+    send: mpsc::Sender<OutputPiece<Bytes>>,
     held: Vec<u8>,
 }
 
@@ -406,7 +406,7 @@ impl std::io::Write for Parts {
         if self.held.is_empty() {
             return Ok(());
         }
-        let part = Piece::Next(std::mem::take(&mut self.held).into());
+        let part = OutputPiece::Next(std::mem::take(&mut self.held).into());
         self.send.blocking_send(part).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
     }
 }
@@ -414,7 +414,7 @@ impl std::io::Write for Parts {
 /// A file on its way to the store.
 struct Upload {
     location: String,
-    send: mpsc::Sender<Piece<Bytes>>,
+    send: mpsc::Sender<OutputPiece<Bytes>>,
     task: JoinHandle<object_store::Result<()>>,
 }
 
@@ -423,16 +423,16 @@ impl Upload {
         runtime: &Handle,
         store: &Store,
         path: Path,
-        mut receive: mpsc::Receiver<Piece<Bytes>>,
-        send: mpsc::Sender<Piece<Bytes>>,
+        mut receive: mpsc::Receiver<OutputPiece<Bytes>>,
+        send: mpsc::Sender<OutputPiece<Bytes>>,
     ) -> Self {
         let location = path.to_string();
         let mut to = BufWriter::with_capacity(store.objects.clone(), path, PART_BYTES);
         let task = runtime.spawn(async move {
             loop {
                 match receive.recv().await {
-                    Some(Piece::Next(bytes)) => to.put(bytes).await?,
-                    Some(Piece::End) => {
+                    Some(OutputPiece::Next(bytes)) => to.put(bytes).await?,
+                    Some(OutputPiece::End) => {
                         return tokio::io::AsyncWriteExt::shutdown(&mut to).await.map_err(store_error);
                     }
                     // The merge failed: what is there of the file goes.
@@ -446,7 +446,7 @@ impl Upload {
     /// All of the file was sent. Blocking.
     fn end(&self) {
         // An upload that has failed hears nothing any more.
-        drop(self.send.blocking_send(Piece::End));
+        drop(self.send.blocking_send(OutputPiece::End));
     }
 
     /// Ends the upload where it is. Why it failed, if it did. Blocking.

@@ -18,5 +18,5 @@ pub use crate::sql::statements::{completions, is_complete, split};
 pub use frame::Expanded;
 pub use overview::{TABLES, drift};
 pub use render::{Cells, Format, Renderer};
-pub use saved::{Kind, Parameter, SavedError, SavedQuery, Value, built_in};
+pub use saved::{Parameter, ParameterKind, SavedError, SavedQuery, Value, built_in};
 pub use session::{QueryError, Session};

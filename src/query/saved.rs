@@ -16,7 +16,7 @@ use crate::base::now_micros;
 
 /// The type of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ParameterKind {
     /// Any text.
     Text,
     /// A whole number.
@@ -28,7 +28,7 @@ pub enum Kind {
     Time,
 }
 
-impl Kind {
+impl ParameterKind {
     const ALL: [(&'static str, Self); 5] = [
         ("text", Self::Text),
         ("integer", Self::Integer),
@@ -75,7 +75,7 @@ pub enum Value {
 pub struct Parameter {
     /// Written `$name` in the statement.
     pub name: String,
-    pub kind: Kind,
+    pub kind: ParameterKind,
     /// What it is when nothing else is given; none: it has to be given.
     pub default: Option<String>,
     pub help: String,
@@ -206,7 +206,7 @@ impl SavedQuery {
                 parameter: p.name.clone(),
                 given: text.clone(),
                 kind: p.kind.name(),
-                hint: if p.kind == Kind::Time {
+                hint: if p.kind == ParameterKind::Time {
                     ", such as 2026-11-24T00:00:00Z, or 7d for seven days ago"
                 } else {
                     ""
@@ -225,7 +225,7 @@ fn parameter_of(text: &str) -> Option<Parameter> {
         .split_once('=')
         .map_or((what, None), |(declared, default)| (declared, Some(default.trim().to_owned())));
     let (name, kind) = declared.trim().split_once(' ')?;
-    let (_, kind) = Kind::ALL.into_iter().find(|(word, _)| *word == kind.trim())?;
+    let (_, kind) = ParameterKind::ALL.into_iter().find(|(word, _)| *word == kind.trim())?;
     if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
         || default.as_ref().is_some_and(|d| kind.read(d).is_none())
     {

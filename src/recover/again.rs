@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
-use super::rejects::Kept;
+use super::rejects::KeptReject;
 use crate::base::aws::Access;
 use crate::base::failure::FailureKind;
 use crate::config;
@@ -18,7 +18,7 @@ use crate::decode::inflate::{InflateError, Inflater, cause};
 use crate::decode::object::{Object, ObjectId};
 use crate::decode::reject::Reason;
 use crate::land::worker::{Rejected, WorkerSettings};
-use crate::source::bucket::{Buckets, Head, Wanted};
+use crate::source::bucket::{Buckets, ObjectHead, Wanted};
 use crate::source::local::{Links, LocalFile};
 use crate::source::origin::{Input, Origin, SourceError, fetch};
 use crate::source::routing::Sources;
@@ -62,7 +62,11 @@ impl<'a> Objects<'a> {
     }
 
     /// What there is of a reject. `has_landed` tells of an object whether it has.
-    pub fn find(&mut self, kept: &Kept<'_>, has_landed: impl Fn(ObjectId) -> bool) -> Result<Rejected, Lost> {
+    pub fn find(
+        &mut self,
+        kept: &KeptReject<'_>,
+        has_landed: impl Fn(ObjectId) -> bool,
+    ) -> Result<Rejected, Lost> {
         let reason = kept.reason();
         match (reason, kept.length, kept.cut()) {
             // A notification: it holds no record, and what it announces is found by reconciling.
@@ -82,7 +86,7 @@ impl<'a> Objects<'a> {
     }
 
     /// A record of which only the beginning was kept.
-    fn record(&mut self, kept: &Kept<'_>, length: u64) -> Result<Rejected, Lost> {
+    fn record(&mut self, kept: &KeptReject<'_>, length: u64) -> Result<Rejected, Lost> {
         let known = self.unreadable.as_ref().filter(|(id, _)| *id == kept.id.object);
         if let Some((_, why)) = known {
             return Err(Lost::Unreadable(why.clone()));
@@ -94,7 +98,7 @@ impl<'a> Objects<'a> {
         Ok(Rejected::Record(read?.into()))
     }
 
-    fn read_record(&mut self, kept: &Kept<'_>, length: u64) -> Result<Vec<u8>, Lost> {
+    fn read_record(&mut self, kept: &KeptReject<'_>, length: u64) -> Result<Vec<u8>, Lost> {
         let (object, offset) = (kept.id.object, kept.id.offset);
         let mut stream =
             match self.stream.take().filter(|stream| stream.object == object && stream.at <= offset) {
@@ -121,7 +125,7 @@ impl<'a> Objects<'a> {
     }
 
     /// An object that was read before, if it is still what it was.
-    fn object(&mut self, kept: &Kept<'_>) -> Result<Input, Lost> {
+    fn object(&mut self, kept: &KeptReject<'_>) -> Result<Input, Lost> {
         let origin = self.origin(&kept.object).ok_or(Lost::Stays(None))?;
         let (object, input) = Handle::current().block_on(fetch(origin))?;
         if object.id == kept.id.object { Ok(input) } else { Err(changed(&kept.object, &object.etag)) }
@@ -130,7 +134,7 @@ impl<'a> Objects<'a> {
     /// An object that was announced, and not read.
     fn unread(
         &mut self,
-        kept: &Kept<'_>,
+        kept: &KeptReject<'_>,
         reason: Option<Reason>,
         has_landed: impl Fn(ObjectId) -> bool,
     ) -> Result<Rejected, Lost> {
@@ -184,12 +188,12 @@ impl<'a> Objects<'a> {
         Some(Origin::S3 {
             buckets,
             wanted,
-            head: Head { etag: object.etag.clone(), size: 0, last_modified: None },
+            head: ObjectHead { etag: object.etag.clone(), size: 0, last_modified: None },
         })
     }
 }
 
-fn failed(kept: &Kept<'_>, error: io::Error) -> Lost {
+fn failed(kept: &KeptReject<'_>, error: io::Error) -> Lost {
     let error: InflateError = cause(error);
     match error.reason() {
         Some(reason) => Lost::Stays(Some(reason)),

@@ -48,7 +48,7 @@ impl Chosen {
 
 /// A reject, as it was kept.
 #[derive(Debug)]
-pub struct Kept<'a> {
+pub struct KeptReject<'a> {
     pub id: RowId,
     /// The code of what was wrong, which a newer version may have brought.
     pub reason: &'a str,
@@ -60,7 +60,7 @@ pub struct Kept<'a> {
     pub payload: &'a [u8],
 }
 
-impl Kept<'_> {
+impl KeptReject<'_> {
     /// What is wrong with it, as this version knows it.
     pub fn reason(&self) -> Option<Reason> {
         Reason::parse(self.reason)
@@ -73,7 +73,7 @@ impl Kept<'_> {
 }
 
 /// The rejects among a batch's rows that are meant. Rows that are none of ours are left out.
-pub fn kept<'a>(batch: &'a RecordBatch, chosen: &Chosen) -> impl Iterator<Item = Kept<'a>> {
+pub fn kept<'a>(batch: &'a RecordBatch, chosen: &Chosen) -> impl Iterator<Item = KeptReject<'a>> {
     let column = |name: &str| batch.column_by_name(name).expect("the table's columns");
     let text = |name: &str| {
         let values = column(name).as_string_view();
@@ -106,7 +106,7 @@ pub fn kept<'a>(batch: &'a RecordBatch, chosen: &Chosen) -> impl Iterator<Item =
         };
         let length = lengths.is_valid(row).then(|| lengths.value(row).max(0) as u64);
         let payload = if payloads.is_valid(row) { payloads.value(row) } else { &[] };
-        Some(Kept { id, reason: reason(row).unwrap_or_default(), object, length, payload })
+        Some(KeptReject { id, reason: reason(row).unwrap_or_default(), object, length, payload })
     };
     (0..batch.num_rows()).filter(wanted).filter_map(read)
 }

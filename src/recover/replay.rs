@@ -30,14 +30,14 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::again::{Lost, Objects};
-use super::rejects::{Chosen, Kept, kept};
+use super::rejects::{Chosen, KeptReject, kept};
 use crate::base::store::Store;
 use crate::decode::object::{Object, ObjectId, RowId};
 use crate::decode::reject::Reason;
 use crate::format::read;
 use crate::ingest::ending::{Ending, IngestError};
 use crate::ingest::feed::{Feed, Feeds};
-use crate::ingest::item::{Item, ItemKind, ItemNo, Replayed};
+use crate::ingest::item::{Item, ItemKind, ItemNo, ReplayedReject};
 use crate::ingest::metrics::Metrics;
 use crate::ingest::pipeline::{Entrance, Pipeline, Stopped};
 use crate::ingest::pressure::Pressure;
@@ -144,11 +144,11 @@ impl Replay {
             Some(lake) => Landed::Lake(lake),
             None => Landed::Ids(self.landed().await?),
         };
-        let counting = Arc::new(Counting::default());
+        let counting = Arc::new(RejectCounting::default());
         let (send, receive) = mpsc::channel(1);
         let (own, counted) = (self.clone(), counting.clone());
         let taking_in = self.pass(&counting, move |entrance, room| {
-            Intake::new(&own, landed, entrance, room, counted).take_in_all(receive)
+            RejectIntake::new(&own, landed, entrance, room, counted).take_in_all(receive)
         });
         let (read, postponed) = tokio::join!(self.read(files, send), taking_in);
         let postponed = postponed?;
@@ -170,7 +170,7 @@ impl Replay {
     /// Lands what an intake takes in, on a thread of its own, to its end.
     async fn pass<T: Send + 'static>(
         &self,
-        counting: &Arc<Counting>,
+        counting: &Arc<RejectCounting>,
         intake: impl FnOnce(Entrance, Arc<Room>) -> T + Send + 'static,
     ) -> Result<T, ReplayError> {
         let metrics = Arc::new(Metrics::new().0);
@@ -209,7 +209,7 @@ impl Replay {
         postponed: Vec<Postponed>,
         entrance: &Entrance,
         room: &Room,
-        counting: &Counting,
+        counting: &RejectCounting,
     ) {
         let runtime = Handle::current();
         for (no, Postponed { reject, object, reason, waits_for }) in (0..).zip(postponed) {
@@ -219,7 +219,7 @@ impl Replay {
             }
             let rejected = Arc::new(Mutex::new(Some(Rejected::Landed)));
             let room = runtime.block_on(room.take(0, 0));
-            let replayed = Replayed { reject, object, reason, log_type: None, rejected, room };
+            let replayed = ReplayedReject { reject, object, reason, log_type: None, rejected, room };
             if runtime.block_on(entrance.take_in(no, ItemKind::Replayed(replayed))).is_err() {
                 counting.summary.lock().not_begun += 1;
             }
@@ -301,13 +301,13 @@ struct Postponed {
 }
 
 /// Rejects, as they are read from their table, and what there is of them. Blocking.
-struct Intake<'a> {
+struct RejectIntake<'a> {
     replay: &'a Replay,
     landed: Landed,
     objects: Objects<'a>,
     entrance: Entrance,
     room: Arc<Room>,
-    counting: Arc<Counting>,
+    counting: Arc<RejectCounting>,
     runtime: Handle,
     /// Objects that had been rejected unread, and were handed in as themselves.
     unread: HashSet<ObjectId>,
@@ -315,13 +315,13 @@ struct Intake<'a> {
     taken_in: ItemNo,
 }
 
-impl<'a> Intake<'a> {
+impl<'a> RejectIntake<'a> {
     fn new(
         replay: &'a Replay,
         landed: Landed,
         entrance: Entrance,
         room: Arc<Room>,
-        counting: Arc<Counting>,
+        counting: Arc<RejectCounting>,
     ) -> Self {
         Self {
             replay,
@@ -350,7 +350,7 @@ impl<'a> Intake<'a> {
         self.postponed
     }
 
-    fn take_in(&mut self, kept: &Kept<'_>) -> Result<(), Stopped> {
+    fn take_in(&mut self, kept: &KeptReject<'_>) -> Result<(), Stopped> {
         if self.landed.contains(ObjectId::of_replay(kept.id)) {
             self.counting.summary.lock().already_there += 1;
             return Ok(());
@@ -376,7 +376,7 @@ impl<'a> Intake<'a> {
         let room = self.runtime.block_on(self.room.take(0, rejected.held()));
         let log_type = self.replay.sources.log_type_of(&kept.object);
         let rejected = Arc::new(Mutex::new(Some(rejected)));
-        let replayed = Replayed { reject, object, reason, log_type, rejected, room };
+        let replayed = ReplayedReject { reject, object, reason, log_type, rejected, room };
         self.taken_in += 1;
         self.runtime.block_on(self.entrance.take_in(self.taken_in, ItemKind::Replayed(replayed)))
     }
@@ -384,13 +384,13 @@ impl<'a> Intake<'a> {
 
 /// Counts what becomes of rejects.
 #[derive(Debug, Default)]
-struct Counting {
+struct RejectCounting {
     summary: Mutex<Summary>,
     /// Those that are on their way.
     begun: Mutex<HashSet<ObjectId>>,
 }
 
-impl Counting {
+impl RejectCounting {
     fn stays(&self, was: &str, reason: Option<Reason>) {
         let code = reason.map_or(was, |reason| reason.code());
         *self.summary.lock().rejected.entry(code.to_owned()).or_default() += 1;
@@ -412,7 +412,7 @@ impl Counting {
     }
 }
 
-impl Settle for Counting {
+impl Settle for RejectCounting {
     fn identify(&self, _: ItemNo, entry: ObjectId) -> Identified {
         if self.begun.lock().insert(entry) {
             return Identified::First;

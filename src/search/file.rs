@@ -23,7 +23,7 @@ use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataR
 use super::needle::Needle;
 use crate::base::clock::DAY_MICROS;
 use crate::format::bloom;
-use crate::format::value_index::{self, Place};
+use crate::format::value_index::{self, IndexPlace};
 use crate::format::write::footer_guess;
 use crate::schema::{Standard, timestamp_type};
 
@@ -188,7 +188,7 @@ async fn indexed_groups(
     let text = entries
         .filter(|entry| entry.key == value_index::METADATA_KEY)
         .find_map(|entry| entry.value.as_deref());
-    let places: Vec<Place> = text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let places: Vec<IndexPlace> = text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
     let (Some(keys), Some(place)) = (needle.keys(), places.iter().find(|place| place.column == list.name()))
     else {
         return Ok(ALL);

@@ -23,11 +23,11 @@ pub struct NeedleError {
 pub struct Needle {
     /// As it was given.
     pub text: String,
-    kind: Kind,
+    kind: NeedleKind,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Kind {
+enum NeedleKind {
     /// One address, in each of its spellings.
     Address(Vec<String>),
     Network(IpNet),
@@ -57,14 +57,14 @@ impl Needle {
             }
             spellings.sort();
             spellings.dedup();
-            Kind::Address(spellings)
+            NeedleKind::Address(spellings)
         } else if let Ok(network) = trimmed.parse::<IpNet>() {
-            Kind::Network(canonical(network.trunc()))
+            NeedleKind::Network(canonical(network.trunc()))
         } else if let Some(domain) = trimmed.strip_prefix("*.") {
             let domain = indicator::host(domain)
                 .filter(|host| !host.contains('*'))
                 .ok_or_else(|| wrong("write *.example.com"))?;
-            Kind::Below(format!(".{}", domain.to_lowercase()))
+            NeedleKind::Below(format!(".{}", domain.to_lowercase()))
         } else if trimmed.is_empty() {
             return Err(wrong("it is empty"));
         } else if trimmed.contains('*') {
@@ -74,7 +74,7 @@ impl Needle {
             words.extend(indicator::host(trimmed).map(str::to_lowercase));
             words.sort();
             words.dedup();
-            Kind::Word(words)
+            NeedleKind::Word(words)
         };
         Ok(Self { text: text.to_owned(), kind })
     }
@@ -82,32 +82,34 @@ impl Needle {
     /// The lists in which it may stand.
     pub fn columns(&self) -> &'static [Standard] {
         match self.kind {
-            Kind::Address(_) | Kind::Network(_) => &[Standard::AnyIpAddresses],
-            Kind::Below(_) => &[Standard::AnyDomainNames],
-            Kind::Word(_) => &[Standard::AnyDomainNames, Standard::AnyTraceIds],
+            NeedleKind::Address(_) | NeedleKind::Network(_) => &[Standard::AnyIpAddresses],
+            NeedleKind::Below(_) => &[Standard::AnyDomainNames],
+            NeedleKind::Word(_) => &[Standard::AnyDomainNames, Standard::AnyTraceIds],
         }
     }
 
     /// The values that it is, if these can be counted: what a bloom filter can be asked for.
     pub fn exact(&self) -> Option<&[String]> {
         match &self.kind {
-            Kind::Address(values) | Kind::Word(values) => Some(values),
-            Kind::Network(_) | Kind::Below(_) => None,
+            NeedleKind::Address(values) | NeedleKind::Word(values) => Some(values),
+            NeedleKind::Network(_) | NeedleKind::Below(_) => None,
         }
     }
 
     /// The range of keys in a lookup index that it is, if it is more than can be counted.
     pub fn keys(&self) -> Option<RangeInclusive<Vec<u8>>> {
         match &self.kind {
-            Kind::Network(network) => Some(value_index::network_keys(network.network(), network.broadcast())),
-            Kind::Below(domain) => Some(value_index::domain_keys(&domain[1..])),
-            Kind::Address(_) | Kind::Word(_) => None,
+            NeedleKind::Network(network) => {
+                Some(value_index::network_keys(network.network(), network.broadcast()))
+            }
+            NeedleKind::Below(domain) => Some(value_index::domain_keys(&domain[1..])),
+            NeedleKind::Address(_) | NeedleKind::Word(_) => None,
         }
     }
 
     /// Whether a key of that range is it.
     pub fn is_key(&self, key: &[u8]) -> bool {
-        let Kind::Below(domain) = &self.kind else {
+        let NeedleKind::Below(domain) = &self.kind else {
             return self
                 .keys()
                 .is_some_and(|keys| keys.start().as_slice() <= key && key <= keys.end().as_slice());
@@ -119,11 +121,11 @@ impl Needle {
     /// Whether a list's value is it.
     pub fn is(&self, value: &str) -> bool {
         match &self.kind {
-            Kind::Address(values) | Kind::Word(values) => values.iter().any(|v| v == value),
-            Kind::Network(network) => value
+            NeedleKind::Address(values) | NeedleKind::Word(values) => values.iter().any(|v| v == value),
+            NeedleKind::Network(network) => value
                 .parse::<IpAddr>()
                 .is_ok_and(|address| network.contains(&address) || network.contains(&address.to_canonical())),
-            Kind::Below(domain) => value == &domain[1..] || value.ends_with(domain.as_str()),
+            NeedleKind::Below(domain) => value == &domain[1..] || value.ends_with(domain.as_str()),
         }
     }
 }

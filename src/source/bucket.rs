@@ -51,7 +51,7 @@ impl Wanted {
 
 /// The head of an answer: what the object is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Head {
+pub struct ObjectHead {
     /// Without quotes.
     pub etag: String,
     /// Bytes, of the whole object; 0 where only reading it tells ([`Body::Unmeasured`]).
@@ -83,14 +83,14 @@ pub struct Unmeasured {
 pub struct ListedObject {
     pub key: String,
     /// What the listing says of it.
-    pub head: Head,
+    pub head: ObjectHead,
 }
 
 /// Buckets of one account.
 #[async_trait]
 pub trait Buckets: Send + Sync + Debug {
     /// The object, its bytes at once if they are at most `whole`.
-    async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(Head, Body), Failure>;
+    async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(ObjectHead, Body), Failure>;
 
     /// A range of the object, if it still has this ETag.
     async fn range(&self, wanted: &Wanted, range: Range<u64>, etag: &str) -> Result<Bytes, Failure>;
@@ -101,7 +101,7 @@ pub trait Buckets: Send + Sync + Debug {
 
 #[async_trait]
 impl Buckets for Client {
-    async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(Head, Body), Failure> {
+    async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(ObjectHead, Body), Failure> {
         let request =
             self.get_object().bucket(&wanted.bucket).key(&wanted.key).set_version_id(wanted.version.clone());
         let has_end = Arc::new(AtomicBool::new(false));
@@ -113,11 +113,12 @@ impl Buckets for Client {
             .map_err(|e| Failure::from(&e))?;
         // An object is known by its ETag.
         let etag = answer.e_tag().map(unquoted).filter(|e| !e.is_empty()).ok_or_else(|| headless("ETag"))?;
-        let head = Head { etag: etag.to_owned(), size: 0, last_modified: answer.last_modified().map(micros) };
+        let head =
+            ObjectHead { etag: etag.to_owned(), size: 0, last_modified: answer.last_modified().map(micros) };
         let Some(size) = answer.content_length() else {
             return unmeasured(wanted, head, answer.body, whole, has_end.load(Ordering::Relaxed)).await;
         };
-        let head = Head { size: size as u64, ..head };
+        let head = ObjectHead { size: size as u64, ..head };
         if head.size > whole {
             return Ok((head, Body::Larger));
         }
@@ -155,7 +156,7 @@ impl Buckets for Client {
 }
 
 fn listed(object: aws_sdk_s3::types::Object) -> Option<ListedObject> {
-    let head = Head {
+    let head = ObjectHead {
         etag: unquoted(object.e_tag().unwrap_or_default()).to_owned(),
         size: object.size().unwrap_or_default() as u64,
         last_modified: object.last_modified().map(micros),
@@ -201,11 +202,11 @@ impl Intercept for OwnEnd {
 /// The body of an answer that tells no length, such as a store's that decompresses objects on their way.
 async fn unmeasured(
     wanted: &Wanted,
-    head: Head,
+    head: ObjectHead,
     mut body: ByteStream,
     whole: u64,
     has_end: bool,
-) -> Result<(Head, Body), Failure> {
+) -> Result<(ObjectHead, Body), Failure> {
     let mut first = BytesMut::new();
     let rest = loop {
         match body.next().await {
@@ -232,7 +233,9 @@ async fn unmeasured(
         );
     }
     match rest {
-        None if has_end || is_plain => Ok((Head { size: first.len() as u64, ..head }, Body::Whole(first))),
+        None if has_end || is_plain => {
+            Ok((ObjectHead { size: first.len() as u64, ..head }, Body::Whole(first)))
+        }
         rest => Ok((head, Body::Unmeasured(Unmeasured { first, rest, has_end: has_end || is_plain }))),
     }
 }
@@ -298,7 +301,7 @@ pub fn is_same_etag(one: &str, other: &str) -> bool {
 pub struct RangeReader {
     buckets: Arc<dyn Buckets>,
     wanted: Wanted,
-    head: Head,
+    head: ObjectHead,
     at: u64,
     chunk: Bytes,
     runtime: Handle,
@@ -306,7 +309,7 @@ pub struct RangeReader {
 
 impl RangeReader {
     /// From the object's first byte.
-    pub fn new(buckets: Arc<dyn Buckets>, wanted: Wanted, head: Head, runtime: Handle) -> Self {
+    pub fn new(buckets: Arc<dyn Buckets>, wanted: Wanted, head: ObjectHead, runtime: Handle) -> Self {
         Self { buckets, wanted, head, at: 0, chunk: Bytes::new(), runtime }
     }
 

@@ -8,7 +8,7 @@ use futures::stream::{self, BoxStream};
 use futures::{StreamExt as _, TryStreamExt as _, future};
 use tokio::runtime::Handle;
 
-use super::bucket::{Body, Buckets, Head, ListedObject, RangeReader, StreamReader, Wanted};
+use super::bucket::{Body, Buckets, ListedObject, ObjectHead, RangeReader, StreamReader, Wanted};
 use super::local::{self, Content, HashedFile, Links, LocalError, LocalFile, PassedOver};
 use crate::base::failure::Failure;
 use crate::base::micros_since_epoch;
@@ -62,7 +62,7 @@ pub enum Origin {
         /// Bucket and key.
         wanted: Wanted,
         /// Size, time, and the ETag of that moment.
-        head: Head,
+        head: ObjectHead,
     },
 }
 
@@ -263,7 +263,7 @@ pub fn of_file(file: &LocalFile, whole: u64) -> Result<(Object, Input), LocalErr
 }
 
 /// An S3 object by the head of its answer, and its bytes, which are read as they go if they are not at hand.
-pub fn of_s3(buckets: Arc<dyn Buckets>, wanted: Wanted, head: Head, body: Body) -> (Object, Input) {
+pub fn of_s3(buckets: Arc<dyn Buckets>, wanted: Wanted, head: ObjectHead, body: Body) -> (Object, Input) {
     let object = Object {
         id: ObjectId::of_s3(&wanted.bucket, &wanted.key, &head.etag),
         bucket: Some(wanted.bucket.clone()),

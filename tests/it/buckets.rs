@@ -19,7 +19,7 @@ use flarelake::ingest::backfill::Backfill;
 use flarelake::land::batch::Tables;
 use flarelake::land::worker::{Worker, WorkerSettings};
 use flarelake::schema::Catalog;
-use flarelake::source::bucket::{Body, Buckets, Head, ListedObject, Wanted, is_same_etag};
+use flarelake::source::bucket::{Body, Buckets, ListedObject, ObjectHead, Wanted, is_same_etag};
 use flarelake::source::origin::{Origin, of_s3};
 use flarelake::source::routing::Sources;
 use flarelake::table::Lake;
@@ -201,9 +201,10 @@ struct Overwritten(AtomicU64);
 
 #[async_trait]
 impl Buckets for Overwritten {
-    async fn get(&self, _: &Wanted, _: u64) -> Result<(Head, Body), Failure> {
+    async fn get(&self, _: &Wanted, _: u64) -> Result<(ObjectHead, Body), Failure> {
         let left = self.0.load(Ordering::SeqCst);
-        let head = Head { etag: format!("e{left}"), size: LINE.len() as u64, last_modified: Some(WRITTEN) };
+        let head =
+            ObjectHead { etag: format!("e{left}"), size: LINE.len() as u64, last_modified: Some(WRITTEN) };
         Ok((head, Body::Larger))
     }
 
@@ -249,7 +250,7 @@ async fn an_object_that_is_overwritten_while_it_is_read_is_read_again_from_its_b
             meter: Arc::default(),
             stop: CancellationToken::new(),
         };
-        let head = Head { etag: "listed".into(), size: LINE.len() as u64, last_modified: None };
+        let head = ObjectHead { etag: "listed".into(), size: LINE.len() as u64, last_modified: None };
         let listed = ListedObject { key: "large.log".into(), head };
         let origin = Origin::listed(Arc::new(Overwritten(times.into())), "bucket", listed);
         let summary = backfill.origins(vec![origin]).await.expect("works");

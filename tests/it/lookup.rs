@@ -7,7 +7,7 @@ use arrow::array::{ListBuilder, RecordBatch, StringViewBuilder, TimestampMicrose
 use arrow::datatypes::{Field, Schema};
 use flarelake::config::Partitioning;
 use flarelake::format::value_index::{
-    LookupBuilder, METADATA_KEY, MOST_BYTES, Place, blocks_of, groups_of, is_among,
+    IndexPlace, LookupBuilder, METADATA_KEY, MOST_BYTES, blocks_of, groups_of, is_among,
 };
 use flarelake::format::write::{FileWriter, ROW_GROUP_ROWS};
 use flarelake::schema::{Catalog, Standard, list_element, timestamp_type};
@@ -38,7 +38,7 @@ fn found(list: Standard, groups: &[Vec<String>], needle: &Needle) -> Vec<usize> 
         builder.add(&rows(list, values), n);
     }
     let (bytes, places) = builder.finish(1000, usize::MAX);
-    let Some(Place { blocks, directory, end, .. }) = places.first() else { return Vec::new() };
+    let Some(IndexPlace { blocks, directory, end, .. }) = places.first() else { return Vec::new() };
     let part = |from: u64, to: u64| &bytes[(from - 1000) as usize..(to - 1000) as usize];
     let keys = needle.keys().expect("a range");
     let Some(near) = blocks_of(part(*directory, *end), &keys).expect("a directory") else {
@@ -157,7 +157,7 @@ fn the_index_of_a_file_follows_its_row_groups_however_its_rows_came() {
         .find(|entry| entry.key == METADATA_KEY)
         .and_then(|entry| entry.value.as_ref())
         .expect("an index");
-    let places: Vec<Place> = serde_json::from_str(told).expect("places");
+    let places: Vec<IndexPlace> = serde_json::from_str(told).expect("places");
     let part = |from: u64, to: u64| &bytes[from as usize..to as usize];
     for (row, group) in
         [(0, 0), (ROW_GROUP_ROWS - 1, 0), (ROW_GROUP_ROWS, 1), (ROW_GROUP_ROWS + 5_000, 1), (ROWS - 1, 1)]

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use flarelake::decode::object::ObjectId;
 use flarelake::recover::{Comparison, State, Streams, Window, is_dated};
-use flarelake::source::bucket::{Head, ListedObject};
+use flarelake::source::bucket::{ListedObject, ObjectHead};
 use serde_json::{Value, json};
 
 use crate::moto::{Cloud, Moto, python, skipped};
@@ -148,7 +148,7 @@ fn an_object_is_what_the_ledger_says_of_its_name_and_content() {
     let hour = 3_600_000_000;
     let object = |key: &str, size: u64, written: i64| ListedObject {
         key: key.to_owned(),
-        head: Head { etag: "new".into(), size, last_modified: Some(written * hour) },
+        head: ObjectHead { etag: "new".into(), size, last_modified: Some(written * hour) },
     };
     let names = [
         "a-missing",

@@ -19,7 +19,7 @@ use flarelake::ingest::service::{Ingest, Pace, QueueSource};
 use flarelake::land::batch::Tables;
 use flarelake::land::worker::WorkerSettings;
 use flarelake::schema::Catalog;
-use flarelake::source::bucket::{Body, Buckets, Head, ListedObject, Wanted};
+use flarelake::source::bucket::{Body, Buckets, ListedObject, ObjectHead, Wanted};
 use flarelake::source::queue::{Entry, Message, Queue, QueueError};
 use flarelake::table::Lake;
 use futures::StreamExt as _;
@@ -95,7 +95,7 @@ impl MemoryBuckets {
 
 #[async_trait]
 impl Buckets for MemoryBuckets {
-    async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(Head, Body), Failure> {
+    async fn get(&self, wanted: &Wanted, whole: u64) -> Result<(ObjectHead, Body), Failure> {
         let hangs = *self.hangs.lock();
         if hangs.is_some_and(|text| wanted.key.contains(text)) {
             return std::future::pending().await;
@@ -103,7 +103,7 @@ impl Buckets for MemoryBuckets {
         let bytes = self.find(wanted)?;
         self.panic(&wanted.key, "whole");
         let etag = self.etag.lock().unwrap_or("etag").to_owned();
-        let head = Head { etag, size: bytes.len() as u64, last_modified: Some(WRITTEN) };
+        let head = ObjectHead { etag, size: bytes.len() as u64, last_modified: Some(WRITTEN) };
         let body = if head.size <= whole { Body::Whole(bytes) } else { Body::Larger };
         Ok((head, body))
     }

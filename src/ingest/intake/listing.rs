@@ -13,7 +13,7 @@ use crate::land::worker::Meter;
 use crate::source::origin::{Origin, SourceError};
 
 /// Hands in what a listing finds.
-pub struct Listing<'a> {
+pub struct ListingIntake<'a> {
     /// By the sources' numbers.
     pub entrances: &'a [Entrance],
     /// The number of the source whose an object is.
@@ -26,7 +26,7 @@ pub struct Listing<'a> {
     pub meter: &'a Arc<Meter>,
 }
 
-impl Listing<'_> {
+impl ListingIntake<'_> {
     /// Until its end, or until the run is stopped: then what is left is not begun. An error of the listing
     /// itself ends it.
     pub async fn take_in(

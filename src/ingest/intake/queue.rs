@@ -41,7 +41,7 @@ const ITEM_OVERHEAD: usize = 1 << 10;
 
 /// One queue, and what is known of it while it is read.
 #[derive(Debug)]
-pub struct Intake {
+pub struct QueueIntake {
     pub no: usize,
     pub queue: Arc<dyn Queue>,
     /// What its messages bring is attributed to.
@@ -54,7 +54,7 @@ pub struct Intake {
     quiet: Mutex<Option<Instant>>,
 }
 
-impl Intake {
+impl QueueIntake {
     /// Nothing was received of it yet.
     pub fn new(no: usize, queue: Arc<dyn Queue>, source: Source) -> Self {
         let visibility = Arc::new(Mutex::new(Duration::from_secs(30)));
@@ -138,7 +138,7 @@ impl Limits {
 /// Receives one queue's messages. A queue may have several.
 #[derive(Clone)]
 pub struct Receiver {
-    pub intake: Arc<Intake>,
+    pub intake: Arc<QueueIntake>,
     /// Where what its messages bring is handed in.
     pub entrance: Entrance,
     pub acks: Arc<Acks>,
