@@ -105,7 +105,7 @@ impl Leases {
             tracing::warn!("{why}; leases could not be extended, trying again");
         }
         // Not as patient as others: leases are worth more tries.
-        (timeout / 20).min(Duration::from_secs(1))
+        (timeout / 20).clamp(DUE_TOGETHER, Duration::from_secs(1))
     }
 
     /// What kept a batch of leases from being extended.
