@@ -59,7 +59,7 @@ pub enum BackfillError {
     Ingest(#[from] IngestError),
     /// A listing broke off.
     #[error("{0}; what was listed before has landed")]
-    ListingIntake(SourceError),
+    Listing(SourceError),
     /// Standard input can't be inflated to its end.
     #[error("standard input: {0}; the pieces before it have landed")]
     Stdin(#[from] InflateError),
@@ -99,7 +99,7 @@ impl Backfill {
             numbers: &numbers,
             meter: &self.meter,
         };
-        let mut ended = listing.take_in(listed).await.map_err(BackfillError::ListingIntake);
+        let mut ended = listing.take_in(listed).await.map_err(BackfillError::Listing);
         if let Some(input) = stdin.filter(|_| ended.is_ok()) {
             ended = self.cut(input, entrances[0].clone(), &room, numbers).await;
         }

@@ -111,7 +111,7 @@ fn advice(kind: FailureKind) -> &'static str {
             "restore it if it is archived; what is encrypted with a key that the reader has to bring can't be read"
         }
         FailureKind::Wrong => "check the source's region and endpoint",
-        _ => "it is tried again",
+        _ => "the store, or the way to it, is at fault",
     }
 }
 

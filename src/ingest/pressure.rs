@@ -8,7 +8,7 @@ pub struct Pressure(watch::Sender<PressureState>);
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct PressureState {
-    /// RowFilter up when whatever is held should land now.
+    /// Goes up when whatever is held should land now.
     pub hurries: u64,
     /// Those who wait until something has landed.
     pub waiting: usize,

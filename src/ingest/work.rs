@@ -258,10 +258,7 @@ impl WorkStage {
         let (worker, flushed) = flushing.await;
         self.worker = Some(worker);
         match flushed {
-            Ok(Ok(flushed)) => {
-                self.failures = 0;
-                self.account_for(flushed).await;
-            }
+            Ok(Ok(flushed)) => self.account_for(flushed).await,
             Ok(Err(error)) => {
                 self.account().await;
                 self.landing_failed(error);
@@ -298,6 +295,7 @@ impl WorkStage {
     async fn account_for(&mut self, flushed: Flushed) {
         let Working { metrics, settle, lake, .. } = &self.working;
         for (whole, commits) in flushed.took {
+            self.failures = 0;
             metrics.count_flush(whole, commits);
             metrics.clear_problem("lake");
         }

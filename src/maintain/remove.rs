@@ -61,7 +61,7 @@ impl Removal {
         Ok(Removed { overtaken: true, ..removed })
     }
 
-    /// RowFilter through the table's files, as they are now. False: it was overtaken, and has to look again.
+    /// Goes through the table's files, as they are now. False: it was overtaken, and has to look again.
     async fn round(&self, mut table: Upkeep, removed: &mut u64) -> Result<bool, RewriteError> {
         let rewriter = Rewriter {
             store: self.store.clone(),

@@ -56,7 +56,7 @@ impl Ids {
 
     /// Adds an id, unless it is there.
     pub fn insert(&mut self, id: u128) {
-        if !self.is_older(id) && self.recent.insert(id) && self.recent.len() >= MAX_RECENT {
+        if !self.is_older(id) && self.recent.insert(id) && is_time_to_settle(self.recent.len()) {
             self.settle();
         }
     }
@@ -93,10 +93,15 @@ impl Ids {
         let older = self.older.iter().map(|older| older.read().boxed());
         match Sorted::write(merge(older.chain([recent.into_iter().boxed()]).collect()), self.len()) {
             Ok(sorted) => (self.older, self.recent) = (Some(sorted), FxHashSet::default()),
-            Err(error) if self.recent.len().is_power_of_two() => warn(&error),
-            Err(_) => {}
+            Err(error) => warn(&error),
         }
     }
+}
+
+/// Whether so many ids go into a file now. Where that fails, it is tried again when there are twice as many:
+/// each try sorts them all.
+fn is_time_to_settle(ids: usize) -> bool {
+    ids >= MAX_RECENT && ids.is_power_of_two()
 }
 
 fn warn(error: &io::Error) {
@@ -119,7 +124,7 @@ impl Gathering {
     /// Adds an id.
     pub fn push(&mut self, id: u128) {
         self.ids.push(id);
-        if self.ids.len() >= MAX_RECENT && self.ids.len().is_power_of_two() {
+        if is_time_to_settle(self.ids.len()) {
             self.spill().unwrap_or_else(|error| warn(&error));
         }
     }
@@ -151,7 +156,7 @@ impl Gathering {
             None => ids.recent = self.ids.into_iter().collect(),
             Some(file) => {
                 let runs = self.runs.iter().map(|run| read(file, run.clone()).boxed());
-                let merged = merge(runs.chain([std::mem::take(&mut self.ids).into_iter().boxed()]).collect());
+                let merged = merge(runs.chain([self.ids.iter().copied().boxed()]).collect());
                 match Sorted::write(merged, all) {
                     Ok(sorted) => ids.older = Some(sorted),
                     Err(error) => {

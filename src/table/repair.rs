@@ -163,7 +163,7 @@ impl Repair {
         self.known.beyond(&self.rows)
     }
 
-    /// RowFilter past the one entry that this repair has put into the ledger beside [`Repair::note`].
+    /// Goes past the one entry that this repair has put into the ledger beside [`Repair::note`].
     pub async fn goes_past(&mut self) -> Result<(), TableError> {
         let own = self.ledger.version.map_or(0, |version| version + 1);
         ledger::catch_up(&mut self.ledger, &self.known, None, None).await?;

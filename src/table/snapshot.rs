@@ -87,7 +87,7 @@ impl Snapshot {
         there.map_err(|e| TableError::request(log_store.root_url().as_str(), "opening the table", e))
     }
 
-    /// RowFilter on to the newest version; true if that is another one.
+    /// Goes on to the newest version; true if that is another one.
     pub async fn update(&mut self) -> Result<bool, TableError> {
         let before = self.0.version();
         self.0.update_incremental(None).await.map_err(|e| self.failed("reading the log", e))?;

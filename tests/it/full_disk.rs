@@ -152,6 +152,21 @@ async fn an_ingest_waits_while_the_disk_is_full_and_goes_on_when_there_is_room()
     }
 }
 
+#[test]
+fn known_ids_are_told_exactly_where_there_is_no_room_for_their_file() {
+    // Room for none of it; for what is gathered, and not for the sorted file.
+    for mib in [1, 24] {
+        let Some(disk) = Disk::new(mib) else { return };
+        let test = Command::new(std::env::current_exe().expect("this test"))
+            .args(["--exact", "ids::ids_that_lie_in_a_file_are_told_exactly"])
+            .env("TMPDIR", disk.path())
+            .output()
+            .expect("started");
+        let said = String::from_utf8_lossy(&test.stdout).into_owned();
+        assert!(test.status.success() && said.contains("1 passed"), "{mib} MiB: {said}");
+    }
+}
+
 fn gzip(path: &Path, write: impl FnOnce(&mut GzEncoder<fs::File>)) {
     let mut encoder = GzEncoder::new(fs::File::create(path).expect("created"), Compression::fast());
     write(&mut encoder);

@@ -75,7 +75,7 @@ pub enum RepairError {
     },
 }
 
-/// RowFilter through the ids of a file's rows; none for those that have none.
+/// Goes through the ids of a file's rows; none for those that have none.
 async fn each_id(
     store: &Store,
     spec: &TableSpec,
