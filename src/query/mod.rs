@@ -5,6 +5,7 @@
 mod files;
 mod prune;
 mod scan;
+mod gc;
 mod catalog;
 mod overview;
 mod saved;

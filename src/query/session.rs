@@ -25,6 +25,7 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 
 use super::catalog::{DATABASE, DEFAULT_SCHEMA, LakeTables};
+use super::gc::GcBeforeSort;
 use super::saved::Value;
 use super::scan::store_url;
 use crate::base::nearest;
@@ -166,7 +167,8 @@ impl Session {
         let runtime = runtime.with_memory_pool(Arc::new(FairSpillPool::new(self.memory))).build_arc()?;
         let state = SessionStateBuilder::new_from_existing(self.context.state())
             .with_config(config)
-            .with_runtime_env(runtime);
+            .with_runtime_env(runtime)
+            .with_physical_optimizer_rule(Arc::new(GcBeforeSort));
         Ok(SessionContext::new_with_state(state.build()))
     }
 
