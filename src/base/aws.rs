@@ -1,5 +1,5 @@
-//! How AWS, or what speaks its protocols, is reached: the standard credential chain, another account's role,
-//! and what an answer that is an error asks of the caller.
+//! Access to AWS and what speaks its protocols: the standard credential chain, another account's role, and
+//! errors classified by what the caller should do.
 
 use std::error::Error;
 use std::sync::Arc;

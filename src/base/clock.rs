@@ -1,11 +1,11 @@
-//! The clock: what time it is, and how long something took.
+//! The clock: the current time, and how long something took.
 //!
-//! Nothing that is deleted, kept or confirmed goes by it: a machine's clock may be wrong by days, step, or
-//! stand still while the machine is paused. For those the times that a store gives to its objects are asked.
-//! This clock stamps rows, paces work, and is compared with the store's.
+//! No decision to delete, keep or confirm depends on it: a machine's clock may be wrong by days, jump, or
+//! stop while the machine is paused. Such decisions use the times that a store gives to its objects. This
+//! clock stamps rows, paces work, and is compared with the store's.
 //!
-//! Whatever waits, waits by the runtime's clock, [`now`] and [`sleep`]: a test that pauses its runtime's time
-//! moves it. Nothing else in this program asks the system for the time.
+//! All waiting uses the runtime's clock, [`now`] and [`sleep`], which a test can pause and advance. Nothing
+//! else in this program asks the system for the time.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

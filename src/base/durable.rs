@@ -2,10 +2,10 @@
 //!
 //! `object_store`'s own writes atomically but syncs nothing: after a power loss, a file that a log names
 //! could be empty. Here a put writes a staging file, syncs it, links or renames it to its name, and syncs the
-//! folders that changed. Reading and listing are passed on.
+//! folders that changed. Reads and other listings are passed through.
 //!
-//! A listing from a name on is what every put of a log entry asks for, of a folder that may hold tens of
-//! thousands of them: the folder is read, and nothing is done for a name before that one.
+//! Every put of a log entry lists its folder from a given name on, and there may be tens of thousands of
+//! entries: the folder is read, but names before that one cost no further work.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};

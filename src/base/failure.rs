@@ -1,4 +1,4 @@
-//! What an answer that is an error asks of the caller, whoever gave it.
+//! Failed requests of any service, classified by what the caller should do.
 
 /// What a failed request asks of the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! What was probably meant by a name that nothing has.
+//! Suggests a known name for an unknown one.
 
 /// How alike two names must be.
 const LIKENESS: f64 = 0.75;

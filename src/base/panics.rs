@@ -1,5 +1,5 @@
-//! What a panic costs: the task that it is in is begun again, or is told of. Nobody waits for a task that is
-//! gone.
+//! Contains panics: the task that panicked is restarted, or the panic is reported. Nobody waits for a task
+//! that is gone.
 
 use std::any::Any;
 use std::panic::AssertUnwindSafe;

@@ -1,6 +1,6 @@
-//! Text that strangers chose, made fit to be seen: clients of the protected sites write user agents, paths
-//! and referrers, and whoever may write to a bucket names its objects. Nothing of that may steer a terminal,
-//! break a line of a log in two, or turn the direction of what stands beside it.
+//! Escapes untrusted text for display: clients of the protected sites choose user agents, paths and
+//! referrers, and whoever may write to a bucket names its objects. None of it may control a terminal, split a
+//! log line, or reverse the direction of the text beside it.
 
 use std::borrow::Cow;
 use std::io::{self, Write};

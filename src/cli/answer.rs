@@ -1,4 +1,4 @@
-//! What commands that ask have in common: a session over the lake, saved queries, and the forms of a result.
+//! Shared by the commands that query: a session over the lake, saved queries, result formats.
 
 use std::io::{self, IsTerminal as _, Write};
 
@@ -18,8 +18,8 @@ pub struct Form {
     /// The form of the result
     #[arg(long, value_enum, default_value_t = FormatName::Table)]
     pub format: FormatName,
-    /// In CSV, a ' before text that a spreadsheet would take for a formula: what begins with = + - @, a tab
-    /// or a line break. Clients choose what their requests say
+    /// In CSV, put a ' before text that a spreadsheet would take for a formula: it begins with = + - @, a tab
+    /// or a line break. Clients choose what requests contain
     #[arg(long)]
     csv_safe: bool,
 }
@@ -37,7 +37,7 @@ impl Form {
 /// [`Format`] as the command line names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FormatName {
-    /// Columns in a frame; records where these are wider than the terminal
+    /// A framed table, or records if that is too wide for the terminal
     Table,
     /// One JSON array
     Json,

@@ -31,7 +31,7 @@ pub struct BackfillArguments {
     /// Files, folders, globs, s3://bucket/prefix, or - for standard input
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<String>,
-    /// The log type of every record; without it each record is told by its own fields
+    /// The log type of every record; by default detected from each record's fields
     #[arg(long, value_name = "T")]
     log_type: Option<String>,
     /// The configured source that everything belongs to; without it the source that lists the bucket

@@ -1,5 +1,5 @@
-//! The program's own log, on stderr: a line for each event, whatever the names and values in it are, and
-//! nothing that ends the work because nobody reads it.
+//! The program's own log, on stderr: one line per event, whatever names and values it contains, and the work
+//! goes on even if stderr can't be written.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::{self, Debug};

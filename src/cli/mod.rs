@@ -60,28 +60,25 @@ enum Command {
     Ingest(ingest::IngestArguments),
     /// Land what exists already: files, folders, globs, s3:// prefixes, or - for standard input
     Backfill(backfill::BackfillArguments),
-    /// What a bucket holds and the lake lacks, and the gaps that Cloudflare itself left
+    /// Find objects that a bucket holds and the lake lacks, and gaps that Cloudflare left
     Reconcile(reconcile::ReconcileArguments),
-    /// Decode rejects again, after a schema, a limit or a route was mended; what becomes a row lands once
+    /// Decode rejects again, after a schema, a limit or a route was fixed; each new row lands once
     Replay(replay::ReplayArguments),
-    /// What a lake can still be made into whose ledger was removed, restored or changed by others. Stop every
-    /// writer first
+    /// Repair a lake whose ledger was removed, restored or changed by others. Stop every writer first
     Repair(repair::RepairArguments),
-    /// Can this configuration work? Tries each permission that it needs, and names those that are missing
+    /// Check the configuration: try each permission that it needs, and name those that are missing
     Check,
     /// Merge small files into large ones, once, now
     Compact(compact::CompactArguments),
-    /// All upkeep on its schedules: compaction, retention, vacuum, checkpoints, and what dead workers left
-    /// undone
+    /// Run all upkeep on schedule: compaction, retention, vacuum, checkpoints, and work left by dead workers
     Maintain(maintain::MaintainArguments),
-    /// Ask the lake in SQL
+    /// Query the lake in SQL
     Query(query::QueryArguments),
     /// Look for an address, a network, a domain or a trace id in every table
     Search(search::SearchArguments),
-    /// What is there, how much, and how fresh
+    /// List the tables: size and freshness
     Tables(tables::TablesArguments),
-    /// The log types, their columns, what they don't know, and what makes their tables visible in other
-    /// engines
+    /// Show log types, their columns, unknown fields, and the DDL for other engines
     Schema(schema::SchemaArguments),
     /// Write realistic synthetic logs
     Generate(generate::GenerateArguments),

@@ -1,4 +1,4 @@
-//! The parts that several commands are made of, by the configuration.
+//! Components that several commands build from the configuration.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -21,21 +21,21 @@ const MOST_LINKS: usize = 40;
 /// What to ask.
 #[derive(Debug, Args)]
 pub struct QueryArguments {
-    /// The statement; it can only read. Without one: a shell, or the statements of standard input
+    /// The statement, read-only; by default a shell, or statements from standard input
     #[arg(value_name = "SQL", conflicts_with = "file")]
     sql: Option<String>,
     /// Read the statement from a file, or take a saved query by its name
     #[arg(short, long, value_name = "FILE")]
     file: Option<String>,
-    /// What $NAME stands for in the statement; may be repeated
+    /// The value of $NAME in the statement; may be repeated
     #[arg(short, long = "param", value_name = "NAME=VALUE", value_parser = name_and_value)]
     parameters: Vec<(String, String)>,
-    /// List the saved queries, with what they answer and what can be given to them
+    /// List the saved queries, with descriptions and parameters
     #[arg(long, conflicts_with_all = ["sql", "file", "parameters"])]
     list: bool,
     #[command(flatten)]
     form: Form,
-    /// Write the result to a file, which is there when it is whole
+    /// Write the result to a file, which appears once complete
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }

@@ -29,13 +29,13 @@ pub struct ReconcileArguments {
     /// Land what is missing
     #[arg(long)]
     repair: bool,
-    /// How far back, by when objects were written; without it everything
+    /// Only objects written in the last TIME; by default all
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     since: Option<Duration>,
-    /// How long an object may be on its way before it is missing
+    /// How old an object must be to count as missing
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, default_value = "15m")]
     grace: Duration,
-    /// What is longer is a gap; without it what is longer than 5 minutes and 3 times what is usual in its
+    /// Report gaps longer than this; by default, more than 5 minutes and 3 times what is usual in their
     /// stream
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     gap: Option<Duration>,
@@ -188,7 +188,7 @@ impl Report<'_> {
             (State::NoLog, "no logs"),
             (State::Older, "older than --since: not looked at"),
             (State::Missing, "missing"),
-            (State::Unread, "rejected unread: announced, and not there or not allowed then"),
+            (State::Unread, "rejected unread: it was missing, or reading it was denied"),
             (State::Changed, "changed since they landed"),
         ];
         for (state, what) in told {

@@ -1,4 +1,4 @@
-//! `flarelake repair`: what a lake that was tampered with can still be made into.
+//! `flarelake repair`: repair a lake that was tampered with, as far as possible.
 
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use crate::table::Findings;
 /// What to look through beside what looks damaged.
 #[derive(Debug, Args)]
 pub struct RepairArguments {
-    /// Also search this table's folder for rows that landed and that no file in its log holds, for example
-    /// after you put files back from a copy. Rows that were deleted less than a vacuum ago come back. May be
+    /// Also search this table's folder for rows that landed but are in no file of its log, for example after
+    /// you restored files from a copy. Deleted rows come back if no vacuum has deleted their files. May be
     /// repeated
     #[arg(long = "table", value_name = "NAME")]
     tables: Vec<String>,

@@ -22,16 +22,16 @@ use crate::table::{LEDGER_TABLE, open_tables};
 
 #[derive(Debug, Args)]
 pub struct ReplayArguments {
-    /// Only those of this reason, as classification_failures has it; may be repeated
+    /// Only rejects with this reason in classification_failures; may be repeated
     #[arg(long = "reason", value_name = "R")]
     reasons: Vec<String>,
-    /// How far back, by when they were rejected (p_parse_time); without it all
+    /// Only rejects from the last TIME (p_parse_time); by default all
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     since: Option<Duration>,
-    /// The log type of every record; without it as a source's route says, or each record's own fields
+    /// The log type of every record; by default from a source's route, or the record's own fields
     #[arg(long, value_name = "T")]
     log_type: Option<String>,
-    /// Take them out without decoding them: what they hold is gone for good
+    /// Delete the rejects without decoding them: their content is lost
     #[arg(long, conflicts_with_all = ["log_type", "fail_on_reject"])]
     discard: bool,
     /// Decode and report, but change nothing

@@ -30,8 +30,7 @@ enum What {
         #[arg(value_name = "LOG_TYPE")]
         log_type: String,
     },
-    /// The fields that no column took: what Cloudflare sends and the schema doesn't know, and values that are
-    /// no such type
+    /// Fields that fit no column: unknown to the schema, or with values of the wrong type
     Drift {
         /// Only this log type
         #[arg(value_name = "LOG_TYPE")]

@@ -1,5 +1,5 @@
-//! Settings: one TOML file, over it the environment, over that the command line. The only reader of the
-//! environment. Every key has a default but `lake`; unknown keys are errors.
+//! Settings: a TOML file, overridden by the environment, and that by the command line. The only reader of the
+//! environment. Every key but `lake` has a default; unknown keys are errors.
 
 mod every;
 

@@ -1,8 +1,8 @@
-//! Text and files that are no JSON at all: tables, W3C logs, markup, other formats. Each is one reject that
-//! says what it is, not one for every cell. It ends where a line begins as a record does, so that it takes no
-//! record with it.
+//! Text and files that are not JSON at all: tables, W3C logs, markup, other formats. Each is one reject that
+//! says what it is, not one per cell. It ends before a line that starts like a record, so that no record is
+//! lost.
 //!
-//! Told by little at its beginning, and never by more than a line or two: one broken record is no table.
+//! It is recognized by its first bytes, or by one or two lines: one broken record is no table.
 
 use super::resync::End;
 

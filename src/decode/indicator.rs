@@ -1,5 +1,4 @@
-//! What a row says about who was involved: addresses, host names and trace ids, in one spelling each, so
-//! that equal things compare equal.
+//! A row's indicators: addresses, host names and trace ids, normalized so that equal ones compare equal.
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -1,4 +1,4 @@
-//! What an object is: one unit of input that lands whole or not at all, and by what it is known for ever.
+//! Objects: the units of input that land atomically, and their permanent ids.
 
 use std::fmt;
 

@@ -1,9 +1,9 @@
-//! Where bytes that are no record end, told byte by byte and over any number of windows: as early as can be
-//! told, so that a broken record never takes its neighbour with it.
+//! Finds the end of bytes that are no record, byte by byte and over any number of windows, as early as
+//! possible, so that a broken record never takes its neighbour with it. They end where:
 //!
-//! * Its brackets close, and what follows on the line looks like the end of a record.
-//! * Or its line ends, and the next line does not continue it.
-//! * Or, once it goes over lines, a line begins with `{` and is indented no deeper than it.
+//! * brackets close, and what follows on the line looks like the end of a record;
+//! * or a line ends, and the next does not continue it;
+//! * or, after a line break, a line begins with `{` and is indented no deeper than the value.
 
 /// Scans one value that is no record.
 #[derive(Debug, Clone)]

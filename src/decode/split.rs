@@ -1,14 +1,14 @@
-//! An object's inflated bytes to records: where one ends and the next begins (DESIGN: framing).
+//! Splits an object's inflated bytes into records.
 //!
 //! * A line of one or more complete JSON values is those records.
 //! * `[` as the first byte opens an array of records.
 //! * An incomplete line goes on only if the next one continues it; otherwise it is one reject.
-//! * An error inside a value rejects as little as can be told apart, and never a neighbour.
-//! * Lines that are no JSON at all, such as a table's, are one reject, up to a line that begins as a record
-//!   does.
+//! * An error inside a value rejects as little as can be delimited, and never a neighbour.
+//! * Lines that are not JSON at all, such as a table's, are one reject, up to a line that starts like a
+//!   record.
 //!
-//! The splitter sees the object through a window that the caller moves on; it keeps no bytes but those of a
-//! record that is too large.
+//! The splitter sees the object through a window that the caller advances; it keeps bytes only of records
+//! that are too large.
 
 use super::foreign::{Passage, Sniffed, sniff};
 use super::json::{Fault, Field, Nest, Scanner};

@@ -1,5 +1,5 @@
-//! Parquet's bloom filters, asked with as few bytes as it takes: 32 of a filter that may be a megabyte. As
-//! specified in <https://github.com/apache/parquet-format/blob/master/BloomFilter.md>.
+//! Looks a value up in a Parquet bloom filter, reading 32 bytes of what may be a megabyte. As specified in
+//! <https://github.com/apache/parquet-format/blob/master/BloomFilter.md>.
 
 use std::ops::Range;
 

@@ -1,10 +1,9 @@
-//! A file's index of addresses and hosts: their sorted values, and in which row groups each stands. What a
-//! bloom filter can't tell, whether anything of a network or below a domain is in a file, is told by a few
-//! kilobytes of it.
+//! A file's index of addresses and hosts: their sorted values, each with the row groups that contain it. In a
+//! few kilobytes it tells what a bloom filter can't: whether a file has anything in a network or below a
+//! domain.
 //!
-//! It stands in the Parquet file itself, between the pages and the footer, where other readers pass over it;
-//! the footer's key-value metadata say where. So it is written, moved and removed with its file.
-//!
+//! It is stored in the Parquet file itself, between the pages and the footer, where other readers skip it;
+//! the footer's key-value metadata give its position. So it is written, moved and removed with its file.
 //! ```text
 //! blocks:     entries in order: shared-prefix length (times two, plus one if the row groups are those of the
 //!             entry before), suffix length, suffix, and unless they are the same, bits of the row groups

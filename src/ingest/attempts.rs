@@ -1,4 +1,4 @@
-//! Whether what failed is tried again, and when. Pure: a function of what failed, how often, and the time.
+//! The retry policy: whether and when. A pure function of what failed, how often, and the time.
 
 use std::time::Duration;
 

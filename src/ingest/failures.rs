@@ -1,4 +1,4 @@
-//! What failed with an item: it is set on its way again, or settled.
+//! Handles failures of an item: it is retried, or settled.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use super::attempts::{Failed, MAX_CHANGED, MAX_NOT_FOUND, Next, is_refusal};
 use super::ending::IngestError;
 use super::feed::Feeds;
-use super::item::Item;
+use super::item::{Item, ItemKind};
 use super::metrics::Metrics;
 use super::settle::{Outcome, Settle};
 use crate::base::failure::{Failure, FailureKind};
@@ -76,7 +76,8 @@ pub(super) fn read_failed(
     }
     let gives_up = match next {
         Next::Missing => {
-            return Some((item, format!("announced, and not there at {MAX_NOT_FOUND} tries: {failure}")));
+            let how = if matches!(item.kind, ItemKind::Announced(_)) { "announced" } else { "listed" };
+            return Some((item, format!("{how}, but not there at {MAX_NOT_FOUND} tries: {failure}")));
         }
         Next::GiveUp => true,
         // What all others are refused for is not asked for again and again.

@@ -1,5 +1,5 @@
-//! A source as the pipeline knows it: whose its objects are, how they are read, and how that goes. One of
-//! which nothing can be read stops by itself, is told of, and is tried again; the others go on.
+//! A source as the pipeline sees it: attribution, how objects are read, and whether that works. A source of
+//! which nothing can be read is paused, reported, and retried; the others go on.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -156,7 +156,7 @@ impl Feeds {
             if !was_refused {
                 tracing::error!(
                     source = feed.id(),
-                    "{error}; its other objects are given up where they are refused"
+                    "{error}; its other objects are given up, too, if they are refused"
                 );
             }
             return;

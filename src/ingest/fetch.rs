@@ -1,5 +1,5 @@
-//! From items to their bytes. Each source is fetched by a stage of its own, so that none waits for another.
-//! A failure is told apart by what it asks for: another try, a reject, or a person.
+//! Fetches the bytes of items. Each source has its own stage, so that none waits for another. Failures are
+//! classified by what they need: a retry, a reject, or a person.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -191,7 +191,7 @@ impl Fetcher {
             key = object.key,
             announced = told,
             found = object.etag,
-            "overwritten before it was read: what is there now lands, what was announced can't be read any more; let keys be written once"
+            "overwritten before it was read: the current content lands, the announced content is lost; write each key only once"
         );
     }
 

@@ -1,4 +1,4 @@
-//! What travels: an item as an intake took it in, and as it was fetched.
+//! Items: as an intake took them in, and as they were fetched.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! An intake takes items in, the pipeline fetches, decodes and lands them, with one policy for retries and
-//! one budget of bytes, and a settle is told what became of each. A new intake is a file in `intake/`.
+//! one budget of bytes, and a settle receives each outcome. A new intake is a file in `intake/`.
 
 pub mod metrics;
 pub mod attempts;

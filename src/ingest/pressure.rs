@@ -1,4 +1,4 @@
-//! What keeps batches from growing further: others wait until something has landed, or nothing more comes.
+//! When batches must flush: something waits for them to land, or no more input comes.
 
 use tokio::sync::watch;
 

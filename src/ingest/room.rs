@@ -1,5 +1,5 @@
-//! Room for the bytes of fetched objects. Half of it is shared out, so that no source can take all of it;
-//! the other half is for whoever comes.
+//! The byte budget for fetched objects. Half of it is divided among the sources, so that none can take it
+//! all; the other half goes to whoever comes first.
 
 use std::sync::Arc;
 

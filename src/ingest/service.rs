@@ -1,5 +1,5 @@
-//! Queues worked off, for months: what messages announce is fetched, decoded and landed, and a message is
-//! deleted when every table that it touches is at its ledger version.
+//! The long-running service: fetches, decodes and lands what queues' messages announce, and deletes a message
+//! when every table that it touches is at its ledger version.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! A thread for one worker's steps, which block.
+//! A dedicated thread for one worker's blocking steps.
 
 use std::sync::mpsc;
 use std::thread;

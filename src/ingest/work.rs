@@ -322,7 +322,7 @@ impl WorkStage {
     fn decode_again(&self, mut item: Item) {
         let settle = self.working.settle.as_ref();
         let why = format!(
-            "{}: decoding and landing it took over an hour, and a vacuum came by: give it a faster line, more memory, or `partition = \"day\"`",
+            "{}: decoding and landing it took over an hour, and a vacuum ran meanwhile: use a faster connection, more memory, or `partition = \"day\"`",
             item.kind.location()
         );
         match item.attempts.next(Failed::Stale, clock::now(), None, true) {

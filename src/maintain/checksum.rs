@@ -10,7 +10,7 @@ use crate::table::TableSpec;
 /// A table's rows have no id of the expected kind.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{table}: the column {column} is missing or of another type; compaction has no way to check its work, so it is left out"
+    "{table}: the column {column} is missing or of another type; without it a merge can't be verified, so it is skipped"
 )]
 pub struct NoId {
     table: String,

@@ -1,13 +1,13 @@
-//! One maintainer at a time, with nothing but the lake's store.
+//! One maintainer at a time, coordinated through the lake's store alone.
 //!
-//! Who wants to be it puts the next of a row of numbered entries, if that is absent: of two, one wins. An
-//! entry tells whose it is and until when; the holder puts a new one before that, and others wait. A holder
-//! that died is waited for half a minute at most, by the entry's time or, where clocks differ, by watching
-//! that it stays the newest.
+//! A maintainer takes the lease by putting the next in a sequence of numbered entries, if absent: of two, one
+//! wins. An entry names its holder and its expiry; the holder puts a new one before that, and others wait. A
+//! dead holder delays them by half a minute at most, by the entry's expiry or, where clocks differ, by
+//! observing that it stays the newest.
 //!
-//! The lease saves work; safety does not rest on it. A holder that slept over its end finds out at its next
-//! entry, and until then does no harm: merges are committed only if their inputs are still there, vacuum
-//! deletes only behind its fence, and readers look past a hint at an older checkpoint.
+//! The lease saves work; safety does not depend on it. A holder that slept past its expiry notices at its
+//! next entry, and until then does no harm: merges commit only if their inputs are still there, vacuum
+//! deletes only behind its fence, and readers look beyond a hint at an older checkpoint.
 
 use std::time::Duration;
 
@@ -175,7 +175,7 @@ impl Lease {
             }
             if !std::mem::replace(&mut told, true) {
                 let holder = newest.map(|newest| newest.entry.holder).unwrap_or_default();
-                tracing::info!(%holder, "waiting for another maintainer; one that died is waited for {term:?} at most");
+                tracing::info!(%holder, "waiting for another maintainer; at most {term:?} if it has died");
             }
             clock::sleep(term / LOOKS_PER_TERM).await;
         }

@@ -448,7 +448,7 @@ impl Maintainer {
         }
         for (table, files) in &tidied.dropped {
             let rows: u64 = files.iter().map(|file| file.rows).sum();
-            tracing::info!(table, files = files.len(), rows, "dropped what is older than is kept");
+            tracing::info!(table, files = files.len(), rows, "dropped expired partitions");
         }
         for (table, files) in &tidied.deleted {
             let bytes: u64 = files.iter().map(|file| file.size).sum();

@@ -1,9 +1,8 @@
-//! Sorted inputs into one order: the core of a merge, without I/O.
+//! The core of a merge, without I/O: sorted inputs into one sorted sequence.
 //!
-//! An input is opened when the merge comes to its first time, and closed with its last row; so inputs that
-//! follow one another cost one reader, however many they are. Rows are named by batch and row, and copied
-//! once, by whoever writes them. Where one input has many rows before the next one's first, they are taken as
-//! one run.
+//! An input is opened when the merge reaches its first time, and closed after its last row, so any number of
+//! inputs that don't overlap need only one reader. Rows are referenced by batch and row, and copied once, by
+//! the writer. Rows of one input that precede the next row of every other are taken as one run.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -53,8 +53,8 @@ pub enum MaintainError {
     },
     /// This machine's clock is not that of the store.
     #[error(
-        "{store} says that it is {theirs} and this machine's clock says {ours}: upkeep deletes by age, so it does nothing until the two agree \
-         to {most:?}; set this machine's clock"
+        "{store} says it is {theirs}, and this machine's clock says {ours}: upkeep deletes by age, so it does nothing until the two agree \
+         within {most:?}; set this machine's clock"
     )]
     Clock {
         store: String,

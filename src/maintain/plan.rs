@@ -1,21 +1,21 @@
 //! What to merge: a pure function of a table's files, the policy and the time.
 //!
-//! Each partition stands for itself.
+//! Each partition is planned separately.
 //!
 //! * **Open**, while its day or hour lasts: *tiers*. A tier is a power of eight of rows; when eight files are
-//!   in one, they are merged with all smaller ones. So a row is rewritten once a tier, a handful of times
-//!   from a file of a minute to a full one. When a person asks, a day is settled even so while it has no more
-//!   than a quarter of a full file.
-//! * **Closed**: *settled*. Files that overlap in time are merged so that they no longer do, and neighbours
-//!   that are small become files of the target size. Late rows re-open nothing but what they touch; and on a
-//!   schedule they wait until merging them is worth it: they are an eighth of what has to be rewritten, or
-//!   that is a few megabytes; or they are a sixty-fourth of it and no more came for an hour; or a day has
-//!   passed. What waits is kept few by tiers.
-//! * What overlaps and is too much for one merge is first *split* at common times, late rows alone where that
-//!   is enough. So no merge grows with its partition.
+//!   in one, they are merged with all smaller ones. So a row is rewritten once per tier, a handful of times
+//!   from a one-minute file to a full one. On demand (not on a schedule), an open partition is settled, too,
+//!   while it holds at most a quarter of the target size.
+//! * **Closed**: *settled*. Files that overlap in time are merged until none do, and small neighbours are
+//!   merged up to the target size. Late rows cause rewrites only of what they overlap; on a schedule they
+//!   wait until the merge is worth it: they are an eighth of the bytes to rewrite, or these are a few
+//!   megabytes; or they are a sixty-fourth and none came for an hour; or a day has passed. Tiers keep the
+//!   number of waiting files small.
+//! * An overlap too large for one merge is first *split* at common times, late rows alone where that is
+//!   enough. So no merge grows with its partition.
 //!
-//! Every merge takes out more files than it puts in, or ends an overlap: plan, run, plan again comes to an
-//! end, and then plans nothing.
+//! Every merge removes more files than it adds, or ends an overlap, so planning and merging in turn
+//! terminates, with an empty plan.
 
 use std::collections::{BTreeMap, HashSet};
 

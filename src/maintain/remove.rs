@@ -1,7 +1,7 @@
-//! Taking rows out of a table, by their ids: the files that hold some are written anew without them.
+//! Removes rows from a table, by their ids: the files that contain any are rewritten without them.
 //!
-//! It needs no lease: a commit is given up if someone else took one of its files out before, and then it is
-//! looked again.
+//! It needs no lease: if someone else has removed one of its files first, the commit is abandoned, and the
+//! table is scanned again.
 
 use std::sync::Arc;
 
@@ -137,7 +137,7 @@ impl Removal {
         let replaced = table.replace(Change::Delete, &removes, &adds, now_ms).await?;
         // What was written for nothing is left to vacuum: a put of which nothing is known may still name it.
         if replaced != Replaced::Done {
-            tracing::info!(table = table.name(), "taking rows out of it was overtaken: it is begun again");
+            tracing::info!(table = table.name(), "removing rows was overtaken, starting again");
             return Ok(false);
         }
         let rows = |files: &[DataFile]| files.iter().map(|file| file.rows).sum::<u64>();

@@ -4,14 +4,14 @@
 //! read, decode, merge (a thread) → encode (by columns, on every core) → upload → read back the ids
 //! ```
 //!
-//! The order is that of time alone. Ordering by the client's address within slices of time was measured on a
-//! day of 666,664 generated requests of 4,000 clients: the newest twenty rows of a client stand in 7.8 pages
-//! by time, in 7.4 with slices of a minute and in 5.0 with slices of an hour, in a file that is 4 to 5 %
-//! larger. Only a day in one slice gathers them (1.0), and then nothing is in the order of time any more,
-//! which conditions, sorts and merges live on.
+//! Rows are ordered by time alone. Ordering by the client's address within slices of time was measured on a
+//! day of 666,664 generated requests of 4,000 clients: a client's newest twenty rows are in 7.8 pages by
+//! time, in 7.4 with slices of a minute and in 5.0 with slices of an hour, in a file that is 4 to 5 % larger.
+//! Only a slice of a whole day gathers them (1.0), but loses the order by time that filters, sorts and merges
+//! need.
 //!
-//! Rows are counted, and their ids hashed, as they are read and again out of the files that stand in the
-//! store. Unless both agree with one another and with the log, nothing of it may be committed.
+//! Rows are counted, and their ids hashed, as they are read, and again from the written files. A merge may be
+//! committed only if both agree with each other and with the log.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -74,7 +74,7 @@ pub enum RewriteError {
     },
     /// What was written is not what was read, or what was read not what the log says.
     #[error(
-        "{table}: merging {files} files gave {written}, read were {read}, and the log says {told} rows; the files stay as they are: \
+        "{table}: merging {files} files read {read} and wrote {written}, but the log says {told} rows; the files stay as they are: \
          please report it"
     )]
     Differs {

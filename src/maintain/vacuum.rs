@@ -1,15 +1,15 @@
-//! Files that no table needs any more: which they are, as a pure function, and deleting them behind a fence.
+//! Files that no table needs any more: selecting them, as a pure function, and deleting them behind a fence.
 //!
-//! A file that no version of a table names may still be about to be named: by a writer's batch, or by a
-//! merge. So the order of steps is: list; put a fence into the ledger and into the table; bring the table up
-//! to the ledger; read it; delete what was listed, was older than a day at the fence, and is not named. Who
-//! was frozen with its put under way finds the fence at that version, reads on, and looks after its files:
-//! what is gone, or was older than an hour at the fence, is not committed.
+//! A file that no version names may still be committed later, by a writer's batch or by a merge. So a vacuum
+//! lists the files; puts a fence into the ledger and into the table; brings the table up to the ledger; reads
+//! it; and deletes the listed files that were older than a day at the fence and are not named. A writer that
+//! was frozen during a put finds the fence at that version, reads on, and checks its files again: those that
+//! are gone, or were older than an hour at the fence, are not committed.
 //!
-//! All times are the store's: those at which it says that the files and the fence were written.
+//! All times are the store's: when it says that the files and the fence were written.
 //!
-//! Files that were taken out of a table are never named again; they are kept for readers of older versions,
-//! for as long as the configuration says.
+//! Files removed from a table are never named again; they are kept for readers of older versions, for as long
+//! as configured.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;

@@ -1,6 +1,6 @@
-//! Text that a batch no longer needs, given back. An array of views keeps the whole buffer of each text that
-//! is left in it; a batch that was put together of parts of others, as for a join, holds (and counts as) many
-//! times its own text. Where memory is short, what is sorted gets buffers of its own before.
+//! Releases text that a batch no longer needs. An array of views keeps the whole buffer behind each of its
+//! values; a batch assembled from parts of others, as for a join, holds (and is accounted as) many times its
+//! own text. Where memory is short, batches are copied into buffers of their own before a sort.
 
 use std::sync::Arc;
 

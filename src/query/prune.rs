@@ -1,6 +1,6 @@
-//! Values that a condition looks for, asked of bloom filters before anything else is read: `RayID = '…'`, and
-//! `array_has(p_any_ip_addresses, '…')`, of which DataFusion asks no filter. 32 bytes tell that a row group
-//! has no such row.
+//! Checks a condition's values against bloom filters before anything else is read: `RayID = '…'`, and
+//! `array_has(p_any_ip_addresses, '…')`, for which DataFusion uses no filter. 32 bytes can rule out a row
+//! group.
 
 use std::ops::Range;
 

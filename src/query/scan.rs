@@ -1,9 +1,9 @@
-//! A table of the lake as DataFusion reads it: plain Parquet scans over the files that its log names.
+//! A table of the lake for DataFusion: plain Parquet scans over the files that its log names.
 //!
-//! What the log says of a file spares reading it: files that a condition on `p_event_time` or on the
-//! partition rules out are not opened, conditions that hold for every row of every file are not asked of the
-//! rows, and the order of rows by `p_event_time` is told to the planner where the files follow one another.
-//! Nothing in a plan is of a kind of our own, so DataFusion's own codec can carry it to other processes.
+//! File metadata in the log avoids reads: files ruled out by a condition on `p_event_time` or on the
+//! partition are not opened, conditions that hold for every row of every file are not evaluated, and where
+//! files don't overlap, the planner is told that rows are ordered by `p_event_time`. Scans have no plan nodes
+//! of our own, so DataFusion's own codec can serialize plans for other processes.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -1,5 +1,4 @@
-//! A reject's bytes, had again: as they were kept, or out of the object that they are of, if that is still
-//! what it was.
+//! Gets a reject's bytes again: those that were kept, or from its object, if that is unchanged.
 
 use std::collections::HashMap;
 use std::io::{self, Read};

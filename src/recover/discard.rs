@@ -1,7 +1,7 @@
-//! Rejects taken out for good, unread: what nobody will mend.
+//! Deletes rejects for good, without decoding them: those that nobody will fix.
 //!
-//! Files all of whose rejects are meant are taken out as they are, the others are written anew without those.
-//! What was rejected stays in the ledger: it has been seen, and nothing brings it again.
+//! Files with only selected rejects are removed as a whole, the others are rewritten without these. What was
+//! rejected stays in the ledger: it counts as seen, and never lands again.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;

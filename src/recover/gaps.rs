@@ -1,18 +1,18 @@
-//! Gaps that Cloudflare itself left, by the names of its objects.
+//! Gaps in what Cloudflare pushed, found by the names of its objects.
 //!
 //! Logpush names an object by the time range of its records:
-//! `<path>/20210812/20210812T223000Z_20210812T224000Z_9af500e2.log.gz`. The path is the user's, and stands
-//! for a stream of logs: a log type of a zone, most often. The day's folder, wherever in the path it is
-//! (`{DATE}`, `date={DATE}`, or folders of year, month, day and hour), is no part of the stream. Jobs that
-//! push to one path are one stream here: a gap of one of them is hidden by the others.
+//! `<path>/20210812/20210812T223000Z_20210812T224000Z_9af500e2.log.gz`. The path is the user's, and
+//! identifies a stream of logs, most often one log type of one zone. The day's folder, wherever in the path
+//! it is (`{DATE}`, `date={DATE}`, or folders of year, month, day and hour), is not part of the stream. Jobs
+//! that push to one path are one stream: a gap in one is hidden by the others.
 //!
-//! What is a gap? The ranges of a busy stream join or overlap. Those of a quiet one leave minutes without any
-//! object, by night more than by day. So a gap is longer than five minutes and longer than three times what
-//! is *usual* in its stream: the longest distance between two ranges, when the longest 1 in 100 are left out
-//! (at least five, of few distances half). Ranges that come at random are so far apart once in a million
-//! times; while at most 1 in 100 distances are gaps, none of these makes another one usual. Before a stream's
-//! first range there is no gap: its job was created then. After its last one there is, if nothing came until
-//! now, or until the last of all streams. What was deleted from the bucket since leaves a gap like any other.
+//! The ranges of a busy stream touch or overlap. A quiet one has minutes without any object, at night more
+//! than by day. So a gap is longer than five minutes and than three times what is *usual* in its stream: the
+//! longest distance between two ranges, without the longest 1 in 100 (at least five; of few distances half).
+//! Random ranges are so far apart once in a million times; while at most 1 in 100 distances are gaps, none of
+//! these raises what is usual. There is no gap before a stream's first range: its job was created then. There
+//! is one after its last range if nothing came until now, or until the last range of all streams. Deleted
+//! objects leave a gap, too.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! Getting back what was lost on the way: what a bucket holds and the lake does not, what Cloudflare never
-//! pushed, and what could not become rows before something was mended.
+//! Finds and recovers what was lost: objects that a bucket holds and the lake does not, gaps in what
+//! Cloudflare pushed, and records that could not become rows until something was fixed.
 //!
 //! ```text
 //! listing ─┬─ the ledger's rows → what never arrived, or has changed since → backfill

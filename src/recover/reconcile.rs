@@ -1,8 +1,8 @@
-//! A bucket's listing beside the ledger: what never arrived, and what has changed since it did.
+//! Compares a bucket's listing with the ledger: what never arrived, and what has changed since it did.
 //!
-//! The ledger is read after the listing: what lands in between has landed. The listing is held, some 200
-//! bytes for an object, so a million of them takes 200 MB; the ledger's rows pass by, and leave a byte for
-//! each object.
+//! The ledger is read after the listing, so what lands in between counts as landed. The listing is kept in
+//! memory, some 200 bytes per object (200 MB for a million); the ledger's rows are streamed, and leave one
+//! byte per object.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! The rows of `classification_failures` as what they stand for, and which of them are meant.
+//! Parses rows of `classification_failures` into rejects, and selects among them.
 
 use arrow::array::{Array as _, AsArray as _};
 use arrow::datatypes::{Int64Type, TimestampMicrosecondType};

@@ -1,19 +1,18 @@
-//! Rejects decoded again, after a schema, a limit or a route was mended.
+//! Decodes rejects again, after a schema, a limit or a route was fixed.
 //!
 //! ```text
-//! classification_failures → what is meant → its bytes again → pipeline → lake
-//!                         └──── the rejects that the ledger says were replayed ────→ gone
+//! classification_failures → selected rejects → their bytes → pipeline → lake
+//!                         └── those that the ledger says were replayed → removed
 //! ```
 //!
-//! What becomes of a reject lands under an entry of its own in the ledger, told by the reject's id: so it
-//! lands once, however many replay at once, and wherever they die. Only then the reject is taken out of its
-//! table; whoever finds one whose entry is in the ledger takes it out and lands nothing. In between, both are
-//! there. The entry counts the reject as minus one: so the ledger's sums are what the tables hold. Nothing
-//! here needs the maintainers' lease: landing is every writer's right, and the removal is given up and begun
-//! again where a compaction was faster.
+//! A replayed reject lands under a ledger entry of its own, derived from the reject's id: so it lands once,
+//! however many replays run at once, and wherever they die. Only then is the reject removed from its table; a
+//! replay that finds its entry in the ledger removes it and lands nothing. In between, both are there. The
+//! entry counts the reject as minus one, so the ledger's sums match the tables. Nothing here needs the
+//! maintainers' lease: any writer may land, and a removal that loses to a compaction starts again.
 //!
-//! A record that is rejected again stays as it is, under its old reason; so does an object that is broken as
-//! a whole again. An object that can be decoded lands with such rejects of its records as it has.
+//! A record that is rejected again stays as it is, under its old reason; so does an object that is still
+//! broken as a whole. An object that can be decoded lands, with whatever rejects its records yield.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;

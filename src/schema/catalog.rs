@@ -38,7 +38,7 @@ pub enum CatalogError {
     },
     /// More than can be told apart.
     #[error(
-        "{path}: together with the built-in ones these have more than {MAX_FIELDS} fields, or their match rules are more than can be told apart (each takes one of {most} places for every name under all, one for any, one for none); split them over several runs",
+        "{path}: with the built-in ones these log types have more than {MAX_FIELDS} fields, or their match rules need more than {most} bits (one for each name under all, one for any, one for none); split them over several runs",
         most = Match::MOST_BITS
     )]
     TooMany { path: String },

@@ -1,5 +1,5 @@
-//! Cloudflare's datasets by their fields, as data (`schemas/datasets.tsv`): what a record looks like that no
-//! log type matches.
+//! Cloudflare's datasets with their fields, as data (`schemas/datasets.tsv`), to guess the dataset of a
+//! record that no log type matches.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;

@@ -1,5 +1,5 @@
-//! What makes a table of the lake visible in another engine: one statement each, as that engine documents it
-//! for Delta tables that are there already. No engine is told the columns: all of them read the log.
+//! Statements that make the lake's tables visible in another engine, as that engine documents it for existing
+//! Delta tables. None lists the columns: every engine reads them from the log.
 
 use std::fmt::Write as _;
 

@@ -1,9 +1,8 @@
-//! One value in every table at once: how often, since when, on which days, and the newest rows.
+//! Looks one value up in every table: how often, since when, on which days, and the newest rows.
 //!
-//! Little is read: the log tells which files are of the time that is asked for, a file's footer where its
-//! bloom filters are, 32 bytes of a filter whether the value may be there; only then are the list and the
-//! times of that row group read. Networks and all below a domain can't be asked of a filter: of those a
-//! file's lookup index tells.
+//! Little is read: the log gives the files of the requested time, a file's footer the positions of its bloom
+//! filters, and 32 bytes of a filter whether a row group may hold the value; only then are that row group's
+//! list and times read. A filter can't answer for a network or all below a domain: a file's value index does.
 
 mod needle;
 mod file;

@@ -1,5 +1,5 @@
-//! What other programs ask over HTTP: metrics and health. Whoever reaches the port may ask, so whoever asks
-//! slowly, often or not at all costs little: no connection is kept, none lasts, and there are never many.
+//! Metrics and health over HTTP. Anyone who reaches the port may connect, so slow, frequent or silent clients
+//! cost little: no keep-alive, a time limit on each connection, and a limit on their number.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

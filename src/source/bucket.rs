@@ -1,4 +1,4 @@
-//! Reading objects from buckets: one request at a time, with answers that say what to do.
+//! Reads objects from buckets, one request at a time; failures say what to do.
 
 use std::error::Error;
 use std::fmt::Debug;
@@ -227,8 +227,8 @@ async fn unmeasured(
     }
     if !has_end && is_plain {
         tracing::warn!(
-            "{}: the answer has no Content-Length and no end of its own, and the object is not compressed: if the connection was cut, nothing tells \
-             that records are missing; let the store tell lengths, or store objects compressed",
+            "{}: the response has no Content-Length and no other end marker, and the object is not compressed: if the connection was cut, \
+             missing records go unnoticed; have the store send lengths, or compress objects",
             wanted.location()
         );
     }

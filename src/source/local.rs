@@ -1,11 +1,11 @@
-//! Local files: which of those that a folder or a pattern brings are read, and how one is read.
+//! Local files: which files of a folder or a glob are read, and how.
 //!
-//! Folders that logs are dropped into are written by others. What is met there is read only if it is a file,
-//! and if no link leads to it: a link may lead anywhere, and a FIFO or a device may never answer. A path that
-//! a person names is meant as it is.
+//! Others write to drop folders. An entry there is read only if it is a file, and if no link leads to it: a
+//! link may lead anywhere, and a FIFO or a device may block forever. In a path that a person names, links are
+//! followed.
 //!
-//! A file is known by the hash of its bytes. A large one is hashed first and decoded in a second reading:
-//! what was decoded has to have that hash, or the file changed in between, and nothing of it may land.
+//! A file is identified by the hash of its bytes. A large one is hashed first and decoded in a second pass:
+//! if the decoded bytes don't have that hash, the file changed in between, and none of it may land.
 
 use std::fs::{self, File, FileType, Metadata, OpenOptions};
 use std::io::{self, Read, Seek as _};
@@ -24,7 +24,7 @@ pub enum LocalError {
     Read { path: String, source: io::Error },
     /// It was named, and is something that may never answer.
     #[error(
-        "{path}: not read: it is {what}, and only files are; what it gives can be piped in: flarelake backfill - < FIFO"
+        "{path}: not read: it is {what}, not a file; its output can be piped in: flarelake backfill - < FIFO"
     )]
     NoFile { path: String, what: &'static str },
     /// A link has come into its path since it was listed.

@@ -1,8 +1,8 @@
-//! What a message says, told from its body alone: objects that were created, records, or nothing of either.
+//! Classifies a message by its body alone: created objects, records, or neither.
 //!
-//! Known are S3's notifications (also MinIO's), the same inside SNS' envelope or delivered raw by it,
-//! EventBridge's "Object Created", and R2's events. What tells of an object in a bucket in any other shape is
-//! said to be malformed, and never taken for records. Everything else is, and is decoded like any object's
+//! Recognized are S3's notifications (also MinIO's), the same in an SNS envelope or delivered raw by SNS,
+//! EventBridge's "Object Created", and R2's events. Any other reference to an object in a bucket is reported
+//! as malformed, and never taken for records. Everything else is records, and decoded like any object's
 //! bytes.
 
 use percent_encoding::percent_decode_str;

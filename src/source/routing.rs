@@ -1,4 +1,4 @@
-//! Whose an object is, and of which log type its records are.
+//! The source of an object, and the log type of its records.
 
 use std::collections::BTreeMap;
 use std::path::Path;

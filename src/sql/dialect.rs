@@ -1,5 +1,5 @@
-//! Functions of the engines that Panther's queries are written for (Snowflake, Athena), in DataFusion's
-//! words; and Panther's own time macros. Each is replaced by text before the statement is parsed.
+//! Translates functions of the engines that Panther's queries are written for (Snowflake, Athena), and
+//! Panther's own time macros, to DataFusion's, by replacing text before the statement is parsed.
 
 use datafusion::sql::sqlparser::dialect::Dialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, Whitespace, Word};

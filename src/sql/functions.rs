@@ -1,5 +1,5 @@
-//! Functions of DataFusion's that do the same for us in less time. They keep their names: a plan that is
-//! carried to another process finds the original there, with the same results.
+//! Faster replacements for DataFusion's functions, under the same names: a plan that is sent to another
+//! process finds the original there, with the same results.
 
 use std::sync::Arc;
 

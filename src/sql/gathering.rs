@@ -1,6 +1,6 @@
-//! Aggregates that gather all that they are given: `string_agg`, `array_agg`. What each holds is in
-//! DataFusion's budget while rows come in; not so what is merged from disk, nor what a window makes of them,
-//! row by row, each time as long as all before.
+//! Bounds aggregates that collect all their input: `string_agg`, `array_agg`. DataFusion accounts for their
+//! state while rows come in, but not for what is merged back from disk, nor for their results in a window:
+//! one per row, each as long as all rows before.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;

@@ -1,6 +1,6 @@
-//! Functions that make much of little: `repeat('x', 2000000000)`, `range(1, 1000000000)`. What they make is
-//! in no budget of DataFusion's, so it is reckoned before they are called, where that can be done, and
-//! measured afterwards where it can't.
+//! Functions whose result can be far larger than their input: `repeat('x', 2000000000)`,
+//! `range(1, 1000000000)`. DataFusion does not account for these results, so their size is computed before
+//! the call where possible, and measured afterwards where not.
 
 use std::any::Any;
 use std::sync::Arc;

@@ -1,6 +1,5 @@
-//! How large a statement may be. Planners call themselves, level by level, and look at every part again and
-//! again: a statement that a program wrote, or a stranger, must be answered or refused, and never end the
-//! process or keep it for minutes.
+//! Limits on a statement's size. Planners are recursive, and visit every part many times: a statement from a
+//! program or a stranger must be answered or refused, and never crash the process or block it for minutes.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
@@ -41,7 +40,7 @@ pub enum TooLarge {
     Text,
     /// What its macros make of it.
     #[error(
-        "the statement is too long once its functions are written out: those of Snowflake, Athena and Panther (datediff, any_value, p_occurs_around, …) write their arguments several times; compute what stands in them in a subquery"
+        "the statement is too long once its functions are expanded: those of Snowflake, Athena and Panther (datediff, any_value, p_occurs_around, …) repeat their arguments; compute the arguments in a subquery"
     )]
     Macros,
     /// Terms, one in the other.
@@ -54,12 +53,12 @@ pub enum TooLarge {
     Relations,
     /// Tables, by way of WITH.
     #[error(
-        "the statement reads more than {MAX_READ} tables and subqueries, counting what WITH names each time that it is named: name it less often, or split the statement"
+        "the statement reads more than {MAX_READ} tables and subqueries, counting those in a WITH at each reference: refer to it less often, or split the statement"
     )]
     Read,
     /// Words with an end of their own.
     #[error(
-        "the statement has more than {MAX_NESTED} of CASE, CAST, iff and such one in the other: compute the inner ones in a subquery"
+        "the statement nests CASE, CAST, iff and the like more than {MAX_NESTED} deep: compute the inner ones in a subquery"
     )]
     Nested,
 }

@@ -1,5 +1,5 @@
-//! What a statement says: the dialects that it may be written in, what it may ask for, and what its functions
-//! may take. Without the lake.
+//! SQL statements, without the lake: the dialects they may be written in, how large they may be, and how much
+//! memory their functions may use.
 
 pub mod limits;
 pub mod names;

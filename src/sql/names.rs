@@ -1,10 +1,9 @@
-//! Names in any case. DataFusion takes names as they are written; people write `clientip`, `ClientIP` and
-//! `CLIENTIP` for the column that is documented as `ClientIP`.
+//! Case-insensitive names. DataFusion takes names as they are written; people write `clientip`, `ClientIP`
+//! and `CLIENTIP` for the column that is documented as `ClientIP`.
 //!
-//! SQL's words mean the same in any case, so giving an unquoted word another spelling never changes how a
-//! statement is parsed. That is what is done here, word by word, before the parser sees it: a column gets its
-//! documented spelling, a table and a function their own, and any other name (an alias, a CTE) that of its
-//! first mention. Quoted names stay.
+//! SQL ignores the case of keywords, so changing the case of an unquoted word never changes how a statement
+//! is parsed. Each name is respelled before parsing: columns as documented, tables and functions as defined,
+//! and any other name (an alias, a CTE) as at its first mention. Quoted names stay.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 

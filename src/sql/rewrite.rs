@@ -1,6 +1,6 @@
-//! What other engines' statements say in ways that DataFusion does not know, said in its own, in the parsed
-//! statement: lists that are joined to their row (see `unfold`), `LIKE ANY`, and the columns `year`, `month`,
-//! `day` and `hour` by which Panther's tables on Athena are partitioned.
+//! Rewrites what DataFusion does not know of other engines' SQL, in the parsed statement: lists joined to
+//! their own row (see `unfold`), `LIKE ANY`, and the columns `year`, `month`, `day` and `hour` by which
+//! Panther's tables on Athena are partitioned.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;

@@ -1,4 +1,4 @@
-//! What a person types, cut into statements; and what they may be about to type.
+//! Splits typed text into statements, and suggests completions.
 
 use std::ops::Range;
 

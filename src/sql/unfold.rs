@@ -1,6 +1,6 @@
-//! Lists that are joined to their own row, a row for each value: `CROSS JOIN UNNEST(list) AS t(value)` as
-//! Athena writes it, and `, LATERAL FLATTEN(input => list) t` as Snowflake does. DataFusion unnests a list in
-//! a SELECT: so the table that has the list becomes a subquery which does that, under the table's own name.
+//! Joins of a list to its own row, one row per value: `CROSS JOIN UNNEST(list) AS t(value)` in Athena,
+//! `, LATERAL FLATTEN(input => list) t` in Snowflake. DataFusion unnests a list in a SELECT, so the table
+//! that has the list becomes a subquery that does so, under the table's own name.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;

@@ -1,4 +1,4 @@
-//! What stands in a commit: Delta actions, and in the ledger's commits what each batch gives to each table.
+//! The content of a commit: Delta actions, and in the ledger's commits what each batch adds to each table.
 
 use std::collections::{BTreeMap, HashMap};
 

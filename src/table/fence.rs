@@ -1,4 +1,4 @@
-//! Fences: behind one, files that no version named may be deleted. Whoever reads one looks after the files
+//! Fences: behind one, files that no version named may be deleted. Whoever reads one checks again the files
 //! that it has written and not yet committed.
 
 use futures::FutureExt as _;

@@ -1,8 +1,8 @@
 //! The ids of all objects that ever landed, in two bytes of memory each.
 //!
-//! Up to half a million ids are held as they are. Of more than that, the older ones lie sorted in a temporary
-//! file that has no name; memory holds where each block of it begins, and two bytes of every id. What these
-//! two bytes take for known is looked up in the file, so the answer is always exact.
+//! Up to half a million ids are kept in full. Beyond that, the older ones are sorted in an unnamed temporary
+//! file; memory holds the start of each of its blocks, and two bytes of every id. A match of these two bytes
+//! is looked up in the file, so the answer is always exact.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -106,7 +106,7 @@ fn is_time_to_settle(ids: usize) -> bool {
 
 fn warn(error: &io::Error) {
     tracing::warn!(
-        "{}: can't be written: {error}; the ids of what has landed are held in memory, 32 bytes each: make room there, or set TMPDIR",
+        "{}: can't be written: {error}; the ids of landed objects are kept in memory, 32 bytes each: free space there, or set TMPDIR",
         temporary_folder().display()
     );
 }

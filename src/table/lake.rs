@@ -1,8 +1,8 @@
-//! A lake under write: landing batches in the ledger, and bringing the tables up to it.
+//! Writes to a lake: lands batches in the ledger, and brings the tables up to it.
 //!
-//! Versions of the ledger are a total order, and who puts v+1 has read all up to v; so no object can land
-//! twice. What is put into the ledger has landed, whatever happens to the writer: its files are named there,
-//! and anyone brings them into the tables.
+//! Versions of the ledger are totally ordered, and a writer that puts v+1 has read all up to v, so no object
+//! can land twice. What is in the ledger has landed, whatever happens to the writer: it names the files, and
+//! any process brings them into the tables.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! What a listing of a table's log tells: which entries and checkpoints there are, whether what was read of
-//! the log can still be relied on, and what of it can go. Pure.
+//! Evaluates a listing of a table's log: which entries and checkpoints there are, whether what was read of
+//! the log still holds, and what can be removed. Pure.
 
 use std::time::Duration;
 

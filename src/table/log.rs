@@ -59,8 +59,8 @@ pub enum TableError {
     },
     /// No commit of a table tells which version of the ledger it was brought up to.
     #[error(
-        "{table}: no commit of it tells its ledger version: a repair was interrupted, another engine's checkpoint left it out (unset \
-         delta.setTransactionRetentionDuration), or flarelake did not make it; run `flarelake repair`, or move away what is not flarelake's"
+        "{table}: no commit records its ledger version: a repair was interrupted, another engine's checkpoint dropped it (unset \
+         delta.setTransactionRetentionDuration), or flarelake did not create this table; run `flarelake repair`, or move it away"
     )]
     Unmarked { table: String },
     /// The lake's parts don't fit together: something was removed, restored, or copied while it was written.
@@ -72,7 +72,7 @@ pub enum TableError {
     },
     /// The log goes on beyond entries that were cleaned up since it was last read: reading has to begin anew.
     #[error(
-        "{table}: this process was away so long that its place in the log was cleaned up; nothing was lost, run it again"
+        "{table}: log entries were cleaned up before this process could read them; nothing was lost, run it again"
     )]
     Outrun { table: String },
 }

@@ -1,6 +1,6 @@
-//! Delta tables: the ledger, whose log is the one truth about what has landed, and the data tables, which are
-//! projections of it. deltalake is used as a log library and stays behind this door; what decides
-//! correctness, the commit loop, is here.
+//! Delta tables: the ledger, whose log is the source of truth about what has landed, and the data tables, its
+//! projections. deltalake is used as a log library, and only here; the commit loop, which correctness depends
+//! on, is ours.
 //!
 //! ```text
 //!  land:     read the ledger's log → is an object there already? → put version v+1 if absent → landed
@@ -9,17 +9,17 @@
 //! ```
 //!
 //! Log entries and files are cleaned up when they are a day old. Whether that may have happened to what a
-//! process has read, put or written is told by the times that the store gives to them, never by the process's
-//! own clock, which may be wrong or stand still:
+//! process has read, put or written is decided by the store's timestamps, never by the process's own clock,
+//! which may be wrong or stopped:
 //!
-//! * what was read or put counts by a listing that is made afterwards ([`standing`]), and until then nothing
-//!   is remembered of it;
-//! * who meets a vacuum's fence looks after its files before it puts them into a log (`fence.rs`);
-//! * a checkpoint of the ledger tells by its settled mark what is in the tables, whoever wrote it; the rest
+//! * a read or put counts only if a later listing confirms it ([`standing`]), and is not remembered until
+//!   then;
+//! * a writer that meets a vacuum's fence checks its files again before it commits them (`fence.rs`);
+//! * the settled mark in a checkpoint of the ledger, whoever wrote it, says what is in the tables; the rest
 //!   is read again.
 //!
-//! A ledger that does not fit its tables is [`TableError::Damaged`], before anything lands; [`Repair`] fits
-//! them together again.
+//! A ledger that is inconsistent with its tables is [`TableError::Damaged`], before anything lands;
+//! [`Repair`] makes them consistent again.
 
 mod file;
 mod commit;

@@ -145,7 +145,7 @@ impl Table {
             match self.log.try_put(bytes, &mut unknown).await {
                 Ok(true) => {
                     tracing::info!(
-                        "{}: it has got the columns {names}, which its log type's schema has",
+                        "{}: added the columns {names} from its log type's schema",
                         self.log.table
                     );
                     self.metadata =
@@ -209,7 +209,7 @@ impl Table {
             layout_changed |= entry.metadata.is_some() || entry.protocol.is_some();
             if entry.foreign_append && !entry.foreign_delete {
                 let table = &log_name;
-                tracing::warn!(version, "{table}: another engine added rows to it, which are not looked after: each may be there twice");
+                tracing::warn!(version, "{table}: another engine added rows to it; they are not checked, and may be duplicates");
             }
             if entry.restore {
                 *lacks = Some(format!(

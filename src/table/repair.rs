@@ -1,12 +1,11 @@
-//! What a lake that was tampered with can still be made into: its parts are fitted together again, from what
-//! is there.
+//! Repairs a lake that was tampered with: makes its parts consistent again, from what is there.
 //!
 //! The ledger is the truth about what has landed, and the tables hold it too: each row's id begins with its
-//! object's. So a ledger that was removed, restored or cut is filled up from the tables, and objects that are
-//! in them never land twice. What only the ledger knew is gone with it: where an object came from, and
-//! objects without rows. A table whose log is gone is made anew from the files in its folder.
+//! object's. So a ledger that was removed, restored or cut is refilled from the tables, and objects that are
+//! in them never land twice. What only the ledger knew is lost: where an object came from, and objects
+//! without rows. A table whose log is gone is rebuilt from the files in its folder.
 //!
-//! Every step leaves the lake refused as it was before, until the last: whoever is interrupted begins again.
+//! Until the last step the lake stays refused as before: an interrupted repair starts again.
 
 use std::collections::{BTreeMap, BTreeSet};
 

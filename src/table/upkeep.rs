@@ -1,9 +1,8 @@
-//! Upkeep of one table's log: putting files in the place of others, fences, checkpoints, and removing old
-//! entries.
+//! Upkeep of one table's log: replacing files, fences, checkpoints, and removing old entries.
 //!
-//! What keeps a compaction from doubling or losing rows is here: before its commit every newer version is
-//! read, and it is given up if one of them took an input out of the table. So two compactors do no harm to
-//! each other, and projections, which only add, never stand in the way.
+//! This keeps a compaction from duplicating or losing rows: before its commit every newer version is read,
+//! and it is abandoned if one of them removed an input. So two compactions do no harm to each other, and
+//! projections, which only add, never conflict.
 
 use std::collections::{HashMap, HashSet};
 

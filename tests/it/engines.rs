@@ -113,7 +113,7 @@ async fn a_table_that_does_not_tell_its_version_of_the_ledger_any_more_is_refuse
     }
     let error = Lake::open(memory_lake(inner.clone())).await.err().expect("refused").to_string();
     assert!(
-        error.contains("no commit of it tells its ledger version") && error.contains("flarelake repair"),
+        error.contains("no commit records its ledger version") && error.contains("flarelake repair"),
         "{error}"
     );
     mends(&inner, "unmarked").await;

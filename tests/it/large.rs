@@ -91,13 +91,13 @@ fn what_is_too_large_is_refused_with_what_to_do() {
     let doubling: String =
         (1..40).map(|n| format!(", t{n} AS (SELECT a.x FROM t{} a, t{} b)", n - 1, n - 1)).collect();
     for (sql, said) in [
-        (format!("SELECT {} {of}", nested("any_value", 30, "")), "compute what stands in them in a subquery"),
+        (format!("SELECT {} {of}", nested("any_value", 30, "")), "compute the arguments in a subquery"),
         (
             format!(
                 "SELECT {} {of}",
                 nested("datediff", 30, ", p_event_time").replace("datediff(", "datediff('month', ")
             ),
-            "compute what stands",
+            "compute the arguments",
         ),
         (format!("SELECT {} {of}", repeated("ZoneID", " - ", 20_000)), "more than 1600 operators"),
         (format!("SELECT {}", repeated("'a'", " || ", 20_000)), "more than 1600 operators"),
@@ -115,15 +115,12 @@ fn what_is_too_large_is_refused_with_what_to_do() {
         (format!("SELECT {}1{}", "(".repeat(20_000), ")".repeat(20_000)), "RecursionLimitExceeded"),
         (format!("SELECT {}1", "NOT ".repeat(20_000)), "error"),
         (format!("SELECT {}", "iff(".repeat(20_000)), "error"),
-        (
-            format!("SELECT {}", "CASE WHEN 1 = 1 THEN ".repeat(20_000)),
-            "CASE, CAST, iff and such one in the other",
-        ),
+        (format!("SELECT {}", "CASE WHEN 1 = 1 THEN ".repeat(20_000)), "CASE, CAST, iff and the like"),
         (
             format!("SELECT {}1{}", "iff(1 = 1, ".repeat(30), ", 2)".repeat(30)),
-            "CASE, CAST, iff and such one in the other",
+            "CASE, CAST, iff and the like",
         ),
-        (format!("SELECT {}", "CAST(".repeat(40)), "CASE, CAST, iff and such one in the other"),
+        (format!("SELECT {}", "CAST(".repeat(40)), "CASE, CAST, iff and the like"),
     ] {
         let told = refused(dir.path(), &lake, &sql);
         assert!(told.contains(said), "{}: {told}", &sql[..sql.len().min(80)]);

@@ -21,7 +21,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use crate::damage::{below, copy, lake_of, mends, refused, remove, repair};
 use crate::decoding::runs;
 use crate::ledger::{life, object};
-use crate::replay;
+use crate::replay_races;
 use crate::support::{FaultStore, Faults, memory_lake, read_ledger, read_table, row_ids};
 use crate::upkeep::{check, maintainer, rows};
 
@@ -292,17 +292,17 @@ async fn what_a_table_still_lacked_when_its_ledger_was_lost_comes_in() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_replay_that_died_lands_nothing_twice_though_the_ledger_is_lost() {
     let dir = tempfile::tempdir().expect("a folder");
-    let objects = replay::objects(dir.path(), 3).await;
+    let objects = replay_races::objects(dir.path(), 3).await;
     let landed = Arc::new(InMemory::new());
-    replay::land(memory_lake(landed.clone()), objects.clone()).await;
+    replay_races::land(memory_lake(landed.clone()), objects.clone()).await;
     let whole = FaultStore::with(Arc::new(landed.fork()), Faults::default());
-    replay::replay(memory_lake(whole.clone()), u64::MAX).await.expect("nothing fails");
+    replay_races::replay(memory_lake(whole.clone()), u64::MAX).await.expect("nothing fails");
     let puts = whole.puts.lock().clone();
     let mut removals = 0;
     for (n, dies_at) in puts.iter().map(|put| put + 1).enumerate() {
         let inner = Arc::new(landed.fork());
         drop(
-            replay::replay(
+            replay_races::replay(
                 memory_lake(FaultStore::with(inner.clone(), Faults { dies_at, ..Faults::default() })),
                 u64::MAX,
             )
@@ -313,10 +313,11 @@ async fn a_replay_that_died_lands_nothing_twice_though_the_ledger_is_lost() {
         remove(&inner, lost).await;
         let context = format!("dies at {dies_at}, {lost} lost");
         repair(memory_lake(inner.clone()), &[]).await.unwrap_or_else(|e| panic!("{context}: {e}"));
-        let healed =
-            replay::replay(memory_lake(inner.clone()), 2).await.unwrap_or_else(|e| panic!("{context}: {e}"));
+        let healed = replay_races::replay(memory_lake(inner.clone()), 2)
+            .await
+            .unwrap_or_else(|e| panic!("{context}: {e}"));
         removals += u64::from(healed.already_there == 7 && healed.removed.rows == 7);
-        replay::check_rows(&inner, &objects, &context).await;
+        replay_races::check_rows(&inner, &objects, &context).await;
     }
     assert!(removals > 1, "some died between landing and removal, not {removals}");
 }
@@ -324,13 +325,13 @@ async fn a_replay_that_died_lands_nothing_twice_though_the_ledger_is_lost() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn rejects_that_come_back_are_known_to_have_been_replayed_though_the_ledger_was_lost_meanwhile() {
     let dir = tempfile::tempdir().expect("a folder");
-    let objects = replay::objects(dir.path(), 3).await;
+    let objects = replay_races::objects(dir.path(), 3).await;
     for restored in [false, true] {
         let inner = Arc::new(InMemory::new());
-        replay::land(memory_lake(inner.clone()), objects.clone()).await;
+        replay_races::land(memory_lake(inner.clone()), objects.clone()).await;
         let early = Arc::new(InMemory::new());
         copy(&inner, "lake/ingested_objects/_delta_log", &early).await;
-        replay::replay(memory_lake(inner.clone()), u64::MAX).await.expect("lands");
+        replay_races::replay(memory_lake(inner.clone()), u64::MAX).await.expect("lands");
         // Its log is gone; or it is that of before the replay.
         remove(&inner, "lake/ingested_objects/_delta_log").await;
         if restored {
@@ -339,8 +340,8 @@ async fn rejects_that_come_back_are_known_to_have_been_replayed_though_the_ledge
         repair(memory_lake(inner.clone()), &[]).await.expect("mends");
         remove(&inner, "lake/classification_failures/_delta_log").await;
         repair(memory_lake(inner.clone()), &[]).await.expect("mends");
-        replay::replay(memory_lake(inner.clone()), 2).await.expect("what comes back is known");
-        replay::check_rows(&inner, &objects, &format!("restored: {restored}")).await;
+        replay_races::replay(memory_lake(inner.clone()), 2).await.expect("what comes back is known");
+        replay_races::check_rows(&inner, &objects, &format!("restored: {restored}")).await;
     }
 }
 

@@ -1,5 +1,5 @@
-//! Where items come from. An intake hands them in at a pipeline's entrance, under numbers that its settle
-//! knows; nothing else of the pipeline knows of it.
+//! Where items come from. An intake passes them to a pipeline's entrance, under numbers that its settle
+//! knows; the rest of the pipeline does not know the intake.
 
 pub mod listing;
 pub mod queue;

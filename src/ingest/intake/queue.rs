@@ -76,7 +76,7 @@ impl QueueIntake {
                     if timeout < Duration::from_secs(10) {
                         tracing::warn!(
                             queue = self.queue.url(),
-                            "its visibility timeout is {timeout:?}: messages come again before they can land; 60 s or more is better"
+                            "visibility timeout {timeout:?} is too short: messages are redelivered before they can land; set 60 s or more"
                         );
                     }
                     *self.visibility.lock() = timeout;

@@ -196,7 +196,7 @@ impl Deleter {
         if !keys.is_empty() {
             tracing::warn!(
                 messages = keys.len(),
-                "landed, but could not be deleted: they come again, and are recognized then"
+                "landed, but could not be deleted: they are redelivered, and recognized then"
             );
             let mut book = self.acks.book.lock();
             keys.iter().for_each(|key| drop(book.forget(key)));

@@ -138,7 +138,7 @@ impl Leases {
             self.metrics.leases_lost.inc_by(lost);
             tracing::warn!(
                 messages = lost,
-                "leases had ended before they could be extended; whatever others do with these messages, each object lands once"
+                "leases ended before they could be extended; others may receive these messages, but each object lands once"
             );
         }
         failed

@@ -1,4 +1,4 @@
-//! What became of everything that was given in, counted.
+//! Counts the outcomes of all items.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;

@@ -1,5 +1,4 @@
-//! Rows of the ledger that stand in it more than once, because another engine added them once more: one of
-//! each stays.
+//! Removes duplicate rows from the ledger, which another engine has added: one of each stays.
 
 use parking_lot::Mutex;
 use rustc_hash::{FxHashMap, FxHashSet};

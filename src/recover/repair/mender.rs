@@ -1,5 +1,5 @@
-//! A lake whose parts don't fit together any more: the ledger is filled up from the rows of the tables, and
-//! tables from the files in their folders.
+//! Repairs an inconsistent lake: refills the ledger from the tables' rows, and tables from the files in their
+//! folders.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

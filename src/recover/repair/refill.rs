@@ -1,4 +1,4 @@
-//! The ledger filled up: from the rows of the tables, and from what is left of a ledger of before.
+//! Refills the ledger from the tables' rows, and from what is left of an earlier ledger.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 

@@ -1,9 +1,9 @@
-//! Rows that landed in a table and that its log does not name any more: looked for in the files below its
-//! folder, by their ids.
+//! Finds rows that landed in a table but are no longer in its log, by their ids in the files below its
+//! folder.
 //!
-//! A merge's outputs hold the rows of its inputs, and both may lie there, whole or in part. So nothing is
-//! told from the files' names: each row is taken once, from the largest file that has it. A file all of whose
-//! rows are wanted is taken as it is; of another the wanted rows are written anew.
+//! A merge's outputs hold the rows of its inputs, and both may be there, whole or in part. So files are not
+//! judged by name: each row is taken once, from the largest file that has it. A file whose rows are all
+//! wanted is taken as it is; from another the wanted rows are rewritten.
 
 use std::collections::{BTreeMap, HashSet};
 

@@ -1,7 +1,7 @@
-//! Queues of messages: what is asked of them, of whatever make.
+//! The interface to message queues, whatever the service.
 //!
-//! A message that was received is hidden from others for a while (its lease): until then it has to be
-//! deleted, or the lease extended, or it comes again.
+//! A received message is hidden from others for a while (its lease): unless it is deleted or its lease
+//! extended before that ends, it is delivered again.
 
 use std::fmt::Debug;
 use std::time::Duration;
