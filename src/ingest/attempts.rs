@@ -80,7 +80,7 @@ impl Attempts {
     }
 
     /// After a failure at `now`. `read`: when an object of the same source was last read. `outlasts`: a
-    /// source of which nothing can be read for now is waited for, however long it takes.
+    /// source or a lake that is out of reach is waited for, however long it takes.
     pub fn next(&mut self, failed: Failed, now: Instant, read: Option<Instant>, outlasts: bool) -> Next {
         match failed {
             Failed::NotFound => {
@@ -103,7 +103,8 @@ impl Attempts {
             }
             Failed::Lake => {
                 self.failures += 1;
-                Next::Again(delay(self.failures))
+                let gives_up = self.failures >= MAX_FAILURES && !outlasts;
+                if gives_up { Next::GiveUp } else { Next::Again(delay(self.failures)) }
             }
             Failed::Read(kind) => self.after_reading(kind, now, read, outlasts),
         }

@@ -90,7 +90,7 @@ impl Backfill {
         let room = Arc::new(Room::new(self.fetched_bytes, 1));
         let pressure = Arc::new(Pressure::new(feeds.all.len()));
         let (mut running, entrances) =
-            self.pipeline(metrics).start(&feeds, &room, counting.clone(), &ending, &pressure);
+            self.pipeline(metrics).start(&feeds, &room, |_| counting.clone(), &ending, &pressure);
         let numbers = Arc::new(AtomicU64::new(0));
         let listing = ListingIntake {
             entrances: &entrances,

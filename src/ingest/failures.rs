@@ -7,29 +7,23 @@ use tokio::sync::mpsc;
 use super::attempts::{Failed, MAX_CHANGED, MAX_NOT_FOUND, Next, is_refusal};
 use super::ending::IngestError;
 use super::feed::Feeds;
-use super::item::{Item, ItemKind};
+use super::item::{Item, ItemKind, Outcome};
 use super::metrics::Metrics;
-use super::settle::{Outcome, Settle};
 use crate::base::failure::{Failure, FailureKind};
 use crate::base::{clock, jittered};
 use crate::table::Lake;
 
 /// Sets an item on its way again. If nothing is fetched any more, it ends here.
-pub(super) fn try_again(item: Item, after: Duration, settle: &dyn Settle) {
+pub(super) fn try_again(item: Item, after: Duration) {
     let again = item.again.clone();
     if let Err(mpsc::error::SendError((item, _))) = again.send((item, jittered(after))) {
-        settle.settle(&item, Outcome::NotBegun);
+        item.settle(Outcome::NotBegun);
     }
 }
 
 /// An object had landed before. It is settled when the tables that it touches are at the ledger's version:
 /// whoever landed it may have died in between.
-pub(super) async fn already_there(
-    mut item: Item,
-    lake: Option<&Lake>,
-    settle: &dyn Settle,
-    metrics: &Metrics,
-) {
+pub(super) async fn already_there(mut item: Item, lake: Option<&Lake>, feeds: &Feeds, metrics: &Metrics) {
     let projected = match lake {
         Some(lake) => lake.project_all().await,
         None => Ok(()),
@@ -37,14 +31,16 @@ pub(super) async fn already_there(
     match projected {
         Ok(()) => {
             metrics.duplicates.inc();
-            settle.settle(&item, Outcome::AlreadyThere);
+            item.settle(Outcome::AlreadyThere);
         }
         Err(error) => {
-            tracing::warn!("{error}; trying again");
             let read = item.feed.last_read();
-            match item.attempts.next(Failed::Lake, clock::now(), read, true) {
-                Next::Again(after) => try_again(item, after, settle),
-                Next::Missing | Next::GiveUp => settle.settle(&item, Outcome::GivenUp(&error.to_string())),
+            match item.attempts.next(Failed::Lake, clock::now(), read, feeds.outlast_outages()) {
+                Next::Again(after) => {
+                    tracing::warn!("{error}; trying again");
+                    try_again(item, after);
+                }
+                Next::Missing | Next::GiveUp => item.settle(Outcome::GivenUp(&error.to_string())),
             }
         }
     }
@@ -57,7 +53,6 @@ pub(super) fn read_failed(
     location: &str,
     failure: &Failure,
     feeds: &Feeds,
-    settle: &dyn Settle,
 ) -> Option<(Item, String)> {
     let feed = item.feed.clone();
     let failed = Failed::reading(failure);
@@ -88,10 +83,10 @@ pub(super) fn read_failed(
             if failed == Failed::Changed {
                 tracing::info!("{location}: it changed while it was read: it is read again");
             }
-            try_again(item, after, settle);
+            try_again(item, after);
         }
         _ => {
-            settle.settle(&item, Outcome::GivenUp(&why));
+            item.settle(Outcome::GivenUp(&why));
             if is_refused && feeds.count_refused(&feed) {
                 let (location, message) = (location.to_owned(), failure.to_string());
                 let source_id = feed.id().to_owned();
@@ -117,11 +112,10 @@ fn advice(kind: FailureKind) -> &'static str {
 }
 
 /// A panic over one item: it alone is given up.
-pub(super) fn item_panicked(item: &Item, said: &str, settle: &dyn Settle, metrics: &Metrics) {
+pub(super) fn item_panicked(item: &Item, said: &str, metrics: &Metrics) {
     metrics.panics.inc();
     let location = item.kind.location();
-    settle.settle(
-        item,
-        Outcome::GivenUp(&format!("{location}: this program panicked over it: {said}; please report this")),
-    );
+    item.settle(Outcome::GivenUp(&format!(
+        "{location}: this program panicked over it: {said}; please report this"
+    )));
 }

@@ -149,27 +149,41 @@ impl Feeds {
     /// Stops a source. Told once, until it can be read again. If all are refused before one of them was ever
     /// read, a person has to see it, and the run ends.
     pub fn refuse(&self, feed: &Feed, error: IngestError) {
+        let is_new = self.stop(feed, &error);
+        let none_was_read = self.all.iter().all(|feed| feed.last_read().is_none());
+        if self.every.is_some() && none_was_read && self.refused() == self.all.len() {
+            return self.ending.fail(error);
+        }
+        if is_new {
+            self.tell(feed, &error);
+        }
+    }
+
+    /// Stops a source that was in order before: the run goes on, whatever the others are like.
+    pub fn pause(&self, feed: &Feed, error: IngestError) {
+        if self.stop(feed, &error) {
+            self.tell(feed, &error);
+        }
+    }
+
+    /// True: it was not stopped.
+    fn stop(&self, feed: &Feed, error: &IngestError) -> bool {
         let was_refused = feed.health.refused.lock().replace(clock::now()).is_some();
         self.metrics.set_problem(&feed.problem(), error.to_string());
         self.metrics.sources_refused.set(self.refused() as i64);
-        let Some(every) = self.every else {
-            if !was_refused {
-                tracing::error!(
-                    source = feed.id(),
-                    "{error}; its other objects are given up, too, if they are refused"
-                );
-            }
-            return;
-        };
-        let none_was_read = self.all.iter().all(|feed| feed.last_read().is_none());
-        if none_was_read && self.refused() == self.all.len() {
-            return self.ending.fail(error);
-        }
-        if !was_refused {
-            tracing::error!(
-                source = feed.id(),
+        !was_refused
+    }
+
+    fn tell(&self, feed: &Feed, error: &IngestError) {
+        let source = feed.id();
+        match self.every {
+            Some(every) => tracing::error!(
+                source,
                 "{error}; the other sources go on, and this one is tried again every {every:.0?}"
-            );
+            ),
+            None => {
+                tracing::error!(source, "{error}; its other objects are given up, too, if they are refused")
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tokio_util::time::DelayQueue;
@@ -13,11 +13,11 @@ use tokio_util::time::DelayQueue;
 use super::ending::Ending;
 use super::failures::{already_there, item_panicked, read_failed};
 use super::feed::{Feed, Feeds};
-use super::item::{Content, Fetched, Held, Item, ItemKind, ReplayedReject, Unread};
+use super::identity::Identified;
+use super::item::{Content, Fetched, Held, Item, ItemKind, Outcome, ReplayedReject, Unread};
 use super::metrics::Metrics;
 use super::pressure::{Idle, Pressure};
 use super::room::{Room, Taken};
-use super::settle::{Identified, Outcome, Settle};
 use crate::base::failure::{Failure, FailureKind};
 use crate::base::panics::caught;
 use crate::decode::object::{Object, ObjectId};
@@ -55,11 +55,12 @@ pub(super) struct Fetcher {
     pub feed: Arc<Feed>,
     pub feeds: Arc<Feeds>,
     pub lake: Option<Arc<Lake>>,
-    pub settle: Arc<dyn Settle>,
     pub metrics: Arc<Metrics>,
     pub room: Arc<Room>,
     /// Objects of at most this many stored bytes are held whole.
     pub whole: u64,
+    /// Objects that are read while they are decoded, of all sources: they never occupy every worker.
+    pub remote: Arc<Semaphore>,
 }
 
 impl Fetcher {
@@ -95,7 +96,8 @@ impl Fetcher {
                 let ReplayedReject { reject, object, log_type, rejected, room, .. } = replayed.clone();
                 let Some(rejected) = rejected.lock().take() else { return self.let_go(&item) };
                 let (entry, content) = (ObjectId::of_replay(reject), Content::Replay { reject, rejected });
-                self.pass(Fetched { item, entry, object, content, log_type, room: Some(room) }).await
+                self.pass(Fetched { item, entry, object, content, log_type, room: Some(room), remote: None })
+                    .await
             }
         }
     }
@@ -104,7 +106,7 @@ impl Fetcher {
     fn let_go(&self, item: &Item) -> Option<Fetched> {
         let location = item.kind.location();
         let why = format!("{location}: it did not land, and what was read of it is gone: run it again");
-        self.settle.settle(item, Outcome::GivenUp(&why));
+        item.settle(Outcome::GivenUp(&why));
         None
     }
 
@@ -143,7 +145,8 @@ impl Fetcher {
             Origin::File(file) => {
                 let location = file.path.display().to_string();
                 let size = self.whole.min(file.path.metadata().map_or(UNKNOWN_SIZE, |m| m.len()));
-                let (room, whole) = (self.room.take(self.feed.no, size).await, self.whole);
+                let (room, granted) = self.room.take_patiently(self.feed.no, size).await;
+                let whole = if granted < size { granted } else { self.whole };
                 let reading = tokio::task::spawn_blocking(move || of_file(&file, whole));
                 match reading.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
                     Ok((object, input)) => Ok(Got { object, input, room }),
@@ -157,7 +160,7 @@ impl Fetcher {
             Err(not_read) => {
                 let location = not_read.location.clone();
                 if let Some((item, why)) = self.read_failed(item, not_read) {
-                    self.settle.settle(&item, Outcome::GivenUp(&format!("{location}: {why}")));
+                    item.settle(Outcome::GivenUp(&format!("{location}: {why}")));
                 }
                 None
             }
@@ -169,7 +172,7 @@ impl Fetcher {
         self.feeds.was_read(&self.feed);
         if input.is_empty() {
             self.metrics.skipped.inc();
-            self.settle.settle(&item, Outcome::Empty);
+            item.settle(Outcome::Empty);
             return None;
         }
         self.feed.attribute(&mut object);
@@ -208,23 +211,29 @@ impl Fetcher {
         room: Option<Taken>,
     ) -> Option<Fetched> {
         let entry = object.id;
-        self.pass(Fetched { item, entry, object, content, log_type, room }).await
+        self.pass(Fetched { item, entry, object, content, log_type, room, remote: None }).await
     }
 
     /// Lets an object pass once: what is on its way already is waited for, and what has landed is settled.
     async fn pass(&self, fetched: Fetched) -> Option<Fetched> {
-        if self.settle.identify(fetched.item.no, fetched.entry) == Identified::OnItsWay {
+        if fetched.item.settle.identify(fetched.item.no, fetched.entry) == Identified::OnItsWay {
             return None;
         }
         if self.has_landed(fetched.entry) {
             self.already_there(fetched.item).await;
             return None;
         }
-        Some(fetched)
+        let remote = match &fetched.content {
+            Content::Input(input, _) if input.is_remote() => {
+                Some(self.remote.clone().acquire_owned().await.expect("it is never closed"))
+            }
+            _ => None,
+        };
+        Some(Fetched { remote, ..fetched })
     }
 
     async fn already_there(&self, item: Item) {
-        already_there(item, self.lake.as_deref(), self.settle.as_ref(), &self.metrics).await;
+        already_there(item, self.lake.as_deref(), &self.feeds, &self.metrics).await;
     }
 
     /// The object by its decoded key, or by its literal one if there is none of the decoded.
@@ -254,13 +263,14 @@ impl Fetcher {
     ) -> Result<Got, NotRead> {
         let mut reserve = size.unwrap_or(UNKNOWN_SIZE).clamp(1 << 10, self.whole);
         loop {
-            let room = self.room.take(self.feed.no, reserve).await;
-            match buckets.get(&wanted, reserve).await {
+            let (room, granted) = self.room.take_patiently(self.feed.no, reserve).await;
+            match buckets.get(&wanted, granted).await {
                 Err(failure) => {
                     return Err(NotRead { location: wanted.location(), why: WhyNot::Store(failure) });
                 }
-                // What told the size was wrong: again, with room enough.
-                Ok((head, Body::Larger)) if head.size > reserve && head.size <= self.whole => {
+                // What told the size was wrong: again, with room enough. Where there is none, it is read in
+                // parts.
+                Ok((head, Body::Larger)) if granted == reserve && head.size <= self.whole => {
                     reserve = head.size
                 }
                 Ok((head, body)) => {
@@ -278,14 +288,14 @@ impl Fetcher {
         match why {
             WhyNot::Store(failure) => {
                 self.metrics.count_fetch_error(failure.kind);
-                read_failed(item, &location, &failure, &self.feeds, self.settle.as_ref())
+                read_failed(item, &location, &failure, &self.feeds)
             }
             WhyNot::File(error @ LocalError::Changed { .. }) => {
                 let failure = Failure { kind: FailureKind::Changed, message: error.to_string() };
-                read_failed(item, &location, &failure, &self.feeds, self.settle.as_ref())
+                read_failed(item, &location, &failure, &self.feeds)
             }
             WhyNot::File(error) => {
-                self.settle.settle(&item, Outcome::GivenUp(&error.to_string()));
+                item.settle(Outcome::GivenUp(&error.to_string()));
                 None
             }
         }
@@ -378,6 +388,8 @@ impl FetchStage {
             }
             drop(idle);
         }
+        // What the workers hold lands now: a fetch that hangs keeps nothing of the others waiting.
+        self.pressure.wait(self.fetcher.feed.no).for_good();
         self.again.close();
         self.fresh.close();
         while let Some((item, _)) = self.again.recv().await {
@@ -390,7 +402,7 @@ impl FetchStage {
         while let Some(key) = waiting.peek() {
             left.push(waiting.remove(&key).into_inner());
         }
-        left.iter().for_each(|item| self.fetcher.settle.settle(item, Outcome::NotBegun));
+        left.iter().for_each(|item| item.settle(Outcome::NotBegun));
         while running.join_next().await.is_some() {}
     }
 
@@ -401,7 +413,7 @@ impl FetchStage {
             match caught(fetcher.fetch(item.clone())).await {
                 Ok(Some(fetched)) => drop(ready.send(fetched).await),
                 Ok(None) => {}
-                Err(said) => item_panicked(&item, &said, fetcher.settle.as_ref(), &fetcher.metrics),
+                Err(said) => item_panicked(&item, &said, &fetcher.metrics),
             }
         }
     }

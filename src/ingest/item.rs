@@ -1,35 +1,37 @@
-//! Items: as an intake took them in, and as they were fetched.
+//! Items: as an intake took them in, as they were fetched, and what became of them.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::attempts::Attempts;
 use super::feed::Feed;
+use super::identity::{Identified, ItemNo};
 use super::room::Taken;
 use crate::decode::object::{Object, ObjectId, RowId};
 use crate::decode::reject::Reason;
 use crate::decode::split::Place;
+use crate::land::ledger_rows::ObjectOutcome;
 use crate::land::worker::Rejected;
 use crate::source::bucket::Wanted;
 use crate::source::notice::Announced;
 use crate::source::origin::{Input, Origin};
 
-/// What an item is known by to the intake that took it in, and where it is settled.
-pub type ItemNo = u64;
-
 /// Something taken in, and not read yet. A copy is the same item.
 #[derive(Debug, Clone)]
 pub struct Item {
-    /// See [`ItemNo`].
+    /// What its intake knows it by.
     pub no: ItemNo,
     /// Whose it is.
     pub feed: Arc<Feed>,
     pub kind: ItemKind,
+    /// Receives what becomes of it.
+    pub(super) settle: Arc<dyn Settle>,
     pub(super) attempts: Attempts,
     /// Whether it was told that it is not what was announced.
     pub(super) is_told_overwritten: bool,
@@ -40,6 +42,13 @@ pub struct Item {
     /// Counts it as under way, until it is settled.
     #[expect(dead_code, reason = "it is held")]
     pub(super) under_way: TaskTrackerToken,
+}
+
+impl Item {
+    /// Says what became of it: once, and last.
+    pub fn settle(&self, outcome: Outcome<'_>) {
+        self.settle.settle(self, outcome);
+    }
 }
 
 /// What an item is.
@@ -135,6 +144,8 @@ pub(super) struct Fetched {
     pub log_type: Option<usize>,
     /// The room that its bytes take, until they are decoded.
     pub room: Option<Taken>,
+    /// The right to keep a worker waiting for the network, until it is decoded.
+    pub remote: Option<OwnedSemaphorePermit>,
 }
 
 pub(super) enum Content {
@@ -153,4 +164,34 @@ impl Fetched {
             Content::Replay { rejected, .. } => rejected.held(),
         }
     }
+}
+
+/// What became of an item.
+#[derive(Debug)]
+pub enum Outcome<'a> {
+    /// It landed now, as rows and rejects.
+    Landed(&'a ObjectOutcome),
+    /// It had landed before.
+    AlreadyThere,
+    /// It holds nothing to land.
+    Empty,
+    /// It is a reject still, for this reason now; none: it is not one record.
+    Rejected(Option<Reason>),
+    /// It did not land in this run, for this reason.
+    GivenUp(&'a str),
+    /// The run was stopped before it was begun, or before it had landed.
+    NotBegun,
+}
+
+/// Receives what became of an intake's items, which both know by their numbers.
+pub trait Settle: Send + Sync + Debug {
+    /// An item has turned out to be this object. Asked once more when the item is fetched again.
+    fn identify(&self, item: ItemNo, object: ObjectId) -> Identified;
+
+    /// What became of an item: the last that is told of it.
+    fn settle(&self, item: &Item, outcome: Outcome<'_>);
+
+    /// What landed beside the items: objects that were rejected unread, each told before the item that
+    /// brought it.
+    fn landed_beside(&self, _: &ObjectOutcome) {}
 }

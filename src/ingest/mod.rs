@@ -13,6 +13,7 @@ pub mod attempts;
 pub mod ending;
 pub mod feed;
 pub mod room;
+pub mod identity;
 pub mod item;
 pub mod settle;
 pub mod pressure;

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,11 +17,11 @@ use super::attempts::Attempts;
 use super::ending::{Ending, IngestError};
 use super::feed::{Feed, Feeds};
 use super::fetch::{FetchStage, Fetcher};
-use super::item::{Item, ItemKind, ItemNo};
+use super::identity::ItemNo;
+use super::item::{Item, ItemKind, Settle};
 use super::metrics::Metrics;
 use super::pressure::Pressure;
 use super::room::Room;
-use super::settle::Settle;
 use super::work::{WorkStage, Working};
 use crate::base::panics::caught;
 use crate::land::batch::Tables;
@@ -56,6 +56,7 @@ pub struct Pipeline {
 #[derive(Debug, Clone)]
 pub struct Entrance {
     feed: Arc<Feed>,
+    settle: Arc<dyn Settle>,
     fresh: mpsc::Sender<Item>,
     again: mpsc::UnboundedSender<(Item, Duration)>,
     under_way: TaskTracker,
@@ -85,6 +86,7 @@ impl Entrance {
             no,
             feed: self.feed.clone(),
             kind,
+            settle: self.settle.clone(),
             attempts: Attempts::default(),
             is_told_overwritten: false,
             is_suspect: false,
@@ -116,12 +118,13 @@ pub(super) fn stage(
 }
 
 impl Pipeline {
-    /// Starts it, with an entrance for each feed, in their order.
+    /// Starts it, with an entrance for each feed, in their order. `settle`: who receives what becomes of a
+    /// feed's items, by the feed's number.
     pub fn start(
         &self,
         feeds: &Arc<Feeds>,
         room: &Arc<Room>,
-        settle: Arc<dyn Settle>,
+        settle: impl Fn(usize) -> Arc<dyn Settle>,
         ending: &Arc<Ending>,
         pressure: &Arc<Pressure>,
     ) -> (Running, Vec<Entrance>) {
@@ -129,6 +132,9 @@ impl Pipeline {
         let (ready, fetched) = mpsc::channel(MAX_READY);
         let fetched = Arc::new(tokio::sync::Mutex::new(fetched));
         let whole = WHOLE_BYTES.min(room.bytes() / 2);
+        // One source has all workers to itself.
+        let remote = if feeds.all.len() > 1 { self.workers.saturating_sub(1) } else { self.workers };
+        let remote = Arc::new(Semaphore::new(remote.max(1)));
         let (mut fetching, mut entrances) = (Vec::new(), Vec::new());
         for feed in &feeds.all {
             let (fresh, to_fetch) = mpsc::channel(1);
@@ -138,13 +144,20 @@ impl Pipeline {
                 feed: feed.clone(),
                 feeds: feeds.clone(),
                 lake: lake.clone(),
-                settle: settle.clone(),
                 metrics: metrics.clone(),
                 room: room.clone(),
                 whole,
+                remote: remote.clone(),
             };
             let stop = ending.stop.clone();
-            entrances.push(Entrance { feed: feed.clone(), fresh, again, under_way: under_way.clone(), stop });
+            entrances.push(Entrance {
+                feed: feed.clone(),
+                settle: settle(feed.no),
+                fresh,
+                again,
+                under_way: under_way.clone(),
+                stop,
+            });
             let fetch = FetchStage {
                 fetcher: Arc::new(fetcher),
                 at_once: self.fetches.max(1),
@@ -164,7 +177,6 @@ impl Pipeline {
             settings: self.settings.clone(),
             meter: self.meter.clone(),
             metrics: metrics.clone(),
-            settle,
             feeds: feeds.clone(),
             ending: ending.clone(),
             pressure: pressure.clone(),

@@ -2,9 +2,14 @@
 //! all; the other half goes to whoever comes first.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::base::clock;
+
+/// How long an object waits for room that all feeds have in common.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// What permits count.
 const KIB: u64 = 1 << 10;
 
@@ -35,6 +40,20 @@ impl Room {
     /// All of it.
     pub fn bytes(&self) -> u64 {
         u64::from(self.share * self.shares.len() as u32 + self.common_size) * KIB
+    }
+
+    /// Waits for room for as many bytes as there is patience for: all of them, or a feed's own share of it,
+    /// which no other feed takes. How many bytes were taken.
+    pub async fn take_patiently(&self, feed: usize, bytes: u64) -> (Taken, u64) {
+        let taking = self.take(feed, bytes);
+        let share = u64::from(self.share) * KIB;
+        if share == 0 || bytes <= share {
+            return (taking.await, bytes);
+        }
+        match clock::timeout(PATIENCE, taking).await {
+            Ok(taken) => (taken, bytes),
+            Err(_) => (self.take(feed, share).await, share),
+        }
     }
 
     /// Waits for room; more than there is takes all that is common.

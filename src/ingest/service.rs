@@ -114,19 +114,6 @@ impl Ingest {
             Arc::new(QueueIntake::new(no, of.queue.clone(), of.source.clone()))
         };
         let intakes: Vec<_> = self.sources.iter().enumerate().map(intake).collect();
-        let reading = async {
-            for intake in &intakes {
-                intake.read_visibility_timeout(&feeds, &ending.stop).await;
-            }
-        };
-        tokio::select! {
-            () = reading => {}
-            () = ending.stop.cancelled() => {}
-        }
-        if ending.stop.is_cancelled() {
-            let ended = Ended { released: 0, given_up: 0, refused: feeds.refused() };
-            return ending.why().map_or(Ok(ended), Err);
-        }
         self.metrics.started();
         let service = Service::start(self, ending, feeds, intakes);
         service.until_stopped().await;
@@ -178,7 +165,7 @@ impl Service {
         let (acks, complete) = Acks::new(intakes.len(), run.metrics.clone());
         let pressure = Arc::new(Pressure::new(intakes.len()));
         let room = Arc::new(Room::new(run.pace.fetched_bytes, intakes.len()));
-        let (pipeline, entrances) = run.pipeline().start(&feeds, &room, acks.clone(), &ending, &pressure);
+        let (pipeline, entrances) = run.pipeline().start(&feeds, &room, |_| acks.clone(), &ending, &pressure);
         let mut service = Self {
             received: Arc::new(Mutex::new(clock::now())),
             lasting: Lasting { metrics: run.metrics.clone(), tasks: Vec::new() },

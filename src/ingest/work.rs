@@ -6,17 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, mpsc};
 
 use super::attempts::{Failed, Next, delay};
 use super::ending::Ending;
 use super::failures::{already_there, item_panicked, read_failed, try_again};
 use super::feed::Feeds;
-use super::item::{Content, Fetched, Item, ItemKind};
+use super::item::{Content, Fetched, Item, ItemKind, Outcome};
 use super::metrics::Metrics;
 use super::pressure::{Pressure, PressureState};
 use super::room::Taken;
-use super::settle::{Outcome, Settle};
 use super::thread::OwnThread;
 use crate::base::panics::caught_here;
 use crate::base::{clock, jittered};
@@ -28,6 +27,9 @@ use crate::table::Lake;
 
 /// How long a worker that others wait for waits itself for more.
 const IDLE_BEFORE_FLUSH: Duration = Duration::from_millis(200);
+
+/// When an object is fetched again that another intake's item in the same batch is.
+const TWIN_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Bytes of small objects that are decoded in one go.
 const SMALL_OBJECTS_BYTES: u64 = 256 << 10;
@@ -41,7 +43,6 @@ pub(super) struct Working {
     pub settings: WorkerSettings,
     pub meter: Arc<Meter>,
     pub metrics: Arc<Metrics>,
-    pub settle: Arc<dyn Settle>,
     pub feeds: Arc<Feeds>,
     pub ending: Arc<Ending>,
     pub pressure: Arc<Pressure>,
@@ -58,6 +59,8 @@ struct Step {
     log_type: Option<usize>,
     /// Given back when it is decoded.
     room: Option<Taken>,
+    /// Given back then, too.
+    remote: Option<OwnedSemaphorePermit>,
 }
 
 enum Done {
@@ -68,7 +71,7 @@ enum Done {
 
 impl Step {
     fn run(self, worker: &mut Worker) -> Result<Done, WorkError> {
-        let Self { object, content, log_type, room, .. } = self;
+        let Self { object, content, log_type, room, remote, .. } = self;
         let bytes = object.size;
         let done = match content {
             Content::Input(input, place) => {
@@ -81,7 +84,7 @@ impl Step {
                 worker.replay(reject, object, rejected, log_type).map(Done::Replayed)
             }
         };
-        drop(room);
+        drop((room, remote));
         done
     }
 }
@@ -111,14 +114,14 @@ impl WorkStage {
         let mut pressure = self.working.pressure.watch();
         let mut hurried = pressure.borrow_and_update().hurries;
         loop {
-            let state = *pressure.borrow_and_update();
+            let state = pressure.borrow_and_update().clone();
             if std::mem::replace(&mut hurried, state.hurries) != state.hurries {
                 self.flush().await;
             }
-            let wait = self.time_left().map(|left| match state {
-                PressureState { busy: 0, .. } => Duration::ZERO,
-                PressureState { waiting: 0, .. } => left,
-                PressureState { .. } => left.min(IDLE_BEFORE_FLUSH),
+            let wait = self.time_left().map(|left| match state.busy {
+                0 => Duration::ZERO,
+                _ if self.is_waited_for(&state) => left.min(IDLE_BEFORE_FLUSH),
+                _ => left,
             });
             let next = async {
                 let mut fetched = fetched.lock().await;
@@ -153,6 +156,12 @@ impl WorkStage {
         self.flush().await;
     }
 
+    /// Whether someone waits until something of the batch has landed.
+    fn is_waited_for(&self, state: &PressureState) -> bool {
+        let is_waited_for = |item: &Item| state.waiting[item.feed.no] > 0;
+        state.waiting.iter().any(|waiting| *waiting > 0) && self.items.values().any(is_waited_for)
+    }
+
     /// Until the batch is old enough to land; none while it is empty.
     fn time_left(&self) -> Option<Duration> {
         self.worker.as_ref().and_then(Worker::time_left)
@@ -171,11 +180,16 @@ impl WorkStage {
 
     async fn work(&mut self, fetched: Vec<Fetched>) {
         let step = |fetched: Fetched| {
-            let Fetched { item, entry, object, content, log_type, room } = fetched;
+            let Fetched { item, entry, object, content, log_type, room, remote } = fetched;
+            if self.items.contains_key(&entry) {
+                // Two intakes have taken it in: when it comes again, it has landed.
+                try_again(item, TWIN_RETRY_AFTER);
+                return None;
+            }
             self.items.insert(entry, item);
-            Step { entry, location: object.location(), object, content, log_type, room }
+            Some(Step { entry, location: object.location(), object, content, log_type, room, remote })
         };
-        let steps: Vec<Step> = fetched.into_iter().map(step).collect();
+        let steps: Vec<Step> = fetched.into_iter().filter_map(step).collect();
         let mut worker = self.worker.take().expect("it is put back below");
         let working = self.thread.run(move || {
             let mut worked = Vec::with_capacity(steps.len());
@@ -205,7 +219,7 @@ impl WorkStage {
     }
 
     fn worked(&mut self, entry: ObjectId, location: &str, done: Result<Done, WorkError>) {
-        let Working { meter, metrics, settle, feeds, .. } = &self.working;
+        let Working { meter, metrics, feeds, .. } = &self.working;
         match done {
             Ok(Done::Decoded(bytes)) => {
                 Meter::add(&meter.objects_done, 1);
@@ -214,7 +228,7 @@ impl WorkStage {
             Ok(Done::Replayed(ReplayOutcome::Accepted)) => {}
             Ok(Done::Replayed(ReplayOutcome::Rejected(reason))) => {
                 if let Some(item) = self.items.remove(&entry) {
-                    settle.settle(&item, Outcome::Rejected(reason));
+                    item.settle(Outcome::Rejected(reason));
                 }
             }
             Err(error @ WorkError::Read { .. }) => {
@@ -222,11 +236,10 @@ impl WorkStage {
                 let failure = error.failure();
                 metrics.count_fetch_error(failure.kind);
                 if let ItemKind::Replayed(_) = item.kind {
-                    settle.settle(&item, Outcome::GivenUp(&error.to_string()));
-                } else if let Some((item, _)) = read_failed(item, location, &failure, feeds, settle.as_ref())
-                {
+                    item.settle(Outcome::GivenUp(&error.to_string()));
+                } else if let Some((item, _)) = read_failed(item, location, &failure, feeds) {
                     // Fetching it finds out what to do about that.
-                    try_again(item, Duration::ZERO, settle.as_ref());
+                    try_again(item, Duration::ZERO);
                 }
             }
             Err(WorkError::Batch(error)) => self.landing_failed(error),
@@ -238,14 +251,14 @@ impl WorkStage {
     fn panicked(&mut self, id: ObjectId, said: &str) {
         self.worker = Some(self.working.worker());
         if let Some(item) = self.items.remove(&id) {
-            item_panicked(&item, said, self.working.settle.as_ref(), &self.working.metrics);
+            item_panicked(&item, said, &self.working.metrics);
         }
         self.try_all_again(Duration::ZERO);
     }
 
     fn try_all_again(&mut self, after: Duration) {
         for (_, item) in self.items.drain() {
-            try_again(item, after, self.working.settle.as_ref());
+            try_again(item, after);
         }
     }
 
@@ -271,9 +284,8 @@ impl WorkStage {
     fn flush_panicked(&mut self, said: &str) {
         self.worker = Some(self.working.worker());
         let mut items: Vec<Item> = self.items.drain().map(|(_, item)| item).collect();
-        let settle = self.working.settle.as_ref();
         if let [item] = items.as_slice() {
-            return item_panicked(item, said, settle, &self.working.metrics);
+            return item_panicked(item, said, &self.working.metrics);
         }
         self.working.metrics.panics.inc();
         tracing::error!(
@@ -282,7 +294,7 @@ impl WorkStage {
         );
         for mut item in items.drain(..) {
             item.is_suspect = true;
-            try_again(item, Duration::ZERO, settle);
+            try_again(item, Duration::ZERO);
         }
     }
 
@@ -293,7 +305,7 @@ impl WorkStage {
     }
 
     async fn account_for(&mut self, flushed: Flushed) {
-        let Working { metrics, settle, lake, .. } = &self.working;
+        let Working { metrics, feeds, lake, .. } = &self.working;
         for (whole, commits) in flushed.took {
             self.failures = 0;
             metrics.count_flush(whole, commits);
@@ -302,13 +314,19 @@ impl WorkStage {
         for outcome in &flushed.landed {
             metrics.count_landed(outcome);
             match self.items.remove(&outcome.entry()) {
-                Some(item) => settle.settle(&item, Outcome::Landed(outcome)),
-                None => settle.landed_beside(outcome),
+                Some(item) => item.settle(Outcome::Landed(outcome)),
+                // The item that brought it is told after it, so it is still there.
+                None => {
+                    let replayed = |item: &&Item| matches!(item.kind, ItemKind::Replayed(_));
+                    if let Some(item) = self.items.values().find(replayed) {
+                        item.settle.landed_beside(outcome);
+                    }
+                }
             }
         }
         for id in flushed.already_there {
             if let Some(item) = self.items.remove(&id) {
-                already_there(item, lake.as_deref(), settle.as_ref(), metrics).await;
+                already_there(item, lake.as_deref(), feeds, metrics).await;
             }
         }
         for id in flushed.stale {
@@ -320,7 +338,6 @@ impl WorkStage {
 
     /// An object whose files a vacuum may have taken is decoded again, but not for ever.
     fn decode_again(&self, mut item: Item) {
-        let settle = self.working.settle.as_ref();
         let why = format!(
             "{}: decoding and landing it took over an hour, and a vacuum ran meanwhile: use a faster connection, more memory, or `partition = \"day\"`",
             item.kind.location()
@@ -328,9 +345,9 @@ impl WorkStage {
         match item.attempts.next(Failed::Stale, clock::now(), None, true) {
             Next::Again(after) => {
                 tracing::warn!("{why}; it is decoded again");
-                try_again(item, after, settle);
+                try_again(item, after);
             }
-            Next::Missing | Next::GiveUp => settle.settle(&item, Outcome::GivenUp(&why)),
+            Next::Missing | Next::GiveUp => item.settle(Outcome::GivenUp(&why)),
         }
     }
 

@@ -36,12 +36,12 @@ use crate::decode::reject::Reason;
 use crate::format::read;
 use crate::ingest::ending::{Ending, IngestError};
 use crate::ingest::feed::{Feed, Feeds};
-use crate::ingest::item::{Item, ItemKind, ItemNo, ReplayedReject};
+use crate::ingest::identity::{Identified, ItemNo};
+use crate::ingest::item::{Item, ItemKind, Outcome, ReplayedReject, Settle};
 use crate::ingest::metrics::Metrics;
 use crate::ingest::pipeline::{Entrance, Pipeline, Stopped};
 use crate::ingest::pressure::Pressure;
 use crate::ingest::room::Room;
-use crate::ingest::settle::{Identified, Outcome, Settle};
 use crate::land::batch::Tables;
 use crate::land::ledger_rows::ObjectOutcome;
 use crate::land::worker::{Meter, Rejected, WorkerSettings};
@@ -191,7 +191,7 @@ impl Replay {
             meter: self.meter.clone(),
         };
         let (mut running, mut entrances) =
-            pipeline.start(&feeds, &room, counting.clone(), &ending, &Arc::new(Pressure::new(1)));
+            pipeline.start(&feeds, &room, |_| counting.clone(), &ending, &Arc::new(Pressure::new(1)));
         let entrance = entrances.remove(0);
         let taken = tokio::task::spawn_blocking(move || intake(entrance, room)).await;
         let taken = taken.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));

@@ -326,7 +326,9 @@ impl RangeReader {
             matches!(e.kind, FailureKind::Unavailable | FailureKind::Throttled)
                 && began.elapsed() < RANGE_PATIENCE
         };
-        get.retry(patience).when(retryable).call()
+        let runtime = self.runtime.clone();
+        let pause = move |time| runtime.block_on(clock::sleep(time));
+        get.retry(patience).sleep(pause).when(retryable).call()
     }
 }
 

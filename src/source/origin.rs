@@ -134,6 +134,11 @@ impl Read for Input {
 }
 
 impl Input {
+    /// Whether reading it waits for the network.
+    pub fn is_remote(&self) -> bool {
+        matches!(self, Self::Ranges(_) | Self::Stream(_))
+    }
+
     /// Whether there is nothing to read.
     pub fn is_empty(&self) -> bool {
         matches!(self, Self::Memory(bytes) if bytes.is_empty())

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use flarelake::base::clock;
 use flarelake::decode::object::ObjectId;
-use flarelake::ingest::settle::book::{Book, Due, Identified, Lease, Load, MessageKey};
+use flarelake::ingest::identity::Identified;
+use flarelake::ingest::settle::book::{Book, Due, Lease, Load, MessageKey};
 
 fn key(id: &str) -> MessageKey {
     MessageKey { queue: 0, id: id.into() }
@@ -13,9 +14,9 @@ fn key(id: &str) -> MessageKey {
 /// Enters a message that announces `what`: the numbers of what is new.
 fn enter(book: &mut Book<&'static str>, id: &str, what: &[&'static str]) -> Vec<u64> {
     let lease = Lease::new(clock::now(), Duration::from_secs(30));
-    assert!(book.hold(key(id), format!("receipt of {id}"), 0, 100, lease));
-    let new = what.iter().filter_map(|w| book.wait_for(&key(id), w)).collect();
-    assert!(!book.seal(&key(id)), "{id} waits for something");
+    let holding = book.hold(key(id), format!("receipt of {id}"), 0, 100, lease).expect("it was not held");
+    let new = what.iter().filter_map(|w| book.wait_for(&holding, w)).collect();
+    assert!(!book.seal(&holding), "{id} waits for something");
     new
 }
 
@@ -42,8 +43,9 @@ fn a_message_is_complete_with_the_last_of_its_objects() {
 #[test]
 fn a_message_that_brings_nothing_is_complete_at_once() {
     let mut book: Book<&str> = Book::default();
-    assert!(book.hold(key("m"), "r".into(), 0, 1, Lease::new(clock::now(), Duration::from_secs(1))));
-    assert!(book.seal(&key("m")));
+    let lease = Lease::new(clock::now(), Duration::from_secs(1));
+    let holding = book.hold(key("m"), "r".into(), 0, 1, lease).expect("it was not held");
+    assert!(book.seal(&holding));
 }
 
 #[test]
@@ -73,6 +75,24 @@ fn a_message_given_up_and_received_again_waits_for_everything_anew() {
 }
 
 #[test]
+fn a_message_given_up_while_it_is_entered_is_not_complete_without_what_comes_after() {
+    let mut book = Book::default();
+    let lease = || Lease::new(clock::now(), Duration::from_secs(30));
+    let first = book.hold(key("m"), "first".into(), 0, 1, lease()).expect("it was not held");
+    let a = book.wait_for(&first, "a").expect("new");
+    assert_eq!(book.give_up(a).len(), 1, "a can't be read: the message goes back");
+    // Another receiver enters the message again, while the first one still enters what it brings.
+    let second = book.hold(key("m"), "second".into(), 0, 1, lease()).expect("it was not held");
+    let a = book.wait_for(&second, "a").expect("new");
+    assert_eq!(book.wait_for(&first, "b"), None, "nobody waits for it by the first holding");
+    assert!(!book.seal(&first));
+    assert!(book.landed(a).is_empty(), "b is still to be entered");
+    let b = book.wait_for(&second, "b").expect("new");
+    assert!(!book.seal(&second));
+    assert_eq!(book.landed(b), [key("m")]);
+}
+
+#[test]
 fn leases_are_due_before_half_has_passed_and_lost_when_they_end() {
     let mut book: Book<&str> = Book::default();
     let start = clock::now();
@@ -80,7 +100,7 @@ fn leases_are_due_before_half_has_passed_and_lost_when_they_end() {
     let lease = |from: u64| Lease::new(at(from), Duration::from_secs(30));
     let now = |receipt: &str| Due::Now(receipt.to_owned());
     assert_eq!(book.due(&key("m"), at(0)), Due::Never, "it is not held");
-    assert!(book.hold(key("m"), "first".into(), 0, 1, lease(0)));
+    assert!(book.hold(key("m"), "first".into(), 0, 1, lease(0)).is_some());
     assert_eq!(book.due(&key("m"), at(11)), Due::At(at(12)));
     assert_eq!(book.due(&key("m"), at(14)), now("first"));
     book.extended(&key("m"), "first", lease(14));
@@ -92,7 +112,7 @@ fn leases_are_due_before_half_has_passed_and_lost_when_they_end() {
     assert!(!book.lost(&key("m"), "first"), "counted once");
     assert_eq!(book.due(&key("m"), at(46)), Due::Never, "what is lost is not extended");
     // Received again: the new receipt is the good one, and an answer about the old one says nothing.
-    assert!(!book.hold(key("m"), "second".into(), 0, 1, lease(50)));
+    assert!(book.hold(key("m"), "second".into(), 0, 1, lease(50)).is_none());
     assert!(!book.lost(&key("m"), "first"));
     assert_eq!(book.due(&key("m"), at(64)), now("second"));
     assert!(book.lost(&key("m"), "second"));

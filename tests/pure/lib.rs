@@ -41,10 +41,7 @@ pub mod source {
 #[path = "../../src/ingest"]
 pub mod ingest {
     pub mod attempts;
-
-    pub mod item {
-        pub type ItemNo = u64;
-    }
+    pub mod identity;
 
     pub mod settle {
         pub mod book;

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::base::clock::{self, Instant};
+use crate::base::panics::caught_here;
 use crate::base::{jittered, now_micros};
 use crate::config::Source;
 use crate::decode::object::{ContentHash, Object, ObjectId, is_no_log};
@@ -24,7 +25,7 @@ use crate::ingest::metrics::{BySource, Metrics};
 use crate::ingest::pipeline::Entrance;
 use crate::ingest::pressure::Pressure;
 use crate::ingest::settle::ack::Acks;
-use crate::ingest::settle::book::{Lease, Load, MessageKey};
+use crate::ingest::settle::book::{Holding, Lease, Load, MessageKey};
 use crate::source::notice::{self, Announced, Notice};
 use crate::source::queue::{Message, Queue};
 
@@ -48,6 +49,8 @@ pub struct QueueIntake {
     pub source: Source,
     /// Its visibility timeout, as it was last read.
     pub visibility: Arc<Mutex<Duration>>,
+    /// Its visibility timeout was read, or it is refused.
+    opened: OnceCell<()>,
     /// Whether a message was ever received.
     has_answered: AtomicBool,
     /// When the last poll began that brought nothing.
@@ -58,7 +61,15 @@ impl QueueIntake {
     /// Nothing was received of it yet.
     pub fn new(no: usize, queue: Arc<dyn Queue>, source: Source) -> Self {
         let visibility = Arc::new(Mutex::new(Duration::from_secs(30)));
-        Self { no, queue, source, visibility, has_answered: false.into(), quiet: Mutex::default() }
+        Self {
+            no,
+            queue,
+            source,
+            visibility,
+            opened: OnceCell::new(),
+            has_answered: false.into(),
+            quiet: Mutex::default(),
+        }
     }
 
     /// Whether the queue itself has said, in a poll that began after `since`, that there is nothing: a slow
@@ -68,7 +79,7 @@ impl QueueIntake {
     }
 
     /// Reads the queue's visibility timeout: also finds out whether it can be reached.
-    pub async fn read_visibility_timeout(&self, feeds: &Feeds, stop: &CancellationToken) {
+    async fn open(&self, feeds: &Feeds, stop: &CancellationToken) {
         let mut failures = 0;
         loop {
             match self.queue.visibility_timeout().await {
@@ -163,6 +174,11 @@ impl Receiver {
     /// Until the run is stopped.
     pub async fn run(self) {
         let _stops_all = self.stop.clone().drop_guard();
+        let opening = self.intake.opened.get_or_init(|| self.intake.open(&self.feeds, &self.stop));
+        tokio::select! {
+            _ = opening => {}
+            () = self.stop.cancelled() => return,
+        }
         let queue = &self.intake.queue;
         let wait = self.until_idle.map_or(LONG_POLL, |idle| idle.min(SHORT_POLL));
         let mut failures = 0;
@@ -177,8 +193,9 @@ impl Receiver {
             match queue.receive(wait).await {
                 Ok(messages) => {
                     failures = 0;
-                    if !self.intake.has_answered.swap(true, Ordering::Relaxed) {
-                        self.answered_first().await;
+                    let is_first = !self.intake.has_answered.swap(true, Ordering::Relaxed);
+                    if is_first || self.entrance.feed().is_refused() {
+                        self.answered_again().await;
                     }
                     self.metrics.clear_problem(queue.url());
                     if messages.is_empty() {
@@ -191,8 +208,12 @@ impl Receiver {
                 Err(error) => {
                     failures += 1;
                     self.metrics.count_queue_error(&error);
-                    if error.needs_a_person() && !self.intake.has_answered.load(Ordering::Relaxed) {
-                        self.feeds.refuse(self.entrance.feed(), error.into());
+                    if error.needs_a_person() {
+                        let feed = self.entrance.feed();
+                        match self.intake.has_answered.load(Ordering::Relaxed) {
+                            false => self.feeds.refuse(feed, error.into()),
+                            true => self.feeds.pause(feed, error.into()),
+                        }
                         continue;
                     }
                     tracing::warn!(failures, "{error}; trying again");
@@ -206,9 +227,8 @@ impl Receiver {
         }
     }
 
-    /// A queue can be read that could perhaps not be when the run began: its messages are hidden for as long
-    /// as it says.
-    async fn answered_first(&self) {
+    /// A queue can be read that could perhaps not be before: its messages are hidden for as long as it says.
+    async fn answered_again(&self) {
         let feed = self.entrance.feed();
         if feed.is_refused()
             && let Ok(timeout) = self.intake.queue.visibility_timeout().await
@@ -224,7 +244,7 @@ impl Receiver {
         if has_room(self.limits) {
             return;
         }
-        let _waiting = self.pressure.wait();
+        let _waiting = self.pressure.wait(self.intake.no);
         // Once it is full, half of it has to go: else every few deletions would be followed by a tiny batch.
         loop {
             let lighter = self.acks.lighter.notified();
@@ -252,32 +272,47 @@ impl Receiver {
         // All are held before the first is read: handing in what it brings may take time.
         let held: Vec<_> =
             messages.into_iter().filter_map(|message| Some((self.hold(&message, lease)?, message))).collect();
-        for (key, message) in held {
-            self.admit(key, message).await;
+        for (holding, message) in held {
+            match caught_here(|| self.items(&message)) {
+                Ok(items) => self.admit(holding, items).await,
+                Err(said) => self.message_panicked(&holding.key, &said),
+            }
         }
     }
 
     /// Enters a message into the book. None: it is held already.
-    fn hold(&self, message: &Message, lease: Lease) -> Option<MessageKey> {
+    fn hold(&self, message: &Message, lease: Lease) -> Option<Holding> {
         let key = MessageKey { queue: self.intake.no, id: message.id.clone() };
         let sent = message.sent.unwrap_or_else(now_micros);
         let weight = MESSAGE_OVERHEAD + message.body.len();
-        let is_new = self.acks.book.lock().hold(key.clone(), message.receipt.clone(), sent, weight, lease);
+        let holding = self.acks.book.lock().hold(key.clone(), message.receipt.clone(), sent, weight, lease);
         // Who keeps leases is there as long as the run.
-        let _ = self.leases.send(key.clone());
-        if !is_new {
+        if holding.is_none() {
             tracing::debug!(message = key.id, "received again while it was held: its lease had ended");
         }
-        is_new.then_some(key)
+        let _ = self.leases.send(key);
+        holding
+    }
+
+    /// A message that can't be read costs itself: it comes again when its lease ends, and at last goes to the
+    /// dead letters.
+    fn message_panicked(&self, key: &MessageKey, said: &str) {
+        self.metrics.panics.inc();
+        self.acks.book.lock().forget(key);
+        tracing::error!(
+            queue = self.intake.queue.url(),
+            message = key.id,
+            "this program panicked over the message: {said}; it stays in its queue: please report this"
+        );
     }
 
     /// Hands in what a message brings. Once the run is stopped, nothing more of it: it goes back.
-    async fn admit(&self, key: MessageKey, message: Message) {
-        for kind in self.items(&message) {
+    async fn admit(&self, holding: Holding, items: Vec<ItemKind>) {
+        for kind in items {
             let no = {
                 let mut book = self.acks.book.lock();
-                book.weigh(&key, weight(&kind));
-                book.wait_for(&key, name(&kind))
+                book.weigh(&holding, weight(&kind));
+                book.wait_for(&holding, name(&kind))
             };
             match no {
                 Some(no) if self.entrance.take_in(no, kind).await.is_err() => return,
@@ -285,8 +320,8 @@ impl Receiver {
                 None => _ = self.metrics.duplicates.inc(),
             }
         }
-        if self.acks.book.lock().seal(&key) {
-            self.acks.completed(key);
+        if self.acks.book.lock().seal(&holding) {
+            self.acks.completed(holding.key);
         }
     }
 

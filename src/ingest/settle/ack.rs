@@ -9,12 +9,12 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
 use super::book::{Book, MessageKey};
-use super::{Identified, Outcome, Settle};
 use crate::base::panics::caught;
 use crate::base::{clock, jittered, now_micros};
 use crate::decode::object::ObjectId;
 use crate::ingest::attempts::delay;
-use crate::ingest::item::{Item, ItemNo};
+use crate::ingest::identity::{Identified, ItemNo};
+use crate::ingest::item::{Item, Outcome, Settle};
 use crate::ingest::metrics::Metrics;
 use crate::source::queue::{BATCH, Entry, Queue};
 

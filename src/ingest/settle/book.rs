@@ -9,22 +9,13 @@ use std::time::Duration;
 
 use crate::base::clock::Instant;
 use crate::decode::object::ObjectId;
-use crate::ingest::item::ItemNo;
+use crate::ingest::identity::{Identified, ItemNo};
 
 /// A message: its queue's place in the configuration, and its id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MessageKey {
     pub queue: usize,
     pub id: String,
-}
-
-/// Whether an item goes on, now that it is known which object it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Identified {
-    /// It goes on.
-    First,
-    /// Another item is that object, and is on its way: this one is settled with it.
-    OnItsWay,
 }
 
 /// How long a message is hidden from others.
@@ -64,11 +55,16 @@ struct Held {
 struct Expected<T> {
     name: T,
     object: Option<ObjectId>,
-    waiters: Vec<Waiter>,
+    waiters: Vec<Holding>,
 }
 
-/// A message, and which holding of it.
-type Waiter = (MessageKey, u64);
+/// One holding of a message: after it is given up, the message may be received and held once more.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Holding {
+    pub key: MessageKey,
+    /// Tells it from other holdings of the message.
+    no: u64,
+}
 
 /// How much is held.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -116,48 +112,59 @@ impl<T> Default for Book<T> {
 }
 
 impl<T: Clone + Eq + Hash> Book<T> {
-    /// Enters a message. False: it is held already, so its lease had ended; the new receipt is the good one
+    /// Enters a message. None: it is held already, so its lease had ended; the new receipt is the good one
     /// from here on. `weight`: bytes that holding it costs.
-    pub fn hold(&mut self, key: MessageKey, receipt: String, sent: i64, weight: usize, lease: Lease) -> bool {
+    pub fn hold(
+        &mut self,
+        key: MessageKey,
+        receipt: String,
+        sent: i64,
+        weight: usize,
+        lease: Lease,
+    ) -> Option<Holding> {
         if let Some(held) = self.messages.get_mut(&key) {
             (held.receipt, held.lease, held.lost) = (receipt, lease, false);
-            return false;
+            return None;
         }
         let load = self.load.entry(key.queue).or_default();
         (load.messages, load.bytes) = (load.messages + 1, load.bytes + weight);
         self.next += 1;
+        let holding = Holding { key: key.clone(), no: self.next };
         self.messages
             .insert(key, Held { holding: self.next, receipt, sent, weight, waiting: 1, lease, lost: false });
-        true
+        Some(holding)
+    }
+
+    /// The message, if it is this holding of it that is held.
+    fn held_as(&mut self, holding: &Holding) -> Option<&mut Held> {
+        self.messages.get_mut(&holding.key).filter(|held| held.holding == holding.no)
     }
 
     /// Adds to what holding a message costs, in bytes.
-    pub fn weigh(&mut self, key: &MessageKey, bytes: usize) {
-        if let Some(held) = self.messages.get_mut(key) {
+    pub fn weigh(&mut self, holding: &Holding, bytes: usize) {
+        if let Some(held) = self.held_as(holding) {
             held.weight += bytes;
-            self.load.entry(key.queue).or_default().bytes += bytes;
+            self.load.entry(holding.key.queue).or_default().bytes += bytes;
         }
     }
 
     /// Lets a message wait for what is called `name`: its number if it is to be set on its way, none if it is
-    /// on it.
-    pub fn wait_for(&mut self, key: &MessageKey, name: T) -> Option<ItemNo> {
-        let held = self.messages.get_mut(key)?;
-        held.waiting += 1;
+    /// on it, or nobody waits any more.
+    pub fn wait_for(&mut self, holding: &Holding, name: T) -> Option<ItemNo> {
+        self.held_as(holding)?.waiting += 1;
         if let Some(item) = self.by_name.get(&name).and_then(|no| self.items.get_mut(no)) {
-            item.waiters.push((key.clone(), held.holding));
+            item.waiters.push(holding.clone());
             return None;
         }
         self.next += 1;
         self.by_name.insert(name.clone(), self.next);
-        let waiters = vec![(key.clone(), held.holding)];
-        self.items.insert(self.next, Expected { name, object: None, waiters });
+        self.items.insert(self.next, Expected { name, object: None, waiters: vec![holding.clone()] });
         Some(self.next)
     }
 
     /// All items of a message are entered. True: it is complete.
-    pub fn seal(&mut self, key: &MessageKey) -> bool {
-        self.messages.get_mut(key).is_some_and(Held::tick)
+    pub fn seal(&mut self, holding: &Holding) -> bool {
+        self.held_as(holding).is_some_and(Held::tick)
     }
 
     /// An item has turned out to be this object. If another one is, and is on its way, this one's messages
@@ -188,10 +195,7 @@ impl<T: Clone + Eq + Hash> Book<T> {
     /// An item has landed: the messages that are complete with it.
     pub fn landed(&mut self, no: ItemNo) -> Vec<MessageKey> {
         let waiters = self.remove(no).map(|item| item.waiters).unwrap_or_default();
-        let waiting = |(key, holding): Waiter| {
-            let held = self.messages.get_mut(&key).filter(|held| held.holding == holding)?;
-            held.tick().then_some(key)
-        };
+        let waiting = |holding: Holding| self.held_as(&holding)?.tick().then_some(holding.key);
         waiters.into_iter().filter_map(waiting).collect()
     }
 
@@ -200,8 +204,11 @@ impl<T: Clone + Eq + Hash> Book<T> {
         let mut waiters = self.remove(no).map(|item| item.waiters).unwrap_or_default();
         waiters.sort();
         waiters.dedup();
-        waiters.retain(|(key, holding)| self.messages.get(key).is_some_and(|held| held.holding == *holding));
-        waiters.into_iter().filter_map(|(key, _)| Some((key.clone(), self.forget(&key)?))).collect()
+        waiters.retain(|holding| self.held_as(holding).is_some());
+        waiters
+            .into_iter()
+            .filter_map(|Holding { key, .. }| Some((key.clone(), self.forget(&key)?)))
+            .collect()
     }
 
     fn remove(&mut self, no: ItemNo) -> Option<Expected<T>> {

@@ -80,9 +80,11 @@ impl Leases {
     }
 
     async fn read_visibility_timeout(&self) {
-        match self.queue.visibility_timeout().await {
-            Ok(timeout) => *self.visibility.lock() = timeout,
-            Err(error) => tracing::debug!("{error}; the visibility timeout known so far holds"),
+        // Leases wait meanwhile.
+        match clock::timeout(MAX_REQUEST_TIME, self.queue.visibility_timeout()).await {
+            Ok(Ok(timeout)) => *self.visibility.lock() = timeout,
+            Ok(Err(error)) => tracing::debug!("{error}; the visibility timeout known so far holds"),
+            Err(_) => tracing::debug!("no answer; the visibility timeout known so far holds"),
         }
     }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Identified, Outcome, Settle};
 use crate::decode::object::ObjectId;
 use crate::decode::reject::Reason;
-use crate::ingest::item::{Item, ItemNo};
+use crate::ingest::identity::{Identified, ItemNo};
+use crate::ingest::item::{Item, Outcome, Settle};
 use crate::land::ledger_rows::ObjectOutcome;
 use crate::land::worker::Meter;
 use crate::source::local::PassedOver;
