@@ -11,8 +11,9 @@ use super::{End, Settings, Usage, on_signal, output, parts};
 use crate::base::clock;
 use crate::base::panics::to_the_end;
 use crate::config::{self, Config};
+use crate::ingest::intake::queues::{QueueSource, Queues};
 use crate::ingest::metrics::Metrics;
-use crate::ingest::service::{Ended, Ingest, Pace, QueueSource, REFUSED_RETRY_EVERY};
+use crate::ingest::service::{Ended, Ingest, Pace, REFUSED_RETRY_EVERY};
 use crate::land::batch::Tables;
 use crate::land::worker::WorkerSettings;
 use crate::maintain::Maintainer;
@@ -70,7 +71,7 @@ pub async fn run(arguments: IngestArguments, settings: Settings) -> anyhow::Resu
             ..parts::worker_settings(config, memory, workers)
         },
         pace: pace(config, workers, arguments.until_idle),
-        sources,
+        intakes: vec![Arc::new(Queues { sources })],
         metrics: metrics.clone(),
     };
     let status = Progress::status(metrics.clone());

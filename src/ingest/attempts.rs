@@ -11,6 +11,8 @@ pub const MAX_NOT_FOUND: u32 = 3;
 const MAX_FAILURES: u32 = 8;
 /// The same where a person has to change something.
 const MAX_REFUSALS: u32 = 3;
+/// The same of the lake, where each try has been patient already.
+const MAX_LAKE_FAILURES: u32 = 3;
 /// How often an object is read that others write to meanwhile.
 pub const MAX_CHANGED: u32 = 3;
 /// How often an object is decoded whose files were too old to be landed.
@@ -103,7 +105,7 @@ impl Attempts {
             }
             Failed::Lake => {
                 self.failures += 1;
-                let gives_up = self.failures >= MAX_FAILURES && !outlasts;
+                let gives_up = self.failures >= MAX_LAKE_FAILURES && !outlasts;
                 if gives_up { Next::GiveUp } else { Next::Again(delay(self.failures)) }
             }
             Failed::Read(kind) => self.after_reading(kind, now, read, outlasts),

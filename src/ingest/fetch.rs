@@ -270,7 +270,9 @@ impl Fetcher {
                 }
                 // What told the size was wrong: again, with room enough. Where there is none, it is read in
                 // parts.
-                Ok((head, Body::Larger)) if granted == reserve && head.size <= self.whole => {
+                Ok((head, Body::Larger))
+                    if granted == reserve && (reserve + 1..=self.whole).contains(&head.size) =>
+                {
                     reserve = head.size
                 }
                 Ok((head, body)) => {

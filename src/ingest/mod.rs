@@ -6,7 +6,8 @@
 //! ```
 //!
 //! An intake takes items in, the pipeline fetches, decodes and lands them, with one policy for retries and
-//! one budget of bytes, and a settle receives each outcome. A new intake is a file in `intake/`.
+//! one budget of bytes, and a settle receives each outcome. A new intake is a file in `intake/`, and its name
+//! in `cli/ingest.rs`, where an ingest is put together.
 
 pub mod metrics;
 pub mod attempts;
@@ -17,6 +18,7 @@ pub mod identity;
 pub mod item;
 pub mod settle;
 pub mod pressure;
+mod lasting;
 mod thread;
 mod failures;
 mod fetch;

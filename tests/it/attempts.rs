@@ -18,7 +18,7 @@ fn what_failed_is_tried_again_as_often_as_it_may_help() {
         (Failed::Changed, false, true, Some((3, Next::GiveUp))),
         (Failed::Stale, false, true, Some((3, Next::GiveUp))),
         (Failed::Lake, true, true, None),
-        (Failed::Lake, true, false, Some((8, Next::GiveUp))),
+        (Failed::Lake, true, false, Some((3, Next::GiveUp))),
         (Failed::Read(Denied), false, true, Some((3, Next::GiveUp))),
         (Failed::Read(NotFound), true, true, Some((3, Next::GiveUp))),
         (Failed::Read(Wrong), false, false, Some((3, Next::GiveUp))),

@@ -22,7 +22,7 @@ use crate::memory_queue::MemoryQueue;
 use crate::probes::OddStore;
 use crate::service::Stage;
 use crate::support::{Faults, memory_lake};
-use crate::torture::{PanickingQueue, feed};
+use crate::torture::{PanickingQueue, feed, queues};
 use crate::upkeep::maintainer_of;
 
 /// An ingest over a queue whose client panics so many times over receives, deletes and leases.
@@ -34,7 +34,7 @@ async fn panicking(stage: &Stage, [receives, deletes, hides]: [u64; 3]) -> Inges
         hides: hides.into(),
     };
     Ingest {
-        sources: vec![feed(Arc::new(queue), stage.buckets.clone())],
+        intakes: queues(vec![feed(Arc::new(queue), stage.buckets.clone())]),
         ..stage.ingest(Faults::default()).await
     }
 }
@@ -134,9 +134,9 @@ async fn upkeep_that_panics_is_tried_again_when_it_is_next_due() {
 
 /// A queue that may not be read for a while.
 #[derive(Debug)]
-struct ClosedQueue {
-    inner: Arc<MemoryQueue>,
-    is_open: AtomicBool,
+pub struct ClosedQueue {
+    pub inner: Arc<MemoryQueue>,
+    pub is_open: AtomicBool,
 }
 
 impl ClosedQueue {
@@ -190,11 +190,12 @@ async fn a_source_that_is_refused_stops_itself_and_is_tried_again() {
             other.put(&format!("others/{n}.log"), 10 + n);
         }
         let mut ingest = stage.ingest(Faults::default()).await;
-        ingest.sources = vec![
+        let mut sources = vec![
             feed(closed.clone(), stage.buckets.clone()),
             feed(other.queue.clone(), other.buckets.clone()),
         ];
-        ingest.sources[1].source.id = "other".into();
+        sources[1].source.id = "other".into();
+        ingest.intakes = queues(sources);
         ingest.pace.until_idle = None;
         let (metrics, stop) = (ingest.metrics.clone(), CancellationToken::new());
         let running = tokio::spawn(ingest.run(stop.clone()));

@@ -23,6 +23,8 @@ pub struct OddStore {
     pub listings_panic: AtomicU64,
     /// Puts of files of HTTP requests.
     pub files_panic: AtomicU64,
+    /// Puts of keys that hold this text are refused.
+    pub refuses: Option<&'static str>,
 }
 
 impl std::fmt::Display for OddStore {
@@ -34,6 +36,12 @@ impl std::fmt::Display for OddStore {
 #[async_trait]
 impl ObjectStore for OddStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
+        if self.refuses.is_some_and(|text| location.as_ref().contains(text)) {
+            return Err(Error::PermissionDenied {
+                path: location.to_string(),
+                source: "AccessDenied".into(),
+            });
+        }
         if opts.mode == PutMode::Create && self.inner.head(location).await.is_ok() {
             return Err(Error::AlreadyExists { path: location.to_string(), source: "it is there".into() });
         }

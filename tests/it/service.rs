@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::ledger::object;
 use crate::memory_queue::MemoryQueue;
 use crate::support::{FaultStore, Faults, memory_lake, read_ledger, read_table};
-use crate::torture::{MemoryBuckets, SOURCE, SeveredQueue, feed, ingest, s3_record};
+use crate::torture::{MemoryBuckets, SOURCE, SeveredQueue, feed, ingest, queues, s3_record};
 
 /// A queue, a bucket and a lake, with a way to work the queue off.
 pub struct Stage {
@@ -298,10 +298,12 @@ async fn a_route_says_what_the_records_below_a_prefix_are() {
     }
     let mut ingest = stage.ingest(Faults::default()).await;
     let route = |prefix: &str, log_type: &str| Route { prefix: prefix.into(), log_type: log_type.into() };
-    ingest.sources[0].source.route =
+    let mut source = feed(stage.queue.clone(), stage.buckets.clone());
+    source.source.route =
         vec![route("spect", "Cloudflare.Firewall"), route("spectrum/", "Cloudflare.Spectrum")];
     let log_type = |r: &Route| (r.log_type.clone(), ingest.catalog.index_of(&r.log_type).expect("known"));
-    ingest.sources[0].log_types = ingest.sources[0].source.route.iter().map(log_type).collect();
+    source.log_types = source.source.route.iter().map(log_type).collect();
+    ingest.intakes = queues(vec![source]);
     ingest.run(CancellationToken::new()).await.expect("ends");
     assert_eq!(read_table(stage.lake.as_ref(), "cloudflare_spectrum").await.values().flatten().count(), 1);
     assert_eq!(stage.rows().await, BTreeMap::from([("classification_failures", 1), ("ingested_objects", 2)]));

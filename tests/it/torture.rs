@@ -14,8 +14,10 @@ use flarelake::base::failure::{Failure, FailureKind};
 use flarelake::config::{Partitioning, Source};
 use flarelake::decode::inflate::ObjectLimits;
 use flarelake::decode::object::{ContentHash, ObjectId};
+use flarelake::ingest::intake::Intake;
+use flarelake::ingest::intake::queues::{QueueSource, Queues};
 use flarelake::ingest::metrics::Metrics;
-use flarelake::ingest::service::{Ingest, Pace, QueueSource};
+use flarelake::ingest::service::{Ingest, Pace};
 use flarelake::land::batch::Tables;
 use flarelake::land::worker::WorkerSettings;
 use flarelake::schema::Catalog;
@@ -248,6 +250,11 @@ pub fn feed(queue: Arc<dyn Queue>, buckets: Arc<dyn Buckets>) -> QueueSource {
     QueueSource { source, queue, buckets, log_types: BTreeMap::new() }
 }
 
+/// What an ingest reads from: these queues.
+pub fn queues(sources: Vec<QueueSource>) -> Vec<Arc<dyn Intake>> {
+    vec![Arc::new(Queues { sources })]
+}
+
 /// An ingest in small: a batch every few milliseconds, and an end soon after the last message.
 pub fn ingest(lake: Arc<Lake>, sources: Vec<QueueSource>) -> Ingest {
     let catalog = Catalog::embedded();
@@ -274,7 +281,7 @@ pub fn ingest(lake: Arc<Lake>, sources: Vec<QueueSource>) -> Ingest {
             refused_every: Duration::from_millis(300),
             until_idle: Some(Duration::from_millis(400)),
         },
-        sources,
+        intakes: queues(sources),
         metrics: Arc::new(Metrics::new().0),
     }
 }

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use super::IntakeContext;
 use crate::base::clock::{self, Instant};
 use crate::base::panics::caught_here;
 use crate::base::{jittered, now_micros};
@@ -21,9 +22,8 @@ use crate::decode::split::Place;
 use crate::ingest::attempts::delay;
 use crate::ingest::feed::Feeds;
 use crate::ingest::item::{Held, ItemKind, Unread};
-use crate::ingest::metrics::{BySource, Metrics};
+use crate::ingest::metrics::BySource;
 use crate::ingest::pipeline::Entrance;
-use crate::ingest::pressure::Pressure;
 use crate::ingest::settle::ack::Acks;
 use crate::ingest::settle::book::{Holding, Lease, Load, MessageKey};
 use crate::source::notice::{self, Announced, Notice};
@@ -76,6 +76,14 @@ impl QueueIntake {
     /// answer is not an empty one.
     pub fn is_quiet_since(&self, since: Instant) -> bool {
         self.quiet.lock().is_some_and(|began| began > since)
+    }
+
+    /// Waits until the queue was reached once, or is refused.
+    pub async fn opened(&self, feeds: &Feeds, stop: &CancellationToken) {
+        tokio::select! {
+            _ = self.opened.get_or_init(|| self.open(feeds, stop)) => {}
+            () = stop.cancelled() => {}
+        }
     }
 
     /// Reads the queue's visibility timeout: also finds out whether it can be reached.
@@ -155,37 +163,23 @@ pub struct Receiver {
     pub acks: Arc<Acks>,
     /// Told of each message, whose lease is to be kept.
     pub leases: mpsc::UnboundedSender<MessageKey>,
-    /// How the sources are.
-    pub feeds: Arc<Feeds>,
-    /// Raised while there is no room.
-    pub pressure: Arc<Pressure>,
     /// How much may be held.
     pub limits: Limits,
-    /// When a message was last received, of any queue.
-    pub received: Arc<Mutex<Instant>>,
-    /// The run ends when nothing comes for so long.
-    pub until_idle: Option<Duration>,
-    pub metrics: Arc<Metrics>,
-    /// No message is received any more.
-    pub stop: CancellationToken,
+    pub context: IntakeContext,
 }
 
 impl Receiver {
     /// Until the run is stopped.
     pub async fn run(self) {
-        let _stops_all = self.stop.clone().drop_guard();
-        let opening = self.intake.opened.get_or_init(|| self.intake.open(&self.feeds, &self.stop));
-        tokio::select! {
-            _ = opening => {}
-            () = self.stop.cancelled() => return,
-        }
+        let _stops_all = self.context.ending.stop.clone().drop_guard();
+        self.intake.opened(&self.context.feeds, &self.context.ending.stop).await;
         let queue = &self.intake.queue;
-        let wait = self.until_idle.map_or(LONG_POLL, |idle| idle.min(SHORT_POLL));
+        let wait = self.context.pace.until_idle.map_or(LONG_POLL, |idle| idle.min(SHORT_POLL));
         let mut failures = 0;
-        while !self.stop.is_cancelled() {
-            self.feeds.wait_while_refused(self.entrance.feed()).await;
+        while !self.context.ending.stop.is_cancelled() {
+            self.context.feeds.wait_while_refused(self.entrance.feed()).await;
             self.wait_for_room().await;
-            if self.stop.is_cancelled() {
+            if self.context.ending.stop.is_cancelled() {
                 // What a poll that is cut off was given would stay hidden.
                 return;
             }
@@ -197,29 +191,29 @@ impl Receiver {
                     if is_first || self.entrance.feed().is_refused() {
                         self.answered_again().await;
                     }
-                    self.metrics.clear_problem(queue.url());
+                    self.context.metrics.clear_problem(queue.url());
                     if messages.is_empty() {
                         *self.intake.quiet.lock() = Some(began);
                     } else {
-                        *self.received.lock() = clock::now();
+                        *self.context.received.lock() = clock::now();
                     }
                     self.admit_all(messages).await;
                 }
                 Err(error) => {
                     failures += 1;
-                    self.metrics.count_queue_error(&error);
+                    self.context.metrics.count_queue_error(&error);
                     if error.needs_a_person() {
                         let feed = self.entrance.feed();
                         match self.intake.has_answered.load(Ordering::Relaxed) {
-                            false => self.feeds.refuse(feed, error.into()),
-                            true => self.feeds.pause(feed, error.into()),
+                            false => self.context.feeds.refuse(feed, error.into()),
+                            true => self.context.feeds.pause(feed, error.into()),
                         }
                         continue;
                     }
                     tracing::warn!(failures, "{error}; trying again");
-                    self.metrics.set_problem(queue.url(), error.to_string());
+                    self.context.metrics.set_problem(queue.url(), error.to_string());
                     tokio::select! {
-                        () = self.stop.cancelled() => {}
+                        () = self.context.ending.stop.cancelled() => {}
                         () = clock::sleep(jittered(delay(failures))) => {}
                     }
                 }
@@ -235,7 +229,7 @@ impl Receiver {
         {
             *self.intake.visibility.lock() = timeout;
         }
-        self.feeds.queue_answers(feed);
+        self.context.feeds.queue_answers(feed);
     }
 
     /// Waits until another batch of messages may be held.
@@ -244,7 +238,7 @@ impl Receiver {
         if has_room(self.limits) {
             return;
         }
-        let _waiting = self.pressure.wait(self.intake.no);
+        let _waiting = self.context.pressure.wait(self.entrance.feed().no);
         // Once it is full, half of it has to go: else every few deletions would be followed by a tiny batch.
         loop {
             let lighter = self.acks.lighter.notified();
@@ -252,7 +246,7 @@ impl Receiver {
                 return;
             }
             tokio::select! {
-                () = self.stop.cancelled() => return,
+                () = self.context.ending.stop.cancelled() => return,
                 () = lighter => {}
                 () = clock::sleep(Duration::from_secs(1)) => {}
             }
@@ -261,8 +255,8 @@ impl Receiver {
 
     async fn admit_all(&self, messages: Vec<Message>) {
         let source = BySource { source: self.intake.source.id.clone() };
-        self.metrics.received.get_or_create(&source).inc_by(messages.len() as u64);
-        if self.stop.is_cancelled() && !messages.is_empty() {
+        self.context.metrics.received.get_or_create(&source).inc_by(messages.len() as u64);
+        if self.context.ending.stop.is_cancelled() && !messages.is_empty() {
             let receipts: Vec<String> = messages.into_iter().map(|m| m.receipt).collect();
             let _ = self.intake.queue.hide(&receipts, Duration::ZERO).await;
             return;
@@ -297,7 +291,7 @@ impl Receiver {
     /// A message that can't be read costs itself: it comes again when its lease ends, and at last goes to the
     /// dead letters.
     fn message_panicked(&self, key: &MessageKey, said: &str) {
-        self.metrics.panics.inc();
+        self.context.metrics.panics.inc();
         self.acks.book.lock().forget(key);
         tracing::error!(
             queue = self.intake.queue.url(),
@@ -317,7 +311,7 @@ impl Receiver {
             match no {
                 Some(no) if self.entrance.take_in(no, kind).await.is_err() => return,
                 Some(_) => {}
-                None => _ = self.metrics.duplicates.inc(),
+                None => _ = self.context.metrics.duplicates.inc(),
             }
         }
         if self.acks.book.lock().seal(&holding) {
@@ -345,7 +339,7 @@ impl Receiver {
             }
             Notice::Nothing(why) => {
                 tracing::debug!(queue, message = message.id, "acknowledged: {why}");
-                self.metrics.ignored.inc();
+                self.context.metrics.ignored.inc();
                 Vec::new()
             }
             Notice::Subscription { topic } => {
@@ -354,7 +348,7 @@ impl Receiver {
                     message = message.id,
                     "topic {topic} asks this queue to confirm a subscription; it is not followed: if it is yours, subscribe again and confirm it with `aws sns confirm-subscription`"
                 );
-                self.metrics.ignored.inc();
+                self.context.metrics.ignored.inc();
                 Vec::new()
             }
             Notice::Malformed(why) => vec![self.malformed(message, &why)],
@@ -401,7 +395,7 @@ impl Receiver {
             );
         }
         let (logs, others): (Vec<_>, Vec<_>) = listed.into_iter().partition(|a| !is_no_log(&a.key));
-        self.metrics.skipped.inc_by(others.len() as u64);
+        self.context.metrics.skipped.inc_by(others.len() as u64);
         let logs = logs.into_iter().map(ItemKind::Announced);
         logs.chain(foreign.into_iter().map(|a| self.foreign(a, message))).collect()
     }
