@@ -45,7 +45,6 @@ pub struct JsonWriter<W> {
 }
 
 impl<W: Write> JsonWriter<W> {
-    /// A writer to `to`.
     pub fn new(to: W) -> Self {
         Self { to, begun: Vec::new() }
     }

@@ -37,7 +37,6 @@ pub enum StoreError {
     /// The store's settings are wrong.
     #[error("can't set up access to {url}: {source}; look at [store] and the AWS_* environment variables")]
     Settings { url: String, source: object_store::Error },
-    /// A request failed.
     #[error("{doing} {url}: {source}")]
     Request { doing: &'static str, url: String, source: object_store::Error },
     /// Two writers could overwrite each other's commits.

@@ -20,7 +20,7 @@ impl Findings {
     fn add(&mut self, what: &str, resource: &str, tried: Vec<Permission>) {
         for (action, result) in tried {
             // A folder knows no IAM.
-            let action = if what.starts_with("lake") && !what.contains("s3") {
+            let action = if what.starts_with("lake ") && !what.starts_with("lake s3://") {
                 action.trim_start_matches("s3:")
             } else {
                 action

@@ -20,7 +20,6 @@ use crate::config::LogFormat;
 const QUIET: &str =
     "flarelake=info,warn,aws_config=error,deltalake=error,deltalake_core=error,buoyant_kernel=error";
 
-/// Starts the log.
 pub fn start(format: LogFormat) {
     let filter = EnvFilter::try_from_env("RUST_LOG").unwrap_or_else(|_| QUIET.into());
     // What can't be written is told by nobody: tracing's own word for it would panic.

@@ -253,9 +253,7 @@ fn durations<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<Strin
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
-    /// `p_source_id`.
     pub id: String,
-    /// `p_source_label`.
     pub label: Option<String>,
     /// The URL of the SQS queue that announces its objects, or carries its records.
     pub queue: Option<String>,

@@ -57,9 +57,7 @@ impl Scratch {
     }
 }
 
-/// Builds a list column.
 pub type TextList = ListBuilder<StringViewBuilder>;
-/// Builds a map column.
 pub type TextMap = MapBuilder<StringViewBuilder, StringViewBuilder>;
 
 /// An empty list column with Delta's child name.

@@ -24,7 +24,6 @@ const MAX_REJECTS: usize = 64 * 1024;
 /// How a person tells what a record's fields don't.
 const NAME_IT: &str = "name the log type with --log-type, or with log_type in a route of its source";
 
-/// Limits on one record.
 #[derive(Debug, Clone, Copy)]
 pub struct RecordLimits {
     /// Bytes.

@@ -28,7 +28,6 @@ impl Indicators {
         self.traces.clear();
     }
 
-    /// Collects one column's value.
     pub fn collect(&mut self, kind: Indicator, value: &str) {
         let value = value.trim();
         if value.is_empty() {

@@ -41,7 +41,6 @@ impl Encoding {
     }
 }
 
-/// Limits on an object.
 #[derive(Debug, Clone, Copy)]
 pub struct ObjectLimits {
     /// Inflated bytes.
@@ -60,7 +59,6 @@ pub enum InflateError {
     Corrupt {
         /// gzip or zstd.
         encoding: &'static str,
-        /// What exactly.
         what: String,
     },
     /// More bytes than `limits.max_object`.

@@ -20,11 +20,8 @@ pub enum ValueKind {
     Escaped,
     /// A number, as JSON writes one.
     Number,
-    /// `true`
     True,
-    /// `false`
     False,
-    /// `null`
     Null,
     /// An object, validated.
     Object,
@@ -58,7 +55,6 @@ pub enum Fault {
     End,
     /// The line ended inside the value, and the next line does not continue it.
     LineEnd(usize),
-    /// Not JSON.
     Syntax(usize, &'static str),
     /// Nested deeper than the limit.
     TooDeep(usize),

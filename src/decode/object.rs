@@ -137,7 +137,6 @@ impl fmt::Display for ContentHash {
 /// 1970-01-01T00:00:00Z and the last microsecond of 2099: times that every reader of dates can read, and the
 /// least and greatest that the lake keeps. Microseconds.
 pub const EARLIEST_TIME: i64 = 0;
-/// See [`EARLIEST_TIME`].
 pub const LATEST_TIME: i64 = 4_102_444_800_000_000 - 1;
 
 /// Everything the lake keeps about where an object came from.
@@ -157,7 +156,6 @@ pub struct Object {
     pub last_modified: Option<i64>,
     /// The source it belongs to.
     pub source_id: Option<String>,
-    /// That source's label.
     pub source_label: Option<String>,
 }
 
@@ -190,9 +188,7 @@ pub struct ObjectContext {
     pub id: ObjectId,
     /// When the object was written, in microseconds; the latest plausible event is a day later.
     pub last_modified: Option<i64>,
-    /// `p_source_id`.
     pub source_id: Option<String>,
-    /// `p_source_label`.
     pub source_label: Option<String>,
     /// `p_parse_time`, in microseconds.
     pub parse_time: i64,

@@ -3,9 +3,7 @@
 /// The fixed codes of `classification_failures.reason`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
-    /// Not JSON.
     InvalidJson,
-    /// Not UTF-8.
     InvalidUtf8,
     /// The line or the object ends inside the record.
     Incomplete,
@@ -42,7 +40,6 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Every reason.
     pub const ALL: [Self; 18] = [
         Self::InvalidJson,
         Self::InvalidUtf8,

@@ -42,7 +42,6 @@ pub enum Piece {
     Kept(KeptBytes),
     /// The window ends inside a record: give more bytes, from `Splitter::position` on.
     NeedMore,
-    /// Nothing is left.
     Done,
 }
 

@@ -46,7 +46,6 @@ impl Columns {
         Ok(())
     }
 
-    /// Rows so far.
     pub fn rows(&self) -> usize {
         self.rows
     }

@@ -177,14 +177,14 @@ impl Collected {
 
 /// Collects the values of a file that is being written, up to [`MOST_BYTES`] a list.
 #[derive(Debug)]
-pub struct LookupBuilder {
+pub struct ValueIndexBuilder {
     lists: Vec<Collected>,
 }
 
-impl LookupBuilder {
+impl ValueIndexBuilder {
     /// A builder for a file of this table.
     pub fn new(spec: &TableSpec) -> Self {
-        let has = |list: &Standard| spec.lookup.iter().any(|column| column == list.name());
+        let has = |list: &Standard| spec.bloom_columns.iter().any(|column| column == list.name());
         let collected = |list| Collected { list, values: Values::of(list), text_bytes: 0 };
         Self { lists: INDEXED.into_iter().filter(has).map(collected).collect() }
     }
@@ -318,7 +318,7 @@ pub fn is_among(groups: u64, group: usize) -> bool {
 
 /// Bytes that are no index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the file's lookup index is malformed")]
+#[error("the file's value index is malformed")]
 pub struct Malformed;
 
 fn put(to: &mut Vec<u8>, mut number: u64) {

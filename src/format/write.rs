@@ -26,7 +26,7 @@ use serde_json::{Map, Value, json};
 
 use super::columns::Columns;
 use super::partition;
-use super::value_index::{self, LookupBuilder};
+use super::value_index::{self, ValueIndexBuilder};
 use crate::base::{new_uuid, now_micros};
 use crate::table::{DataFile, TableSpec};
 
@@ -37,8 +37,8 @@ pub const ROW_GROUP_ROWS: usize = 256 * 1024;
 /// It is also ended when it takes more than this: rejects can be large.
 const ROW_GROUP_BYTES: usize = 64 << 20;
 const PAGE_ROWS: usize = 16 * 1024;
-/// A list's lookup index is kept up to this part of the file.
-const LOOKUP_SHARE: usize = 10;
+/// A list's value index is kept up to this part of the file.
+const INDEX_PART: usize = 10;
 const BLOOM_FALSE_POSITIVES: f64 = 0.01;
 /// Tells Spark that times are by the calendar of today, whatever their century. Of a file that doesn't, it
 /// refuses times before 1900, which a single header of a single origin server may bring:
@@ -104,7 +104,7 @@ pub struct FileWriter<'a, W: Write + Send> {
     columns: Option<Columns>,
     /// Those that encode columns; none: the caller's.
     threads: Option<Arc<ThreadPool>>,
-    lookup: LookupBuilder,
+    index: ValueIndexBuilder,
     rows: usize,
     times: Option<(i64, i64)>,
     path: String,
@@ -132,14 +132,14 @@ impl<'a, W: Write + Send> FileWriter<'a, W> {
         let folders =
             folders.filter_map(|column| Some(format!("{column}={}/", partition_values.get(*column)?)));
         let path = format!("{}{}.parquet", folders.collect::<String>(), new_uuid());
-        let lookup = LookupBuilder::new(spec);
+        let index = ValueIndexBuilder::new(spec);
         Ok(Self {
             spec,
             writer,
             factory,
             columns: None,
             threads,
-            lookup,
+            index,
             rows: 0,
             times: None,
             path,
@@ -154,7 +154,7 @@ impl<'a, W: Write + Send> FileWriter<'a, W> {
 
     /// Writes rows that come after those before.
     pub fn write(&mut self, rows: &RecordBatch) -> Result<(), FileError> {
-        // The lookup index tells in which row group a value stands: nothing is written across the end of one.
+        // The value index tells in which row group a value stands: nothing is written across the end of one.
         let mut at = 0;
         while at < rows.num_rows() {
             let length = (ROW_GROUP_ROWS - self.rows_of_group()).min(rows.num_rows() - at);
@@ -166,7 +166,7 @@ impl<'a, W: Write + Send> FileWriter<'a, W> {
 
     fn write_in_group(&mut self, rows: &RecordBatch) -> Result<(), ParquetError> {
         let group = self.writer.flushed_row_groups().len();
-        self.lookup.add(rows, group);
+        self.index.add(rows, group);
         let columns = match &mut self.columns {
             Some(columns) => columns,
             none => none.insert(Columns::begin(&self.factory, self.writer.schema_descr(), group)?),
@@ -191,7 +191,6 @@ impl<'a, W: Write + Send> FileWriter<'a, W> {
         }
     }
 
-    /// Rows written.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -206,7 +205,6 @@ impl<'a, W: Write + Send> FileWriter<'a, W> {
         self.writer.bytes_written() + self.columns.as_ref().map_or(0, Columns::bytes)
     }
 
-    /// The last time written.
     pub fn last_time(&self) -> Option<i64> {
         self.times.map(|(_, greatest)| greatest)
     }
@@ -214,11 +212,11 @@ impl<'a, W: Write + Send> FileWriter<'a, W> {
     /// Writes what is left, and tells what the log has to say of the file.
     pub fn finish(mut self) -> Result<DataFile, FileError> {
         let ended = self.end_group();
-        let Self { spec, mut writer, lookup, rows, times, path, partition_values, .. } = self;
+        let Self { spec, mut writer, index, rows, times, path, partition_values, .. } = self;
         let finish = || {
             ended?;
             let written = writer.bytes_written();
-            let (index, places) = lookup.finish(written as u64, written / LOOKUP_SHARE);
+            let (index, places) = index.finish(written as u64, written / INDEX_PART);
             if !places.is_empty() {
                 writer.write_all(&index)?;
                 let places =
@@ -341,7 +339,7 @@ fn properties(spec: &TableSpec, rows: usize) -> WriterProperties {
             // Neighbours share all but the last few digits, and no value comes twice.
             builder = plain(builder, path.clone(), Encoding::DELTA_BYTE_ARRAY);
         }
-        if spec.lookup.contains(field.name()) {
+        if spec.bloom_columns.contains(field.name()) {
             let values =
                 rows.min(ROW_GROUP_ROWS) * if matches!(field.data_type(), DataType::List(_)) { 3 } else { 1 };
             builder = builder

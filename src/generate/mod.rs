@@ -37,18 +37,14 @@ pub enum Timestamps {
 /// The dataset of a log type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dataset {
-    /// `Cloudflare.Firewall`
     Firewall,
-    /// `Cloudflare.HttpRequest`
     HttpRequest,
-    /// `Cloudflare.Spectrum`
     Spectrum,
 }
 
 impl Dataset {
     pub const ALL: [Self; 3] = [Self::Firewall, Self::HttpRequest, Self::Spectrum];
 
-    /// The log type's name.
     pub fn log_type(self) -> &'static str {
         match self {
             Self::Firewall => "Cloudflare.Firewall",
@@ -103,18 +99,12 @@ impl FromStr for Timestamps {
     }
 }
 
-/// What to generate.
 #[derive(Debug, Clone)]
 pub struct Spec {
-    /// Of which dataset.
     pub dataset: Dataset,
-    /// How many lines.
     pub rows: u64,
-    /// In how many files.
     pub files: u64,
-    /// The seed of everything.
     pub seed: u64,
-    /// How times are written.
     pub timestamps: Timestamps,
     /// The first event's time, in seconds since the epoch.
     pub start: i64,

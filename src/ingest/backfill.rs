@@ -37,9 +37,7 @@ pub struct Backfill {
     /// Where rows land; without it everything is decoded and counted, and nothing written.
     pub lake: Option<Arc<Lake>>,
     pub settings: WorkerSettings,
-    /// How many workers.
     pub workers: usize,
-    /// Objects fetched at once.
     pub fetches: usize,
     /// Bytes of fetched objects that wait to be decoded.
     pub fetched_bytes: usize,
@@ -66,7 +64,6 @@ pub enum BackfillError {
 }
 
 impl Backfill {
-    /// Lands every origin.
     pub async fn origins(&self, origins: Vec<Origin>) -> Result<Summary, BackfillError> {
         self.run(stream::iter(origins.into_iter().map(Ok)), None::<std::io::Empty>).await
     }

@@ -12,9 +12,9 @@ pub enum IngestError {
     /// A queue can't be read.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// Nothing of a source can be read.
+    /// Nothing of a source, or of one of its buckets, can be read.
     #[error(
-        "source {source_id}: {location}: can't be read: {message}; nothing else of this source could be read either: {advice}"
+        "source {source_id}: {location}: can't be read: {message}; nor could anything else there: {advice}"
     )]
     Source {
         source_id: String,

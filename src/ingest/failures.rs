@@ -67,7 +67,7 @@ pub(super) fn read_failed(
     let next = item.attempts.next(failed, clock::now(), feed.last_read(), feeds.outlast_outages());
     if let Failed::Read(_) = failed {
         tracing::warn!(source = feed.id(), failures = item.attempts.failures(), "{why}");
-        feeds.read_failed(&feed, is_refused, &why);
+        feeds.read_failed(&feed, item.kind.bucket(), is_refused, &why);
     }
     let gives_up = match next {
         Next::Missing => {
@@ -87,10 +87,11 @@ pub(super) fn read_failed(
         }
         _ => {
             item.settle(Outcome::GivenUp(&why));
-            if is_refused && feeds.count_refused(&feed) {
+            if is_refused {
                 let (location, message) = (location.to_owned(), failure.to_string());
                 let source_id = feed.id().to_owned();
-                feeds.refuse(&feed, IngestError::Source { source_id, location, message, advice });
+                let error = IngestError::Source { source_id, location, message, advice };
+                feeds.object_refused(&feed, item.kind.bucket(), error);
             }
         }
     }

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -19,7 +18,7 @@ use crate::source::routing::routed;
 /// How often a refused source is tried again, unless a service's pace says otherwise: a person who mends a
 /// policy waits so long at most.
 pub const REFUSED_RETRY_EVERY: Duration = Duration::from_secs(60);
-/// Objects refused, and none read in between: the source as a whole is refused.
+/// Objects of a bucket refused, and none read in between: the bucket as a whole is refused.
 const REFUSED_OBJECTS: usize = 3;
 /// Failed reads of a source, and none that succeeded in between: it is out of reach, which is told.
 const OUTAGE_FAILURES: usize = 8;
@@ -43,12 +42,25 @@ pub struct Feed {
 struct Health {
     /// When an object was last read.
     read: Mutex<Option<Instant>>,
-    /// Objects that were given up as refused since then.
-    denied: AtomicUsize,
-    /// Reads that failed since then.
-    failed: AtomicUsize,
+    /// By the bucket's name; files have none.
+    buckets: Mutex<BTreeMap<String, BucketHealth>>,
     /// Since when nothing of it can be read.
     refused: Mutex<Option<Instant>>,
+}
+
+/// What happened since an object of the bucket was last read.
+#[derive(Debug, Default)]
+struct BucketHealth {
+    /// Objects that were given up as refused.
+    denied: usize,
+    /// Reads that failed.
+    failed: usize,
+}
+
+impl BucketHealth {
+    fn is_refused(&self) -> bool {
+        self.denied >= REFUSED_OBJECTS
+    }
 }
 
 impl Feed {
@@ -84,10 +96,20 @@ impl Feed {
         self.health.refused.lock().is_some()
     }
 
-    /// What trouble with its objects is told under: whatever the source is called, not that of a queue, or of
-    /// the lake.
+    /// Whether nothing of one of its buckets can be read.
+    fn has_refused_bucket(&self) -> bool {
+        self.health.buckets.lock().values().any(BucketHealth::is_refused)
+    }
+
+    /// What trouble with it is told under: whatever the source is called, not that of a queue, or of the
+    /// lake.
     fn problem(&self) -> String {
         format!("source {}", self.id())
+    }
+
+    /// And trouble with the objects of one of its buckets.
+    fn bucket_problem(&self, bucket: &str) -> String {
+        format!("source {} bucket {bucket}", self.id())
     }
 }
 
@@ -119,29 +141,58 @@ impl Feeds {
     }
 
     /// An object of it was read.
-    pub fn was_read(&self, feed: &Feed) {
+    pub fn was_read(&self, feed: &Feed, bucket: &str) {
         *feed.health.read.lock() = Some(clock::now());
-        feed.health.denied.store(0, Ordering::Relaxed);
-        feed.health.failed.store(0, Ordering::Relaxed);
+        let before = feed.health.buckets.lock().remove(bucket).unwrap_or_default();
+        self.metrics.clear_problem(&feed.bucket_problem(bucket));
+        if before.is_refused() && !feed.is_refused() {
+            tracing::info!(source = feed.id(), bucket, "it can be read again");
+        }
         self.accept(feed);
     }
 
     /// An object of it could not be read. `is_refused`: nor will it be before a person changes something.
-    pub fn read_failed(&self, feed: &Feed, is_refused: bool, why: &str) {
-        let failed = feed.health.failed.fetch_add(1, Ordering::Relaxed) + 1;
+    pub fn read_failed(&self, feed: &Feed, bucket: &str, is_refused: bool, why: &str) {
+        let failed = {
+            let mut buckets = feed.health.buckets.lock();
+            let health = buckets.entry(bucket.to_owned()).or_default();
+            health.failed += 1;
+            health.failed
+        };
         if is_refused || failed >= OUTAGE_FAILURES {
-            self.metrics.set_problem(&feed.problem(), why.to_owned());
+            self.metrics.set_problem(&feed.bucket_problem(bucket), why.to_owned());
         }
     }
 
-    /// An object was given up as refused. True: so were others, and none was read in between.
-    pub fn count_refused(&self, feed: &Feed) -> bool {
-        feed.health.denied.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSED_OBJECTS
+    /// An object was given up as refused. If so were others of its bucket, and none was read in between, that
+    /// bucket is refused; and the source, if nothing else of it was read either.
+    pub fn object_refused(&self, feed: &Feed, bucket: &str, error: IngestError) {
+        let (is_refused, is_new, others_are_read) = {
+            let mut buckets = feed.health.buckets.lock();
+            let health = buckets.entry(bucket.to_owned()).or_default();
+            health.denied += 1;
+            let (is_refused, is_new) = (health.is_refused(), health.denied == REFUSED_OBJECTS);
+            let named = feed.source.as_ref().map_or(0, |source| source.buckets.len());
+            // What was read is not there.
+            let others = named > 1 && feed.last_read().is_some() && buckets.len() < named;
+            (is_refused, is_new, others)
+        };
+        if is_refused && !others_are_read {
+            return self.refuse(feed, error);
+        }
+        if is_new {
+            self.metrics.sources_refused.set(self.refused() as i64);
+            tracing::error!(
+                source = feed.id(),
+                bucket,
+                "{error}; the source's other buckets go on, and this one's messages come again"
+            );
+        }
     }
 
     /// Its queue answers. Whether its objects can be read is another question, which reading them answers.
     pub fn queue_answers(&self, feed: &Feed) {
-        if feed.health.denied.load(Ordering::Relaxed) == 0 {
+        if feed.health.buckets.lock().values().all(|health| health.denied == 0) {
             self.accept(feed);
         }
     }
@@ -151,7 +202,7 @@ impl Feeds {
     pub fn refuse(&self, feed: &Feed, error: IngestError) {
         let is_new = self.stop(feed, &error);
         let none_was_read = self.all.iter().all(|feed| feed.last_read().is_none());
-        if self.every.is_some() && none_was_read && self.refused() == self.all.len() {
+        if self.every.is_some() && none_was_read && self.all.iter().all(|feed| feed.is_refused()) {
             return self.ending.fail(error);
         }
         if is_new {
@@ -192,13 +243,13 @@ impl Feeds {
         self.metrics.clear_problem(&feed.problem());
         if feed.health.refused.lock().take().is_some() {
             tracing::info!(source = feed.id(), "it can be read again");
-            self.metrics.sources_refused.set(self.refused() as i64);
         }
+        self.metrics.sources_refused.set(self.refused() as i64);
     }
 
-    /// How many sources are refused.
+    /// How many sources are refused, or a bucket of theirs.
     pub fn refused(&self) -> usize {
-        self.all.iter().filter(|feed| feed.is_refused()).count()
+        self.all.iter().filter(|feed| feed.is_refused() || feed.has_refused_bucket()).count()
     }
 
     /// Waits until a source that is refused may be tried again.

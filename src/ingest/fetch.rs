@@ -169,7 +169,7 @@ impl Fetcher {
 
     async fn fetched(&self, item: Item, got: Got) -> Option<Fetched> {
         let Got { mut object, input, room } = got;
-        self.feeds.was_read(&self.feed);
+        self.feeds.was_read(&self.feed, object.bucket.as_deref().unwrap_or_default());
         if input.is_empty() {
             self.metrics.skipped.inc();
             item.settle(Outcome::Empty);

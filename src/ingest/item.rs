@@ -27,7 +27,6 @@ use crate::source::origin::{Input, Origin};
 pub struct Item {
     /// What its intake knows it by.
     pub no: ItemNo,
-    /// Whose it is.
     pub feed: Arc<Feed>,
     pub kind: ItemKind,
     /// Receives what becomes of it.
@@ -51,7 +50,6 @@ impl Item {
     }
 }
 
-/// What an item is.
 #[derive(Debug, Clone)]
 pub enum ItemKind {
     /// An object of a bucket, as a message announces it.
@@ -118,6 +116,15 @@ impl ItemKind {
             Self::Held(Held { object, .. })
             | Self::Unread(Unread { object, .. })
             | Self::Replayed(ReplayedReject { object, .. }) => object.location(),
+        }
+    }
+
+    /// The bucket that it is read from; empty where it is not.
+    pub fn bucket(&self) -> &str {
+        match self {
+            Self::Announced(announced) => &announced.bucket,
+            Self::Listed(Origin::S3 { wanted, .. }) => &wanted.bucket,
+            Self::Listed(Origin::File(_)) | Self::Held(_) | Self::Unread(_) | Self::Replayed(_) => "",
         }
     }
 

@@ -48,7 +48,6 @@ pub struct Metrics {
     pub held: Gauge<i64, AtomicI64>,
     /// Messages that bring nothing to land: test messages, removals.
     pub ignored: Counter,
-    /// Objects that landed.
     pub landed: Counter,
     /// Objects and bodies that came again: they had landed, or were on their way.
     pub duplicates: Counter,
@@ -60,9 +59,7 @@ pub struct Metrics {
     pub overwritten: Counter,
     /// Sources of which nothing can be read.
     pub sources_refused: Gauge,
-    /// Rejects that landed.
     pub rejects: Family<ByReason, Counter>,
-    /// Rows that landed.
     pub rows: Family<ByTable, Counter>,
     /// Stored bytes of the objects that landed.
     pub bytes: Counter,

@@ -75,7 +75,6 @@ pub struct Running {
 }
 
 impl Entrance {
-    /// Whose items these are.
     pub fn feed(&self) -> &Arc<Feed> {
         &self.feed
     }

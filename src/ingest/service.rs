@@ -37,9 +37,7 @@ pub struct Ingest {
     /// Where rows land.
     pub lake: Arc<Lake>,
     pub settings: WorkerSettings,
-    /// How much at once.
     pub pace: Pace,
-    /// Where from.
     pub intakes: Vec<Arc<dyn Intake>>,
     pub metrics: Arc<Metrics>,
 }
@@ -80,7 +78,6 @@ impl Ingest {
     }
 }
 
-/// An ingest at work.
 struct Service {
     context: IntakeContext,
     intakes: Vec<Box<dyn RunningIntake>>,

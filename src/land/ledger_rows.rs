@@ -83,7 +83,6 @@ impl ObjectOutcome {
         self.replayed.map_or(self.object.id, ObjectId::of_replay)
     }
 
-    /// Rejects of every reason.
     pub fn reject_count(&self) -> u64 {
         self.rejects.values().sum()
     }

@@ -34,9 +34,7 @@ const MAX_GATHERED_RECORDS: u64 = 8 * 1024;
 /// What a worker works with.
 #[derive(Debug, Clone)]
 pub struct WorkerSettings {
-    /// Limits on records.
     pub records: RecordLimits,
-    /// Limits on objects.
     pub objects: ObjectLimits,
     /// The batch is flushed when its rows hold this many bytes.
     pub flush_bytes: usize,
@@ -51,7 +49,6 @@ pub struct WorkerSettings {
 /// Running totals that a progress display reads while workers count.
 #[derive(Debug, Default)]
 pub struct Meter {
-    /// Objects found.
     pub objects_total: AtomicU64,
     /// Objects done with, one way or another.
     pub objects_done: AtomicU64,
@@ -61,14 +58,11 @@ pub struct Meter {
     pub bytes_done: AtomicU64,
     /// Inflated bytes decoded.
     pub inflated: AtomicU64,
-    /// Records decoded.
     pub records: AtomicU64,
-    /// Rejects among them.
     pub rejects: AtomicU64,
 }
 
 impl Meter {
-    /// Counts on.
     pub fn add(counter: &AtomicU64, by: u64) {
         counter.fetch_add(by, Ordering::Relaxed);
     }

@@ -20,14 +20,12 @@ pub struct NoId {
 /// A count of rows and a hash of their ids in whatever order.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Checksum {
-    /// Rows.
     pub rows: u64,
     /// The sum of the hashes of their ids.
     pub ids: u64,
 }
 
 impl Checksum {
-    /// Adds a batch's rows.
     pub fn add(&mut self, spec: &TableSpec, batch: &RecordBatch) -> Result<(), NoId> {
         let ids = ids(spec, batch).filter(|ids| ids.null_count() == 0);
         let ids =
@@ -36,7 +34,6 @@ impl Checksum {
         Ok(())
     }
 
-    /// Adds a row.
     pub fn add_id(&mut self, id: &str) {
         self.rows += 1;
         self.ids = self.ids.wrapping_add(XxHash64::oneshot(0, id.as_bytes()));

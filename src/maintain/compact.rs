@@ -24,7 +24,6 @@ const MOST_ROUNDS: u32 = 32;
 /// Merges that are being uploaded, read back and committed, beside those that have a turn.
 const MERGES_ENDING: usize = 2;
 
-/// How to compact.
 #[derive(Clone)]
 pub struct Compaction {
     pub store: Store,

@@ -25,7 +25,6 @@ const WHOLE_BYTES: u64 = 4 << 20;
 /// Why an input can't be merged.
 #[derive(Debug, thiserror::Error)]
 pub enum InputError {
-    /// It can't be read.
     #[error(
         "{location}: can't be read: {source}; it stays as it is, and is tried again by the next run: if it is gone or broken, restore it"
     )]
@@ -48,12 +47,10 @@ impl InputError {
 
 /// What all inputs of a merge have in common.
 pub struct Reading {
-    /// Where they are.
     pub store: Store,
     pub spec: Arc<TableSpec>,
     /// Bytes that the batches of all open inputs may take.
     pub memory: usize,
-    /// Where requests run.
     pub runtime: Handle,
 }
 

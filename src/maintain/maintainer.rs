@@ -38,7 +38,6 @@ pub struct Maintainer {
     /// The lake, to write to; without it there are only plans and dry runs.
     pub lake: Option<Arc<Lake>>,
     pub tables: Arc<Vec<TableSpec>>,
-    /// When and how.
     pub settings: Maintenance,
     /// How long a table's rows are kept, by its name.
     pub retention: BTreeMap<String, Duration>,

@@ -33,12 +33,7 @@ pub enum MaintainError {
     Table(#[from] TableError),
     /// The store can't be listed, or something not be deleted.
     #[error("{doing} {location} failed: {source}; the next run goes on from there")]
-    Store {
-        doing: &'static str,
-        /// Where.
-        location: String,
-        source: object_store::Error,
-    },
+    Store { doing: &'static str, location: String, source: object_store::Error },
     /// What dead writers left in a local lake can't be removed.
     #[error(
         "removing unfinished files failed: {source}; remove what is named put*#* by hand, or run it again"

@@ -102,20 +102,16 @@ impl RewriteError {
 /// Running totals that a progress display reads.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Merges planned.
     pub bins: AtomicU64,
-    /// Merges done.
     pub bins_done: AtomicU64,
     /// Rows of all merges planned.
     pub rows: AtomicU64,
-    /// Rows written.
     pub rows_done: AtomicU64,
 }
 
 /// What merges have in common.
 #[derive(Clone)]
 pub struct Rewriter {
-    /// Where the table is.
     pub store: Store,
     /// The table, with the columns that it really has.
     pub spec: Arc<TableSpec>,

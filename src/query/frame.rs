@@ -19,16 +19,13 @@ const WIDEST: usize = 120;
 /// Whether wide rows are shown as records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Expanded {
-    /// Never.
     #[default]
     Off,
-    /// Always.
     On,
     /// Where the frame would be wider than this many characters.
     WiderThan(usize),
 }
 
-/// Writes one result.
 pub struct TableWriter<W: Write> {
     to: W,
     names: Vec<String>,
@@ -60,7 +57,6 @@ impl<W: Write> TableWriter<W> {
         }
     }
 
-    /// Writes a batch.
     pub fn write(&mut self, batch: &RecordBatch) -> Result<(), ArrowError> {
         if self.is_plan {
             return self.write_plan(batch);

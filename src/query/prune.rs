@@ -19,20 +19,20 @@ const MOST_VALUES: usize = 64;
 
 /// What a condition says of columns with bloom filters.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Lookup {
+pub enum Condition {
     /// Only rows in which the column, or its list, holds a value of this hash.
     Holds(String, u64),
     /// What one of these lets pass.
-    Any(Vec<Lookup>),
+    Any(Vec<Condition>),
     /// What all of these let pass.
-    All(Vec<Lookup>),
+    All(Vec<Condition>),
     /// Nothing is known.
     Perhaps,
     /// No row.
     Never,
 }
 
-impl Lookup {
+impl Condition {
     /// What a condition looks for in the columns of `filtered`.
     pub fn of(condition: &Expr, filtered: &[String]) -> Self {
         match condition {

@@ -17,12 +17,9 @@ use crate::base::now_micros;
 /// The type of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ParameterKind {
-    /// Any text.
     Text,
-    /// A whole number.
     Integer,
     Float,
-    /// `true` or `false`.
     Boolean,
     /// RFC 3339, or how long ago, such as `7d`.
     Time,
@@ -57,12 +54,9 @@ impl ParameterKind {
 /// What a parameter stands for.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
-    /// Text.
     Text(String),
-    /// A whole number.
     Integer(i64),
     Float(f64),
-    /// True or false.
     Boolean(bool),
     /// Microseconds since the epoch, UTC.
     Time(i64),

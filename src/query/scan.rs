@@ -43,7 +43,7 @@ use datafusion::physical_plan::metrics::ExecutionPlanMetricsSet;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::ObjectMeta;
 
-use super::prune::Lookup;
+use super::prune::Condition;
 use crate::base::store::Store;
 use crate::format::write::footer_guess;
 use crate::schema::{Standard, timestamp_type};
@@ -71,7 +71,6 @@ pub struct LakeTable {
 struct Bounds {
     times: Vec<Option<TimeBounds>>,
     rows: Vec<u64>,
-    /// The partition columns.
     partitions: RecordBatch,
 }
 
@@ -129,7 +128,7 @@ impl LakeTable {
             store_url: store_url(store)?,
             files: files.into_iter().map(|file| (file.clone(), meta(&file))).collect(),
             bounds,
-            filtered: spec.lookup.clone(),
+            filtered: spec.bloom_columns.clone(),
         })
     }
 
@@ -251,18 +250,18 @@ impl LakeTable {
         readers: &Arc<dyn ParquetFileReaderFactory>,
     ) -> Result<Vec<PartitionedFile>> {
         let files = places.iter().map(|place| self.partitioned(*place, described));
-        let lookup = Arc::new(Lookup::of_all(filters, &self.filtered));
-        if *lookup == Lookup::Perhaps {
+        let condition = Arc::new(Condition::of_all(filters, &self.filtered));
+        if *condition == Condition::Perhaps {
             return Ok(files.collect());
         }
         let asked = files.map(|file| {
-            let (lookup, readers) = (lookup.clone(), readers.clone());
+            let (condition, readers) = (condition.clone(), readers.clone());
             let ask = async move {
                 let hint = file.metadata_size_hint;
                 let mut reader =
                     readers.create_reader(0, file.clone(), hint, &ExecutionPlanMetricsSet::new())?;
                 Ok::<_, DataFusionError>(
-                    lookup.ask(reader.as_mut()).await?.map(|access| file.with_extension(access)),
+                    condition.ask(reader.as_mut()).await?.map(|access| file.with_extension(access)),
                 )
             };
             // A task each: to read a footer takes a core.

@@ -29,7 +29,6 @@ pub enum State {
     Unread,
     /// It was overwritten: another content of this name has landed, and this one has not.
     Changed,
-    /// It has landed.
     Landed,
     /// It has not landed, and is so young that it may be on its way.
     OnItsWay,

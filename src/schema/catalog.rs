@@ -23,17 +23,12 @@ pub enum CatalogError {
     Schema(#[from] SchemaError),
     /// A schema file or its folder could not be read.
     #[error("can't read schemas from {path}: {source}; --schemas takes a folder of .yml files")]
-    Read {
-        /// The file or folder.
-        path: String,
-        source: std::io::Error,
-    },
+    Read { path: String, source: std::io::Error },
     /// Two log types of one folder would share a table.
     #[error("{path}: the log type {name} is defined twice in this folder; remove one of the files")]
     Twice {
         /// The second file.
         path: String,
-        /// The log type.
         name: String,
     },
     /// More than can be told apart.

@@ -191,7 +191,6 @@ impl Standard {
         }
     }
 
-    /// The column's documented type.
     pub fn kind(self) -> ColumnType {
         match self {
             Self::EventTime | Self::ParseTime => ColumnType::Timestamp,

@@ -35,7 +35,6 @@ pub struct Metered {
     pub path: Path,
     /// Bytes.
     pub size: u64,
-    /// Rows.
     pub rows: u64,
     /// Columns of its table.
     pub columns: usize,
@@ -175,7 +174,7 @@ pub async fn search(
     Ok(hits)
 }
 
-/// The row groups, as bits, in which a network or something below a domain stands, by the file's lookup
+/// The row groups, as bits, in which a network or something below a domain stands, by the file's value
 /// index; all of them where there is none, or where a bloom filter tells.
 async fn indexed_groups(
     file: &mut Metered,

@@ -47,11 +47,9 @@ pub enum SearchError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TableHits {
     pub table: String,
-    /// Rows.
     pub rows: u64,
     /// The first and the last time, in microseconds since the epoch.
     pub times: (i64, i64),
-    /// Rows by day.
     pub days: BTreeMap<NaiveDate, u64>,
 }
 
@@ -77,7 +75,6 @@ pub struct Found {
 pub struct Searched {
     /// What was found of each value, in their order.
     pub found: Vec<Found>,
-    /// Bytes that were read.
     pub bytes_read: u64,
     /// Bytes of the files of the time that was asked for.
     pub bytes_total: u64,

@@ -96,7 +96,7 @@ impl Needle {
         }
     }
 
-    /// The range of keys in a lookup index that it is, if it is more than can be counted.
+    /// The range of keys in a value index that it is, if it is more than can be counted.
     pub fn keys(&self) -> Option<RangeInclusive<Vec<u8>>> {
         match &self.kind {
             NeedleKind::Network(network) => {

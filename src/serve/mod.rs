@@ -102,10 +102,15 @@ async fn show_metrics(State(shown): State<Shown>) -> impl IntoResponse {
     (status, [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
 }
 
-/// Whether, and not why: what is wrong names queues, buckets and keys, and those are for the log alone.
+/// Whether, and how many sources are refused. Not why: that names queues, buckets and keys, and those are for
+/// the log alone.
 async fn show_readiness(State(shown): State<Shown>) -> impl IntoResponse {
     match shown.metrics.readiness() {
-        Ok(()) => (StatusCode::OK, "ready\n"),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "not ready; the log says why\n"),
+        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+        Err(_) => {
+            let refused = shown.metrics.sources_refused.get();
+            let sources = if refused > 0 { format!(": sources refused: {refused}") } else { String::new() };
+            (StatusCode::SERVICE_UNAVAILABLE, format!("not ready{sources}; the log says why\n"))
+        }
     }
 }

@@ -366,7 +366,6 @@ impl StreamReader {
         self.has_end
     }
 
-    /// Bytes that were read.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }

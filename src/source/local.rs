@@ -67,7 +67,6 @@ pub struct ReadFile {
     pub path: PathBuf,
     /// The hash of its bytes.
     pub hash: ContentHash,
-    /// How many there are.
     pub size: u64,
     /// When it was written.
     pub modified: Option<std::time::SystemTime>,

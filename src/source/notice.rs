@@ -27,7 +27,6 @@ pub struct Announced {
     pub size: Option<u64>,
 }
 
-/// What a message says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notice {
     /// Objects were created. Events that bring no object (removals, tags) are left out.
@@ -46,7 +45,6 @@ pub enum Notice {
     Malformed(String),
 }
 
-/// Reads a message's body.
 pub fn read(body: &str) -> Notice {
     let mut inner = body.to_owned();
     for _ in 0..MAX_ENVELOPES {

@@ -51,15 +51,12 @@ impl SourceError {
     }
 }
 
-/// Something to fetch.
 #[derive(Debug, Clone)]
 pub enum Origin {
-    /// A local file.
     File(LocalFile),
     /// An S3 object as a listing told of it.
     S3 {
         buckets: Arc<dyn Buckets>,
-        /// Bucket and key.
         wanted: Wanted,
         /// Size, time, and the ETag of that moment.
         head: ObjectHead,

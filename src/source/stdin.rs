@@ -16,7 +16,7 @@ use crate::decode::split::{Piece, Place, Splitter};
 const PIECE_BYTES: usize = 64 << 20;
 
 /// How many times as large a piece may grow to hold the whole of a record that is over the limit.
-const MAX_PIECES: usize = 8;
+const MAX_PIECES: usize = 2;
 
 /// Cuts a stream, which may be compressed, into objects.
 pub struct Pieces<R> {

@@ -48,7 +48,6 @@ pub enum TooLarge {
         "the statement has more than {MAX_LEVELS} operators or UNIONs in a row: write fewer, put parentheses around groups of them, or compare with a list (IN (…), LIKE ANY (…)); chains of AND, OR, + and * may be longer"
     )]
     Levels,
-    /// Tables.
     #[error("the statement names more than {MAX_RELATIONS} tables and subqueries: split it into several")]
     Relations,
     /// Tables, by way of WITH.

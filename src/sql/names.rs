@@ -45,7 +45,6 @@ impl Vocabulary {
         &self.tables
     }
 
-    /// Every function.
     pub fn functions(&self) -> &HashSet<String> {
         &self.functions
     }
@@ -132,7 +131,6 @@ fn calls(tokens: &[Token]) -> HashSet<usize> {
     calls
 }
 
-/// A name in quotes.
 pub fn quoted(ident: &Ident) -> String {
     format!("\"{}\"", ident.value.replace('"', "\"\""))
 }

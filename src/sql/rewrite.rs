@@ -22,7 +22,6 @@ const PARTS: [&str; 4] = ["year", "month", "day", "hour"];
 /// The day's column, which tells files apart.
 const DAY_COLUMN: &str = "p_event_date";
 
-/// Tables with their columns.
 type Tables = BTreeMap<String, Vec<String>>;
 
 /// Rewrites a statement over `tables`. Else what to write instead.

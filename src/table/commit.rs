@@ -185,7 +185,6 @@ struct RemovedPath {
 pub struct TableMetadata {
     /// The Delta schema as JSON text.
     pub schema_string: String,
-    /// Partition column names.
     pub partition_columns: Vec<String>,
 }
 

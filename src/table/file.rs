@@ -29,7 +29,6 @@ pub struct DataFile {
     pub partition_values: BTreeMap<String, String>,
     /// Bytes.
     pub size: u64,
-    /// Rows.
     pub rows: u64,
     /// When it was written, in milliseconds since the epoch.
     pub modified_ms: i64,

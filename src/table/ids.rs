@@ -19,7 +19,6 @@ use crate::config::temporary_folder;
 const MAX_RECENT: usize = 1 << 19;
 /// Ids in a block of the file, as a power of two, if they are as evenly spread as hashes are.
 const BLOCK_BITS: u32 = 7;
-/// Bytes of an id.
 const ID_BYTES: usize = 16;
 /// Ids that are read from a file at once while it is merged: 64 KiB.
 const READ_IDS: usize = 4096;
@@ -44,12 +43,10 @@ impl Ids {
         self.older.as_ref().is_some_and(|older| older.contains(id))
     }
 
-    /// How many there are.
     pub fn len(&self) -> usize {
         self.recent.len() + self.older.as_ref().map_or(0, Sorted::len)
     }
 
-    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -61,7 +58,6 @@ impl Ids {
         }
     }
 
-    /// Adds those of others.
     pub fn extend(&mut self, others: Self) {
         self.older = match (self.older.take(), others.older) {
             (Some(ours), Some(theirs)) => {
@@ -121,7 +117,6 @@ pub struct Gathering {
 }
 
 impl Gathering {
-    /// Adds an id.
     pub fn push(&mut self, id: u128) {
         self.ids.push(id);
         if is_time_to_settle(self.ids.len()) {

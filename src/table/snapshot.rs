@@ -113,7 +113,6 @@ impl Snapshot {
         Ok(snapshot.metadata().clone())
     }
 
-    /// Every file.
     pub fn files(&self) -> Result<Vec<DataFile>, TableError> {
         let snapshot = self.0.snapshot().map_err(|e| self.failed("reading the log", e))?;
         Ok(snapshot.log_data().into_iter().map(|view| file(&view)).collect())

@@ -7,7 +7,6 @@ use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use crate::config::Partitioning;
 use crate::schema::{ColumnType, LogType, Standard, timestamp_type};
 
-/// The table of rejects.
 pub const FAILURES_TABLE: &str = "classification_failures";
 /// The table whose log says what has landed.
 pub const LEDGER_TABLE: &str = "ingested_objects";
@@ -24,7 +23,7 @@ pub struct TableSpec {
     /// The time that its files are sorted by.
     pub sort_column: Option<String>,
     /// Columns that people look values up in: bloom filters. A list column's values count.
-    pub lookup: Vec<String>,
+    pub bloom_columns: Vec<String>,
     /// Columns whose least and greatest value each file's log entry tells.
     pub stats: Vec<String>,
 }
@@ -56,7 +55,7 @@ pub fn log_type_spec(log_type: &LogType, partitioning: Partitioning) -> TableSpe
         schema: log_type.arrow_schema(),
         partitioning: Some(partitioning),
         sort_column: Some(Standard::EventTime.name().to_owned()),
-        lookup: own.chain(lists).collect(),
+        bloom_columns: own.chain(lists).collect(),
         stats: vec![
             Standard::EventTime.name().into(),
             Standard::ParseTime.name().into(),
@@ -65,7 +64,6 @@ pub fn log_type_spec(log_type: &LogType, partitioning: Partitioning) -> TableSpe
     }
 }
 
-/// The table of rejects.
 pub fn failures_spec(partitioning: Partitioning) -> TableSpec {
     // A reject may be of no known log type; all else is as in every table.
     let standard =
@@ -87,7 +85,7 @@ pub fn failures_spec(partitioning: Partitioning) -> TableSpec {
         schema: Arc::new(Schema::new(standard.chain(own).collect::<Vec<_>>())),
         partitioning: Some(partitioning),
         sort_column: Some(Standard::EventTime.name().to_owned()),
-        lookup: Vec::new(),
+        bloom_columns: Vec::new(),
         stats: vec![Standard::EventTime.name().into(), Standard::ParseTime.name().into(), "reason".into()],
     }
 }
@@ -125,7 +123,7 @@ pub fn ledger_spec() -> TableSpec {
         schema: Arc::new(Schema::new(columns)),
         partitioning: None,
         sort_column: None,
-        lookup: vec!["object_id".into(), "key".into()],
+        bloom_columns: vec!["object_id".into(), "key".into()],
         stats: vec!["object_id".into(), "landed_at".into(), "min_event_time".into(), "max_event_time".into()],
     }
 }

@@ -26,7 +26,6 @@ const MAX_OPENINGS: u32 = 5;
 /// What came of putting files in the place of others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replaced {
-    /// It is done.
     Done,
     /// An input was taken out of the table meanwhile, or the table's layout changed: nothing was done.
     Overtaken,

@@ -7,7 +7,7 @@ use arrow::array::{ListBuilder, RecordBatch, StringViewBuilder, TimestampMicrose
 use arrow::datatypes::{Field, Schema};
 use flarelake::config::Partitioning;
 use flarelake::format::value_index::{
-    IndexPlace, LookupBuilder, METADATA_KEY, MOST_BYTES, blocks_of, groups_of, is_among,
+    IndexPlace, METADATA_KEY, MOST_BYTES, ValueIndexBuilder, blocks_of, groups_of, is_among,
 };
 use flarelake::format::write::{FileWriter, ROW_GROUP_ROWS};
 use flarelake::schema::{Catalog, Standard, list_element, timestamp_type};
@@ -33,7 +33,7 @@ fn rows(list: Standard, values: &[String]) -> RecordBatch {
 
 /// The row groups of a needle by the index of these values, one vector a row group.
 fn found(list: Standard, groups: &[Vec<String>], needle: &Needle) -> Vec<usize> {
-    let mut builder = LookupBuilder::new(&spec());
+    let mut builder = ValueIndexBuilder::new(&spec());
     for (n, values) in groups.iter().enumerate() {
         builder.add(&rows(list, values), n);
     }
@@ -92,7 +92,7 @@ proptest! {
 
 #[test]
 fn one_value_of_many_takes_one_block() {
-    let mut builder = LookupBuilder::new(&spec());
+    let mut builder = ValueIndexBuilder::new(&spec());
     let values: Vec<String> =
         (0..100_000_u32).map(|n| IpAddr::from((0x0a00_0000 + n * 7).to_be_bytes()).to_string()).collect();
     builder.add(&rows(Standard::AnyIpAddresses, &values), 3);
@@ -105,7 +105,7 @@ fn one_value_of_many_takes_one_block() {
     let near = blocks_of(directory, &needle.keys().expect("a range")).expect("a directory").expect("a block");
     assert!(near.end - near.start < 5_000, "{near:?}");
     // One that takes too much of its file is left out, and then lists are read.
-    let mut builder = LookupBuilder::new(&spec());
+    let mut builder = ValueIndexBuilder::new(&spec());
     builder.add(&rows(Standard::AnyIpAddresses, &values), 0);
     assert_eq!(builder.finish(0, bytes.len() - 1), (Vec::new(), Vec::new()));
 }
@@ -187,7 +187,7 @@ fn bytes_that_are_no_index_are_an_error() {
 /// more than is theirs.
 #[test]
 fn an_index_is_given_up_before_it_takes_much_memory() {
-    let mut builder = LookupBuilder::new(&spec());
+    let mut builder = ValueIndexBuilder::new(&spec());
     builder.add(&rows(Standard::AnyIpAddresses, &["192.0.2.1".to_owned()]), 0);
     let few = builder.held_bytes();
     let (mut most, mut is_given_up) = (0, false);
@@ -210,7 +210,7 @@ fn an_index_is_given_up_before_it_takes_much_memory() {
     );
 
     // Far more than a file has as a rule are indexed.
-    let mut builder = LookupBuilder::new(&spec());
+    let mut builder = ValueIndexBuilder::new(&spec());
     for part in 0..300_u32 {
         let values: Vec<String> =
             (0..1000).map(|n| IpAddr::from((part * 7_000 + n).to_be_bytes()).to_string()).collect();
@@ -222,7 +222,7 @@ fn an_index_is_given_up_before_it_takes_much_memory() {
 
 #[test]
 fn what_is_no_address_leaves_its_list_without_an_index() {
-    let mut builder = LookupBuilder::new(&spec());
+    let mut builder = ValueIndexBuilder::new(&spec());
     builder.add(
         &rows(
             Standard::AnyIpAddresses,

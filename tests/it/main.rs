@@ -27,6 +27,7 @@ mod ingest_processes;
 mod ledger;
 mod lookup;
 mod memory_queue;
+mod merging;
 mod moto;
 mod queues;
 mod notices;

@@ -358,6 +358,41 @@ async fn a_queue_that_is_refused_later_is_told_of_once_and_read_again() {
     running.await.expect("no panic").expect("a service does not end by it");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_bucket_that_is_refused_is_told_of_until_it_can_be_read_and_the_sources_others_go_on() {
+    let stage = Stage::new(Duration::from_secs(30));
+    *stage.buckets.refuses.lock() = Some(("closed/", FailureKind::Denied));
+    let mut source = feed(stage.queue.clone(), stage.buckets.clone());
+    source.source.buckets.push("closed".into());
+    let put = |n: u64| {
+        stage.put(&format!("logs/{n}.log"), n);
+        let mut record = s3_record(&format!("closed/{n}.log"));
+        record["s3"]["bucket"]["name"] = json!("closed");
+        stage.buckets.put("closed", &format!("closed/{n}.log"), object(1000 + n).1);
+        stage.queue.send(json!({"Records": [record]}).to_string());
+    };
+    let mut ingest = stage.ingest(Faults::default()).await;
+    ingest.intakes = queues(vec![source]);
+    ingest.pace.until_idle = None;
+    let (metrics, stop) = (ingest.metrics.clone(), CancellationToken::new());
+    let running = tokio::spawn(ingest.run(stop.clone()));
+    (0..10).for_each(put);
+    clock::sleep(Duration::from_secs(120)).await;
+    for n in 10..20 {
+        put(n);
+        clock::sleep(Duration::from_secs(60)).await;
+        let told = metrics.readiness().expect_err("a bucket is refused");
+        assert!(told.contains("s3://closed/") && !told.contains("s3://bucket/"), "{told}");
+        assert_eq!((metrics.sources_refused.get(), metrics.landed.get()), (1, n + 1));
+    }
+    *stage.buckets.refuses.lock() = None;
+    clock::sleep(Duration::from_secs(120)).await;
+    assert_eq!((metrics.readiness(), metrics.sources_refused.get(), stage.queue.len()), (Ok(()), 0, 0));
+    stop.cancel();
+    running.await.expect("no panic").expect("ends");
+    assert_eq!(stage.rows().await["ingested_objects"], 40);
+}
+
 /// A bucket that is listed again and again: an intake that the program doesn't have.
 struct Polled(QueueSource);
 

@@ -1,6 +1,6 @@
 //! The parts of the program that need no lake, no network and no engine, and their tests: decoding, framing,
-//! schemas, notices, retries, the ack book, the plan of a compaction. The files are the program's own, and
-//! the tests those of the whole.
+//! schemas, notices, retries, the ack book, the plan of a compaction and its merge. The files are the program's
+//! own, and the tests those of the whole.
 
 #![allow(dead_code, clippy::disallowed_methods)]
 
@@ -50,6 +50,7 @@ pub mod ingest {
 
 #[path = "../../src/maintain"]
 pub mod maintain {
+    pub mod merge;
     pub mod plan;
 }
 
@@ -65,6 +66,7 @@ mod tests {
     mod datasets;
     mod golden;
     mod ids;
+    mod merging;
     mod notices;
     mod oracle;
     mod planning;

@@ -49,7 +49,6 @@ pub struct Pace {
 #[derive(Debug, Clone)]
 pub struct IntakeContext {
     pub pace: Pace,
-    /// How the sources are.
     pub feeds: Arc<Feeds>,
     /// Raised while there is no room.
     pub pressure: Arc<Pressure>,

@@ -319,7 +319,6 @@ impl Receiver {
         }
     }
 
-    /// What a message brings.
     fn items(&self, message: &Message) -> Vec<ItemKind> {
         let queue = self.intake.queue.url();
         match notice::read(&message.body) {

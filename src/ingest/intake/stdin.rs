@@ -22,7 +22,6 @@ pub struct Cutter {
     pub room: Arc<Room>,
     /// Numbers that were given so far.
     pub numbers: Arc<AtomicU64>,
-    /// Limits on records.
     pub records: RecordLimits,
     /// How much larger than what was read it may become inflated.
     pub max_ratio: u64,

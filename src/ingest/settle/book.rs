@@ -23,7 +23,6 @@ pub struct MessageKey {
 pub struct Lease {
     /// When it is to be extended: well before half of it has passed.
     pub extend_at: Instant,
-    /// When it ends.
     pub ends: Instant,
 }
 
@@ -69,7 +68,6 @@ pub struct Holding {
 /// How much is held.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Load {
-    /// Messages.
     pub messages: usize,
     /// Bytes that they cost.
     pub bytes: usize,
@@ -252,7 +250,6 @@ impl<T: Clone + Eq + Hash> Book<T> {
         }
     }
 
-    /// A lease was extended.
     pub fn extended(&mut self, key: &MessageKey, receipt: &str, lease: Lease) {
         if let Some(held) = self.messages.get_mut(key).filter(|held| held.receipt == receipt) {
             held.lease = lease;
@@ -274,7 +271,6 @@ impl<T: Clone + Eq + Hash> Book<T> {
             .collect()
     }
 
-    /// Messages that are held.
     pub fn len(&self) -> usize {
         self.messages.len()
     }

@@ -43,7 +43,6 @@ impl Summary {
         self.rows.values().sum()
     }
 
-    /// Rejects of every reason.
     pub fn total_rejects(&self) -> u64 {
         self.rejects.values().sum()
     }

@@ -57,7 +57,6 @@ impl QueueError {
 /// What became of one message of a batch request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
-    /// Done.
     Done,
     /// The receipt is no longer good: the lease has ended, or the message is gone.
     Lost,
