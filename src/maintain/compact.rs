@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::plan::{Bin, Policy, plan};
 use super::rewrite::{Progress, RewriteError, Rewriter};
 use crate::base::Watch;
+use crate::base::panics::caught;
 use crate::base::store::Store;
 use crate::config::Partitioning;
 use crate::table::{Change, DataFile, Replaced, TableError, TableSpec, Upkeep};
@@ -148,7 +149,8 @@ impl Compaction {
                 let merged = if own.stop.is_cancelled() {
                     Ok(Compacted::default())
                 } else {
-                    own.merge(&rewriter, &table, &bin, turn).await
+                    let merged = caught(own.merge(&rewriter, &table, &bin, turn)).await;
+                    merged.unwrap_or_else(|said| Err(own.panicked(&rewriter.spec.name, &bin, said)))
                 };
                 (bin, merged)
             }
@@ -176,6 +178,12 @@ impl Compaction {
             }
         }
         Ok(all)
+    }
+
+    /// A merge that panics costs itself: else it would keep all others from ever being done.
+    fn panicked(&self, table: &str, bin: &Bin, said: String) -> RewriteError {
+        let first = bin.inputs.first().map(|file| file.path.clone()).unwrap_or_default();
+        RewriteError::Panicked { table: table.to_owned(), files: bin.inputs.len(), first, said }
     }
 
     async fn merge(

@@ -85,6 +85,18 @@ pub enum RewriteError {
         /// Rows of the inputs, by the log.
         told: u64,
     },
+    /// A fault of this program.
+    #[error(
+        "{table}: merging {files} files, of which {first} is the first, panicked: {said}; they stay as they are, and other merges go on: \
+         please report it"
+    )]
+    Panicked {
+        table: String,
+        files: usize,
+        /// The path of one of them.
+        first: String,
+        said: String,
+    },
 }
 
 impl RewriteError {

@@ -11,6 +11,7 @@ use flarelake::base::panics::to_the_end;
 use flarelake::config::Every;
 use flarelake::ingest::metrics::Metrics;
 use flarelake::ingest::service::Ingest;
+use flarelake::maintain::Maintainer;
 use flarelake::source::queue::{Entry, Message, Queue, QueueError};
 use flarelake::table::Lake;
 use futures::TryStreamExt as _;
@@ -130,6 +131,33 @@ async fn upkeep_that_panics_is_tried_again_when_it_is_next_due() {
     let (kept_up, ()) = tokio::time::timeout(Duration::from_secs(60), both).await.expect("it goes on");
     kept_up.expect("it was stopped");
     assert_eq!(*panics.lock(), ["a fault of the store's client"; 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_merge_that_panics_costs_itself_and_is_tried_again_by_the_next_run() {
+    let stage = Stage::new(Duration::from_secs(30));
+    for n in 0..4 {
+        stage.put(&format!("logs/{n}.log"), 3 * n);
+        stage.run().await.expect("ends");
+    }
+    let before = stage.rows().await;
+    // The first merge of HTTP requests, in whichever partition.
+    let store = OddStore { inner: stage.lake.clone(), files_panic: 1.into(), ..OddStore::default() };
+    let upkeep = || async {
+        let lake = Arc::new(Lake::open(memory_lake(stage.lake.clone())).await.expect("opens"));
+        maintainer_of(memory_lake(stage.lake.clone()), Some(lake), BTreeMap::new())
+    };
+    let odd = Maintainer { store: memory_lake(Arc::new(store)), ..upkeep().await };
+    let (compacted, _) = odd.once().await.expect("goes on");
+    assert!(compacted.merges > 0, "other tables are merged: {compacted:?}");
+    let [failed] = compacted.failed.as_slice() else { panic!("{:?}", compacted.failed) };
+    assert!(
+        failed.contains("cloudflare_httprequest: merging") && failed.contains("a fault of the store's"),
+        "{failed}"
+    );
+    let (again, _) = upkeep().await.once().await.expect("ends");
+    assert!(again.merges > 0 && again.failed.is_empty(), "{again:?}");
+    assert_eq!(stage.rows().await, before);
 }
 
 /// A queue that may not be read for a while.
