@@ -49,8 +49,10 @@ struct Health {
 }
 
 /// What happened since an object of the bucket was last read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct BucketHealth {
+    /// When a read first failed.
+    since: Instant,
     /// Objects that were given up as refused.
     denied: usize,
     /// Reads that failed.
@@ -58,6 +60,10 @@ struct BucketHealth {
 }
 
 impl BucketHealth {
+    fn new() -> Self {
+        Self { since: clock::now(), denied: 0, failed: 0 }
+    }
+
     fn is_refused(&self) -> bool {
         self.denied >= REFUSED_OBJECTS
     }
@@ -143,10 +149,13 @@ impl Feeds {
     /// An object of it was read.
     pub fn was_read(&self, feed: &Feed, bucket: &str) {
         *feed.health.read.lock() = Some(clock::now());
-        let before = feed.health.buckets.lock().remove(bucket).unwrap_or_default();
-        self.metrics.clear_problem(&feed.bucket_problem(bucket));
-        if before.is_refused() && !feed.is_refused() {
-            tracing::info!(source = feed.id(), bucket, "it can be read again");
+        let before = feed.health.buckets.lock().remove(bucket);
+        if let Some(before) = before {
+            self.metrics.clear_problem(&feed.bucket_problem(bucket));
+            if before.is_refused() && !feed.is_refused() {
+                tracing::info!(source = feed.id(), bucket, "it can be read again");
+                self.metrics.sources_refused.set(self.refused() as i64);
+            }
         }
         self.accept(feed);
     }
@@ -155,7 +164,7 @@ impl Feeds {
     pub fn read_failed(&self, feed: &Feed, bucket: &str, is_refused: bool, why: &str) {
         let failed = {
             let mut buckets = feed.health.buckets.lock();
-            let health = buckets.entry(bucket.to_owned()).or_default();
+            let health = buckets.entry(bucket.to_owned()).or_insert_with(BucketHealth::new);
             health.failed += 1;
             health.failed
         };
@@ -165,17 +174,15 @@ impl Feeds {
     }
 
     /// An object was given up as refused. If so were others of its bucket, and none was read in between, that
-    /// bucket is refused; and the source, if nothing else of it was read either.
+    /// bucket is refused; and the source, if nothing else of it was read meanwhile.
     pub fn object_refused(&self, feed: &Feed, bucket: &str, error: IngestError) {
         let (is_refused, is_new, others_are_read) = {
             let mut buckets = feed.health.buckets.lock();
-            let health = buckets.entry(bucket.to_owned()).or_default();
+            let health = buckets.entry(bucket.to_owned()).or_insert_with(BucketHealth::new);
             health.denied += 1;
-            let (is_refused, is_new) = (health.is_refused(), health.denied == REFUSED_OBJECTS);
-            let named = feed.source.as_ref().map_or(0, |source| source.buckets.len());
-            // What was read is not there.
-            let others = named > 1 && feed.last_read().is_some() && buckets.len() < named;
-            (is_refused, is_new, others)
+            // Of this bucket nothing was read since.
+            let others_are_read = feed.last_read().is_some_and(|at| at >= health.since);
+            (health.is_refused(), health.denied == REFUSED_OBJECTS, others_are_read)
         };
         if is_refused && !others_are_read {
             return self.refuse(feed, error);
@@ -240,11 +247,11 @@ impl Feeds {
 
     /// A source can be read, whatever was before.
     fn accept(&self, feed: &Feed) {
-        self.metrics.clear_problem(&feed.problem());
         if feed.health.refused.lock().take().is_some() {
+            self.metrics.clear_problem(&feed.problem());
             tracing::info!(source = feed.id(), "it can be read again");
+            self.metrics.sources_refused.set(self.refused() as i64);
         }
-        self.metrics.sources_refused.set(self.refused() as i64);
     }
 
     /// How many sources are refused, or a bucket of theirs.

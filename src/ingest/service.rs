@@ -59,7 +59,10 @@ impl Ingest {
     pub async fn run(self, stop: CancellationToken) -> Result<Ended, IngestError> {
         let ending = Arc::new(Ending::new(stop));
         let service = Service::start(self, ending);
-        tokio::join!(service.opened(), service.until_stopped());
+        tokio::select! {
+            () = service.until_stopped() => {}
+            () = service.tell_opened() => {}
+        }
         service.drain().await
     }
 
@@ -120,10 +123,11 @@ impl Service {
         self.intakes.iter().map(|intake| intake.held()).sum()
     }
 
-    /// Tells when everything was reached once.
-    async fn opened(&self) {
+    /// Tells when everything was reached once. It never ends.
+    async fn tell_opened(&self) {
         join_all(self.intakes.iter().map(|intake| intake.opened())).await;
         self.context.metrics.started();
+        std::future::pending().await
     }
 
     /// Waits for a reason to stop: from outside, from inside, or that nothing comes any more.

@@ -393,6 +393,36 @@ async fn a_bucket_that_is_refused_is_told_of_until_it_can_be_read_and_the_source
     assert_eq!(stage.rows().await["ingested_objects"], 40);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_source_whose_only_busy_bucket_is_refused_spends_few_receives_of_its_messages() {
+    let stage = Stage::new(Duration::from_secs(30));
+    let mut source = feed(stage.queue.clone(), stage.buckets.clone());
+    source.source.buckets.push("closed".into());
+    let mut ingest = stage.ingest(Faults::default()).await;
+    ingest.intakes = queues(vec![source]);
+    (ingest.pace.until_idle, ingest.pace.refused_every) = (None, Duration::from_secs(60));
+    let (metrics, stop) = (ingest.metrics.clone(), CancellationToken::new());
+    let running = tokio::spawn(ingest.run(stop.clone()));
+    // Its other bucket was read, but long before.
+    stage.put("logs/0.log", 0);
+    clock::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(metrics.landed.get(), 1);
+    *stage.buckets.refuses.lock() = Some(("closed/", FailureKind::Denied));
+    for n in 0..100 {
+        let mut record = s3_record(&format!("closed/{n}.log"));
+        record["s3"]["bucket"]["name"] = json!("closed");
+        stage.queue.send(json!({"Records": [record]}).to_string());
+    }
+    clock::sleep(Duration::from_secs(3600)).await;
+    // Ten messages for each of two receivers once a minute, each read three times; it would be ten times as
+    // many if they came again as soon as their leases end.
+    let reads = stage.buckets.reads();
+    assert!(reads < 3 * 20 * 65, "{reads} reads");
+    assert_eq!((metrics.sources_refused.get(), stage.queue.len()), (1, 100));
+    stop.cancel();
+    running.await.expect("no panic").expect("ends");
+}
+
 /// A bucket that is listed again and again: an intake that the program doesn't have.
 struct Polled(QueueSource);
 

@@ -280,16 +280,15 @@ impl Receiver {
         let sent = message.sent.unwrap_or_else(now_micros);
         let weight = MESSAGE_OVERHEAD + message.body.len();
         let holding = self.acks.book.lock().hold(key.clone(), message.receipt.clone(), sent, weight, lease);
-        // Who keeps leases is there as long as the run.
         if holding.is_none() {
             tracing::debug!(message = key.id, "received again while it was held: its lease had ended");
         }
+        // Who keeps leases is there as long as the run.
         let _ = self.leases.send(key);
         holding
     }
 
-    /// A message that can't be read costs itself: it comes again when its lease ends, and at last goes to the
-    /// dead letters.
+    /// The message comes again when its lease ends, and in the end goes to the dead letters.
     fn message_panicked(&self, key: &MessageKey, said: &str) {
         self.context.metrics.panics.inc();
         self.acks.book.lock().forget(key);

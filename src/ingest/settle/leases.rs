@@ -84,7 +84,10 @@ impl Leases {
         match clock::timeout(MAX_REQUEST_TIME, self.queue.visibility_timeout()).await {
             Ok(Ok(timeout)) => *self.visibility.lock() = timeout,
             Ok(Err(error)) => tracing::debug!("{error}; the visibility timeout known so far holds"),
-            Err(_) => tracing::debug!("no answer; the visibility timeout known so far holds"),
+            Err(_) => tracing::debug!(
+                queue = self.queue.url(),
+                "no answer; the visibility timeout known so far holds"
+            ),
         }
     }
 
